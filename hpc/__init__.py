@@ -1,0 +1,6 @@
+"""scattergen: completions for a large prompt corpus on every GPU of a Slurm allocation."""
+
+from hpc.cli import main
+from hpc.job import Job, SamplingParams
+
+__all__ = ["Job", "SamplingParams", "main"]

@@ -1,0 +1,230 @@
+"""Read a corpus: find its files, cut it into blocks of lines, check rows.
+
+Knows nothing of models, ranks or run directories. A row that breaks a rule raises `RowError`; the
+rules stand in the README under "Input".
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc.job import SamplingParams
+from hpc.records import RowId
+
+PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
+ROLES = ("system", "user", "assistant", "tool")
+ROW_KEYS = (*PROMPT_KEYS, "id", "sampling")
+_BOM = b"\xef\xbb\xbf"
+
+
+class CorpusError(ValueError):
+    """The corpus as a whole cannot be read: it is not there, empty, or not a file."""
+
+
+class RowError(ValueError):
+    """One row breaks a rule. `kind` is a word for programs, the text says value, rule and way out."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of one corpus file, blank ones included."""
+
+    file: int
+    first_line: int
+    """Number of the first line, from 1."""
+    first_row: int
+    """Index of the first row, from 0, over all files."""
+    num_rows: int
+    data: bytes
+
+    def rows(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield row index, line number and line of each row; a blank line is no row."""
+        row = self.first_row
+        for number, line in enumerate(self.data.split(b"\n"), self.first_line):
+            if line.strip() and row < self.first_row + self.num_rows:
+                yield row, number, line
+                row += 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A checked row. Exactly one of `prompt`, `messages` and `token_ids` is not None."""
+
+    id: RowId
+    prompt: str | None
+    messages: list[dict[str, str]] | None
+    token_ids: list[int] | None
+    sampling: SamplingParams
+
+
+def find(patterns: Sequence[str]) -> tuple[Path, ...]:
+    """Return the corpus files that names and globs stand for; raise `CorpusError` for what is no file."""
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise CorpusError(f'corpus "{pattern}" is a folder; name its files, for example "{pattern}/*.jsonl"')
+        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        found = [path for path in found if not path.is_dir()]
+        if not found:
+            raise CorpusError(f'corpus "{pattern}": no such file; --corpus takes JSONL files or a quoted glob')
+        files.extend(found)
+    return tuple(file.absolute() for file in files)
+
+
+class Blocks:
+    """The blocks of a corpus in order; afterwards `num_rows` and `digests` (BLAKE2b of each file)."""
+
+    def __init__(self, files: Sequence[Path], block_bytes: int, limit: int | None = None) -> None:
+        self.num_rows = 0
+        self.digests: list[str] = []
+        self._files = files
+        self._block_bytes = block_bytes
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Block]:
+        """Read once through; with a limit, no further than the block that reaches it."""
+        for index, path in enumerate(self._files):
+            digest, line = hashlib.blake2b(digest_size=16), 1
+            with open(path, "rb") as file:
+                while self._limit is None or self.num_rows < self._limit:
+                    data = file.read(self._block_bytes)
+                    if not data:
+                        break
+                    data += file.readline()
+                    digest.update(data)
+                    if line == 1:
+                        data = data.removeprefix(_BOM)
+                    lines = data.split(b"\n")
+                    num_rows = sum(1 for text in lines if text.strip())
+                    if self._limit is not None:
+                        num_rows = min(num_rows, self._limit - self.num_rows)
+                    yield Block(index, line, self.num_rows, num_rows, data)
+                    self.num_rows += num_rows
+                    line += len(lines) - 1
+            self.digests.append(digest.hexdigest())
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line; raise `RowError` if it is none."""
+    try:
+        text = line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise RowError(
+            "invalid_utf8", f"byte {error.start + 1} of the line is 0x{byte:02x}; a corpus must be UTF-8"
+        ) from None
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RowError("not_json", f"{_short(text)} is not JSON ({reason}); each line must be one object") from None
+    if not isinstance(value, dict):
+        raise RowError("not_object", f'{_short(text)} is not an object; a row looks like {{"prompt": "…"}}')
+    return value
+
+
+def row_id(value: dict[str, Any], row: int) -> RowId:
+    """Return the id of a row: the one it names, else its index."""
+    given = value.get("id")
+    if given is None:
+        return row
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        raise RowError("id", f'"id" is {_short(given)}; it must be a string or an integer')
+    return given
+
+
+def meta(value: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row carries besides the keys that mean something here."""
+    return {key: kept for key, kept in value.items() if key not in ROW_KEYS}
+
+
+def check(value: dict[str, Any], identity: RowId, defaults: SamplingParams) -> Row:
+    """Check a decoded row against every rule that needs no model."""
+    given = [key for key in PROMPT_KEYS if value.get(key) is not None]
+    if len(given) != 1:
+        found = " and ".join(f'"{key}"' for key in given) if given else "none of them"
+        raise RowError("prompt", f'the row has {found}; it must have one of "prompt", "messages", "prompt_token_ids"')
+    prompt = messages = token_ids = None
+    if given == ["prompt"]:
+        prompt = _text(value["prompt"], '"prompt"')
+    elif given == ["messages"]:
+        messages = _messages(value["messages"])
+    else:
+        token_ids = _token_ids(value["prompt_token_ids"])
+    return Row(identity, prompt, messages, token_ids, _sampling(value.get("sampling"), defaults))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{number} is too large for a number")
+    return value
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise RowError("prompt", f"{name} is {_short(value)}; it must be a string")
+    if not value:
+        raise RowError("empty", f"{name} is empty; it must have at least one character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(
+            "invalid_utf8", f"{name} has half of a surrogate pair at character {error.start}; it is not Unicode text"
+        ) from None
+    return value
+
+
+def _messages(value: object) -> list[dict[str, str]]:
+    if not isinstance(value, list):
+        raise RowError("messages", f'"messages" is {_short(value)}; it must be a list of {{"role", "content"}}')
+    if not value:
+        raise RowError("empty", '"messages" is empty; it must have at least one turn')
+    turns = []
+    for index, turn in enumerate(value):
+        name = f'"messages"[{index}]'
+        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+            raise RowError("messages", f'{name} is {_short(turn)}; it must have "role" and "content", nothing else')
+        if turn["role"] not in ROLES:
+            raise RowError("role", f"{name} has the role {_short(turn['role'])}; the roles are {', '.join(ROLES)}")
+        turns.append({"role": turn["role"], "content": _text(turn["content"], f'the "content" of {name}')})
+    return turns
+
+
+def _token_ids(value: object) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(t, int) and not isinstance(t, bool) for t in value):
+        raise RowError("token_ids", f'"prompt_token_ids" is {_short(value)}; it must be a list of integers')
+    if not value:
+        raise RowError("empty", '"prompt_token_ids" is empty; it must have at least one token')
+    return value
+
+
+def _sampling(value: object, defaults: SamplingParams) -> SamplingParams:
+    if value is None:
+        return defaults
+    if not isinstance(value, dict):
+        names = ", ".join(field.name for field in dataclasses.fields(defaults))
+        raise RowError("sampling", f'"sampling" is {_short(value)}; it must be an object with some of {names}')
+    try:
+        return defaults.override(value)
+    except ValueError as error:
+        raise RowError("sampling", str(error)) from None

@@ -1,0 +1,39 @@
+"""What a prefill and a decode step cost, and from it what a request costs. Pure.
+
+`prefill = a0 + a1*sum(n) + a2*sum(n*(p + n/2))` for n new tokens behind p cached ones;
+`decode step = c + e*KV` for KV live tokens. The constants are in seconds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Constants of one replica. The defaults are priors: their ratios matter, not their size."""
+
+    prefill_token: float = 1.0e-3
+    """a1: seconds per prompt token."""
+    prefill_pair: float = 1.0e-7
+    """a2: seconds per pair of attending tokens."""
+    decode_step: float = 4.0e-3
+    """c/B: seconds per generated token, a row's part of a step of a full batch."""
+    decode_kv: float = 1.0e-6
+    """e: seconds per live token that a step reads."""
+
+    def requests(self, prompt_tokens: Ints, new_tokens: Ints) -> Floats:
+        """Predict the seconds that each request takes of a replica working on full batches.
+
+        Both arguments have shape [requests], in tokens. In k steps a row of n prompt tokens reads
+        k*n + k*(k-1)/2 live tokens.
+        """
+        n = np.asarray(prompt_tokens, dtype=np.float64)
+        k = np.asarray(new_tokens, dtype=np.float64)
+        prefill = self.prefill_token * n + self.prefill_pair * n * n / 2
+        decode = self.decode_step * k + self.decode_kv * (k * n + k * (k - 1) / 2)
+        return prefill + decode

@@ -1,0 +1,63 @@
+"""One replica: tokens in, tokens out. Knows nothing of MPI, files or text.
+
+An engine is handed a `Source` of requests and yields sequences as they end. This file holds the
+seam, and imports no engine: torch is loaded with the first engine, not with the command line.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hpc.records import Request
+
+OnStep = Callable[[], bool]
+"""Called once a decoding step; True means: stop now, and leave what is in flight."""
+
+IDLE_S = 0.005
+"""How long an engine with nothing to do sleeps between two looks at its source."""
+
+
+class EngineFault(Exception):
+    """The engine itself is broken, and not one request: nothing more can be expected of it."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A request while it grows, and when it has ended."""
+
+    request: Request
+    token_ids: list[int] = field(default_factory=list)
+    """Generated so far; an engine may run past the end, which is then trimmed."""
+    error: str | None = None
+    """Why this request cannot be completed, for example that it alone does not fit in memory."""
+
+
+class Source(Protocol):
+    """Where an engine gets its requests."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will come."""
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        """Return the next requests, as many as hold `num_tokens` when they end, at least one.
+
+        Never blocks; the list may be empty now and not later.
+        """
+
+
+class Engine(Protocol):
+    """What generates. `generate` may be closed at any step and leaves nothing behind."""
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+        """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""
+
+
+def pull(source: Source, num_tokens: int, on_step: OnStep) -> list[Request]:
+    """Wait for requests with nothing else to do; an empty list means that it is over."""
+    while not (requests := source.pull(num_tokens)):
+        if source.exhausted or on_step():
+            return []
+        time.sleep(IDLE_S)
+    return requests

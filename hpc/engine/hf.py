@@ -1,0 +1,192 @@
+"""The `hf` engine: transformers' `generate` on batches of one length bucket, left-padded.
+
+The reference that other engines are compared with, and what serves every causal language model.
+In float32 its output is that of `generate` on one prompt at a time: a batch changes the logits by
+rounding alone, and a row with a choice that rounding could have changed is generated again alone.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from hpc.engine import OnStep, Sequence, Source, pull
+from hpc.engine.batch import Halver
+from hpc.engine.sample import Sampler
+from hpc.records import Request
+from hpc.trim import Decode, ending_tokens, ends_with_stop
+
+LOGGER = logging.getLogger(__name__)
+
+NOISE = 1e-5
+"""How far rounding in float32 moves the difference of two logits from one batch to another, as a share
+of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
+
+
+class HFEngine:
+    """One replica of a model, driven by `generate`.
+
+    `decode` turns token ids to text; it is used for requests with stop strings alone.
+    `batch_tokens` bounds a batch: its rows times its longest prompt and completion.
+    """
+
+    def __init__(self, model: Any, eos_token_ids: Collection[int], decode: Decode, batch_tokens: int) -> None:
+        self._model = model
+        self._eos_token_ids = eos_token_ids
+        self._decode = decode
+        self._batch_tokens = batch_tokens
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+        """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
+        stop = _Stop(on_step)
+        halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
+        while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
+            for batch in batches(requests, self._batch_tokens):
+                yield from halver.run(batch)
+                if stop.told:
+                    return
+        yield from halver.flush()
+
+    @torch.inference_mode()
+    def _generate_batch(self, batch: list[Request], on_step: "_Stop") -> list[Sequence]:
+        device = self._model.device
+        width = max(len(request.token_ids) for request in batch)
+        input_ids = torch.zeros(len(batch), width, dtype=torch.long)
+        attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, request in enumerate(batch):
+            length = len(request.token_ids)
+            input_ids[row, width - length :] = torch.from_numpy(request.token_ids.astype("int64"))
+            attention_mask[row, width - length :] = 1
+        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step, width)
+        exact = len(batch) > 1 and self._model.dtype == torch.float32
+        chooser = _Chooser(batch, growing, device, NOISE if exact else 0.0)
+        config = GenerationConfig(
+            max_new_tokens=max(request.sampling.max_new_tokens for request in batch), do_sample=False, pad_token_id=0
+        )
+        self._model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([chooser]),
+            stopping_criteria=StoppingCriteriaList([growing]),
+        )
+        done = [sequence for row, sequence in enumerate(growing.sequences) if growing.ended[row]]
+        for request in growing.close():
+            if not on_step():
+                done += self._generate_batch([request], on_step)
+        return done
+
+    def _shrink(self) -> None:
+        self._batch_tokens = max(1, self._batch_tokens // 2)
+        LOGGER.warning("out of memory: batches have at most %d tokens from now on", self._batch_tokens)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def batches(requests: list[Request], batch_tokens: int) -> Iterator[list[Request]]:
+    """Cut requests into batches of one bucket that hold at most `batch_tokens`, padding included."""
+    batch: list[Request] = []
+    longest = 0
+    for request in requests:
+        most = max(longest, request.most_tokens)
+        if batch and (request.bucket != batch[0].bucket or most * (len(batch) + 1) > batch_tokens):
+            yield batch
+            batch, most = [], request.most_tokens
+        batch.append(request)
+        longest = most
+    if batch:
+        yield batch
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an exception means that there was not enough memory, on a GPU or in the process."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU allocator of torch raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+
+
+class _Stop:
+    """Remembers that the rank was told to stop."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
+        self.told = False
+
+    def __call__(self) -> bool:
+        self.told = self.told or self._on_step()
+        return self.told
+
+
+class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
+    """Follows each row of a batch, and tells `generate` which need no more tokens."""
+
+    def __init__(
+        self,
+        batch: list[Request],
+        eos_token_ids: Collection[int],
+        decode: Decode,
+        on_step: Callable[[], bool],
+        prompt_width: int,
+    ) -> None:
+        self.sequences = [Sequence(request) for request in batch]
+        self.ended = [False] * len(batch)
+        self.prompt_width = prompt_width
+        self._was_close = [False] * len(batch)
+        self._endings = [ending_tokens(request.sampling, eos_token_ids) for request in batch]
+        self._decode = decode
+        self._on_step = on_step
+
+    def note(self, close: torch.Tensor, finite: torch.Tensor) -> None:
+        """Take for each row whether its next token is a close choice, and whether its logits are numbers."""
+        for row in close.nonzero()[:, 0].tolist():
+            self._was_close[row] |= not self.ended[row]
+        for row in (~finite).nonzero()[:, 0].tolist():
+            if not self.ended[row]:
+                self.sequences[row].error = "the model's logits are not finite numbers; try another dtype"
+                self.ended[row] = True
+
+    def close(self) -> list[Request]:
+        """Return the requests that are to be generated again, alone."""
+        return [s.request for s, close in zip(self.sequences, self._was_close, strict=True) if close]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Take the token just chosen for each row; return which rows need no more, shape [rows]."""
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if not (self.ended[row] or self._was_close[row]):
+                self.sequences[row].token_ids.append(token)
+                self.ended[row] = self._has_ended(row, token)
+        if self._on_step():
+            return torch.ones(len(self.ended), dtype=torch.bool, device=input_ids.device)
+        enough = [ended or close for ended, close in zip(self.ended, self._was_close, strict=True)]
+        return torch.tensor(enough, dtype=torch.bool, device=input_ids.device)
+
+    def _has_ended(self, row: int, token: int) -> bool:
+        sequence = self.sequences[row]
+        sampling = sequence.request.sampling
+        return (
+            token in self._endings[row]
+            or len(sequence.token_ids) >= sampling.max_new_tokens
+            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode)
+        )
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+    """Chooses the tokens: `generate`'s own argmax then finds only the chosen one."""
+
+    def __init__(self, batch: list[Request], growing: _Growing, device: torch.device, noise: float) -> None:
+        sampling, ids = [request.sampling for request in batch], [request.id for request in batch]
+        self._sampler = Sampler(sampling, ids, device, noise)
+        self._growing = growing
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores of shape [rows, vocabulary] that are 0 at the chosen token and -inf elsewhere."""
+        finite = scores.amax(dim=-1).isfinite()
+        scores = scores.masked_fill(~finite[:, None], 0.0)
+        tokens, close = self._sampler.choose(scores, position=input_ids.shape[1] - self._growing.prompt_width)
+        self._growing.note(close.cpu(), finite.cpu())
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

@@ -1,0 +1,101 @@
+"""Load a model directory onto a device; make one out of a GGUF file. The only place that chooses a device."""
+
+import contextlib
+import gc
+import io
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model's configuration says of the tokens it takes."""
+
+    vocab_size: int
+    context_tokens: int | None
+    """Most tokens of prompt and completion together; None where the model sets no limit (ALiBi)."""
+    eos_token_ids: tuple[int, ...]
+    """From the generation config, else the config; nothing else is taken from there."""
+
+
+def quiet() -> None:
+    """Keep transformers' progress bars and hints out of the log: hundreds of ranks would print them."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def describe(path: Path) -> Description:
+    """Read a model directory's configuration."""
+    config: Any = AutoConfig.from_pretrained(path).get_text_config()
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # no generation_config.json
+        eos = config.eos_token_id
+    eos_token_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+    return Description(int(config.vocab_size), getattr(config, "max_position_embeddings", None), eos_token_ids)
+
+
+def resolve_device(device: str, local_rank: int) -> torch.device:
+    """Return the device of a rank: the GPU that its number on the node points to, where there is one.
+
+    Raises `ValueError` if CUDA is asked for and there is none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError('"device" is "cuda", but this process sees no CUDA GPU; check the allocation, or use auto')
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Return the type that "auto" stands for: bfloat16 on GPUs that have it, float32 on CPUs."""
+    if dtype != "auto":
+        return dtype
+    if resolve_device(device, 0).type == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def load(path: Path, device: torch.device, dtype: str, threads: int) -> Any:
+    """Load a causal language model for inference, using so many CPU threads."""
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    model.to(device).eval()
+    # A field that is None in a request's configuration would be filled in from here.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Make a model directory out of a GGUF file: float32 safetensors, tokenizer, chat template.
+
+    transformers takes a while to read GGUF and refuses to save what it read, so the weights go into
+    a fresh model of the same configuration. The folder appears complete or not at all.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = source.config
+    del config.quantization_config  # the weights are no longer quantized
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(source.state_dict())
+    model.generation_config = source.generation_config
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        model.save_pretrained(aside)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        del source, model
+        gc.collect()

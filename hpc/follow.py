@@ -1,0 +1,146 @@
+"""What a rank other than 0 does: whatever the messages of rank 0 say, until it says goodbye."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hpc import comm, log, read
+from hpc.comm import Comm, Message, Place, Tag, pack, unpack, wait_for
+from hpc.complete import complete, finisher
+from hpc.gather import OwnRecords
+from hpc.job import Job
+from hpc.journal import FSYNC_S, JournalWriter
+from hpc.loader import Loader
+from hpc.progress import MESSAGE_S, Events, Progress
+from hpc.rows import Checker
+from hpc.rundir import RunDirectory
+from hpc.scatter import Backlog, piece_bytes
+from hpc.stop import Stop
+
+
+def follow(world: Comm, loader: Loader, stop: Stop) -> int:
+    """Serve rank 0 until it says goodbye; return 0, the exit code of every rank but rank 0."""
+    world.send(0, Tag.HELLO, comm.hello())
+    follower = Follower(world, loader, stop)
+    wait_for(follower.serve)
+    world.close()
+    return 0
+
+
+@dataclass
+class _Assignment:
+    """What rank 0 has said at the beginning."""
+
+    job: Job
+    directory: RunDirectory
+    attempt: int
+    model_path: Path
+    file_names: tuple[str, ...]
+    place: Place
+
+
+@dataclass
+class Follower:
+    """A rank between two messages."""
+
+    world: Comm
+    loader: Loader
+    stop: Stop
+    records: OwnRecords = field(default_factory=lambda: OwnRecords(Path()))
+    _assignment: _Assignment | None = None
+    _checker: Checker | None = None
+    _backlog: Backlog | None = None
+    _stop_told: bool = False
+    _next_message: float = 0.0
+    _left: bool = False
+
+    def serve(self) -> bool:
+        """Deal with the messages that are there; return whether rank 0 has said goodbye."""
+        if self.stop.reason and not self._stop_told:
+            self._stop_told = True
+            self.world.send(0, Tag.STOP, pack({"reason": self.stop.reason}))
+        for message in self.world.poll():
+            self._actions[message.tag](message)
+        return self._left
+
+    @property
+    def _actions(self) -> dict[int, Callable[[Message], None]]:
+        return {
+            Tag.JOB: self._begin,
+            Tag.BLOCK: self._read,
+            Tag.START: lambda message: self._generate(),
+            Tag.PIECE: self._add_piece,
+            Tag.STOP: lambda message: self._be_stopped(),
+            Tag.PULL: lambda message: self._send_records(),
+            Tag.BYE: lambda message: self._leave(),
+        }
+
+    @property
+    def assignment(self) -> _Assignment:
+        """What rank 0 has said at the beginning; it says it before anything else."""
+        if self._assignment is None:
+            raise ValueError("rank 0 sent work before it sent the job")
+        return self._assignment
+
+    def _begin(self, message: Message) -> None:
+        values, _ = unpack(message.array)
+        self._assignment = _Assignment(
+            Job.from_json(values["job"]),
+            RunDirectory(Path(values["run"])),
+            values["attempt"],
+            Path(values["model_path"]),
+            tuple(values["file_names"]),
+            Place(**values["place"]),
+        )
+        log.configure(
+            self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
+        )
+
+    def _read(self, message: Message) -> None:
+        if self._checker is None:
+            given = self.assignment
+            comm.use_threads(given.place.threads)
+            self._checker = self.loader.checker(given.job, given.model_path, given.file_names)
+        read.answer(self.world, message, self._checker.check_block)
+
+    def _add_piece(self, message: Message) -> None:
+        if self._backlog is None:
+            raise ValueError("rank 0 sent requests before it said start")
+        self._backlog.add(message.array)
+
+    def _send_records(self) -> None:
+        self.world.send(0, Tag.RECORDS, self.records.next_piece(piece_bytes(self.world.size)))
+
+    def _generate(self) -> None:
+        given, rank = self.assignment, self.world.rank
+        self._backlog = Backlog(given.job.sampling, lambda: self.world.send(0, Tag.ASK, pack()))
+        self._backlog.pull(0)  # asks, so that the requests come while the model is being loaded
+        progress, began = Progress(), time.monotonic()
+        replica = self.loader.load(given.job, given.model_path, given.place)
+        progress.load_s = time.monotonic() - began
+        path = given.directory.journal(given.attempt, rank)
+        self.records, journal = OwnRecords(path), JournalWriter(path)
+        events = Events(given.directory.events(given.attempt, rank))
+
+        def on_step() -> bool:
+            self.serve()
+            journal.sync(FSYNC_S)
+            events.tick("generate", progress)
+            if time.monotonic() >= self._next_message:
+                self._next_message = time.monotonic() + MESSAGE_S
+                self.world.send(0, Tag.PROGRESS, pack(asdict(progress)))
+            return bool(self.stop.reason)
+
+        finish = finisher(replica.eos_token_ids, replica.decode)
+        complete(replica.engine, self._backlog, journal, self.records, progress, on_step, finish)
+        events.write("generated", asdict(progress))
+        events.close()
+        self.world.send(0, Tag.DONE, pack(asdict(progress)))
+
+    def _be_stopped(self) -> None:
+        self._stop_told = True  # rank 0 knows
+        self.stop.request("rank 0 said stop")
+
+    def _leave(self) -> None:
+        self._left = True

@@ -1,0 +1,177 @@
+"""Job and its parts: every knob, its type, default, check and help text, said once.
+
+Knows nothing of files, models or MPI. Values are checked where they are made (`ValueError` with the
+value, the rule and the way out), so a job that exists is a job that can be run.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class Refusal(Exception):
+    """The user asked for what must not be done; the message says what to do instead. Exit code 2."""
+
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ValueError(f'"{name}" is {value!r}; {rule}')
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when it ends."""
+
+    max_new_tokens: int = 256
+    """Most tokens to generate for a row; less where the model's context leaves less."""
+    temperature: float = 0.0
+    """0 is greedy; above 0 the logits are divided by it and a token is drawn."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens whose probability reaches this; 1 is all."""
+    top_k: int = 0
+    """Draw from this many most probable tokens; 0 is all."""
+    stop: tuple[str, ...] = ()
+    """End where one of these strings appears; the text is cut before it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End at one of these tokens, besides the model's own end-of-sequence tokens."""
+    ignore_eos: bool = False
+    """Do not end at the model's end-of-sequence tokens."""
+    seed: int = 0
+    """With a row's id this fixes every random number that the row uses."""
+
+    def __post_init__(self) -> None:
+        _require(_is_int(self.max_new_tokens), "max_new_tokens", self.max_new_tokens, "it must be an integer")
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "it must be at least 1")
+        _require(_is_number(self.temperature), "temperature", self.temperature, "it must be a number")
+        _require(
+            self.temperature == 0 or 1e-4 <= self.temperature < float("inf"),
+            "temperature",
+            self.temperature,
+            "it must be 0 (greedy), or finite and at least 0.0001",
+        )
+        _require(_is_number(self.top_p), "top_p", self.top_p, "it must be a number")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "it must be above 0 and at most 1 (1 is off)")
+        _require(_is_int(self.top_k), "top_k", self.top_k, "it must be an integer")
+        _require(self.top_k >= 0, "top_k", self.top_k, "it must be at least 0 (0 is off)")
+        _require(
+            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+            "stop",
+            self.stop,
+            "it must be a list of non-empty strings",
+        )
+        _require(
+            isinstance(self.stop_token_ids, tuple) and all(_is_int(t) and t >= 0 for t in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "it must be a list of token ids (integers from 0)",
+        )
+        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
+        _require(_is_int(self.seed), "seed", self.seed, "it must be an integer")
+        # 1 and 1.0 are the same temperature and must give the same key.
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken at every step."""
+        return self.temperature == 0
+
+    def override(self, values: Mapping[str, Any]) -> "SamplingParams":
+        """Return these parameters with some of them replaced.
+
+        `values` comes from JSON: lists stand for tuples, one string for a list of one. Raises
+        `ValueError` for a name that is none of the parameters, or a value that breaks its rule.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        changes: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in names:
+                raise ValueError(f'"{name}" is no sampling parameter; the parameters are {", ".join(names)}')
+            if name == "stop" and isinstance(value, str):
+                value = [value]
+            changes[name] = tuple(value) if isinstance(value, list) else value
+        return dataclasses.replace(self, **changes)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a completion depends on: for a greedy request, no parameter of drawing."""
+        values = dataclasses.asdict(self)
+        if self.greedy:
+            for name in ("temperature", "top_p", "top_k", "seed"):
+                del values[name]
+        return values
+
+
+@dataclass(frozen=True)
+class Job:
+    """Generate a completion for every row of a corpus."""
+
+    model: str
+    """A model directory, a .gguf file or a hub id."""
+    corpus: tuple[str, ...]
+    """JSONL file, several, or a quoted glob; read in the order given (a glob in sorted order)."""
+    name: str = ""
+    """Name of the run directory below --runs; default: the corpus' stem."""
+    runs: str = "runs"
+    """Folder that holds the run directories."""
+    limit: int | None = None
+    """Only the first so many rows."""
+    engine: Literal["hf"] = "hf"
+    """What generates: hf is transformers' generate on length buckets."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lives; auto is a GPU where there is one."""
+    dtype: DType = "auto"
+    """Type of the weights; auto is resolved at the first attempt and kept in job.json."""
+    tail: float = 0.15
+    """Share of the predicted work that rank 0 keeps back and hands out on demand; 0 is static."""
+    buckets: int = 16
+    """Most length buckets; within one, prompts are padded to its longest."""
+    batch_tokens: int = 16384
+    """Most tokens (padded prompt and completion) in one batch; it bounds the memory."""
+    return_token_ids: bool = False
+    """Add the completion's token ids to each output row."""
+    truncate_prompts: Literal["none", "left", "right"] = "none"
+    """Cut a prompt that does not fit the context at this side; none makes it an error row."""
+    max_error_rate: float = 1.0
+    """End with a fault if a greater share of the rows are error rows."""
+    retry_errors: bool = False
+    """Generate again the rows that an engine error ended in an earlier attempt."""
+    force: bool = False
+    """Take the run directory even where its lock cannot be tested."""
+    show: int = 0
+    """Print so many of the first prompts with their completions at the end."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How tokens are chosen; a row's own "sampling" goes before it."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
+        _require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
+        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
+        _require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
+        _require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
+        _require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
+        _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
+        _require(self.show >= 0, "show", self.show, "it must be at least 0")
+        _require(
+            self.name not in (".", "..") and "/" not in self.name,
+            "name",
+            self.name,
+            "it must be one folder name (the folder above it is --runs)",
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Job":
+        """Make the job that `dataclasses.asdict` and JSON have made `values` of: lists stand for tuples."""
+        sampling = SamplingParams().override(values["sampling"])
+        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling})

@@ -1,0 +1,113 @@
+"""Merge completions and errors into output rows, in the order of the corpus. Pure, and streaming.
+
+Every stream comes in the order of rows, so one row is held at a time, whatever the corpus' size.
+"""
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from hpc import corpus, journal
+from hpc.corpus import RowError
+from hpc.records import Completion, RowId
+
+
+@dataclass(frozen=True)
+class OutputRow:
+    """One row of the output; `line` is None while its completion is missing."""
+
+    row: int
+    id: RowId
+    line: bytes | None
+    error: bool = False
+    completion_tokens: int = 0
+
+
+class MergeError(Exception):
+    """What is to be merged does not fit together."""
+
+
+def merge(
+    lines: Iterable[tuple[int, int, bytes]],
+    errors: Iterable[tuple[int, dict[str, str]]],
+    records: Iterable[Iterable[tuple[int, bytes]]],
+    prompt_tokens: Any,
+    return_token_ids: bool = False,
+) -> Iterator[OutputRow]:
+    """Yield an output row for each corpus row.
+
+    `lines` are (row, line number, text) of the corpus; `errors` and each stream of `records` come by
+    row; `prompt_tokens[row]` is the length of the prompt. Raises `MergeError` for an answer to a
+    row that is not there or has one already, and for a damaged record.
+    """
+    answers = heapq.merge(*records, key=itemgetter(0))
+    refused = iter(errors)
+    answer, error = next(answers, None), next(refused, None)
+    for row, _, text in lines:
+        identity, value = _identity(text, row)
+        if error is not None and error[0] == row:
+            yield OutputRow(row, identity, _line(identity, None, 0, error[1], value, False), error=True)
+            error = next(refused, None)
+        elif answer is not None and answer[0] == row:
+            completion = _decode(answer)
+            tokens = int(prompt_tokens[row])
+            line = _line(identity, completion, tokens, completion.error, value, return_token_ids)
+            yield OutputRow(row, identity, line, completion.error is not None, len(completion.token_ids))
+            answer = next(answers, None)
+        else:
+            yield OutputRow(row, identity, None)
+        if answer is not None and answer[0] <= row:
+            raise MergeError(f"row {row} is answered twice, or is refused and answered")
+    if answer is not None or error is not None:
+        raise MergeError(
+            "there are answers to rows behind the end of the corpus; it has become shorter since it was read"
+        )
+
+
+def _decode(answer: tuple[int, bytes]) -> Completion:
+    try:
+        return journal.decode(answer[1])
+    except ValueError as error:
+        raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
+
+
+def _identity(text: bytes, row: int) -> tuple[RowId, dict[str, Any]]:
+    """Return id and content of a row as far as they can be read."""
+    try:
+        value = corpus.decode(text)
+    except RowError:
+        return row, {}
+    try:
+        return corpus.row_id(value, row), value
+    except RowError:
+        return row, value
+
+
+def _line(
+    identity: RowId,
+    completion: Completion | None,
+    prompt_tokens: int,
+    error: dict[str, str] | None,
+    value: dict[str, Any],
+    return_token_ids: bool,
+) -> bytes:
+    token_ids = completion.token_ids if completion else ()
+    output: dict[str, Any] = {
+        "id": identity,
+        "text": completion.text if completion and not error else None,
+        "finish_reason": completion.finish_reason if completion else "error",
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": len(token_ids)},
+        "error": error,
+    }
+    kept = corpus.meta(value)
+    if kept:
+        output["meta"] = kept
+    if return_token_ids:
+        output["token_ids"] = list(token_ids)
+    try:
+        return json.dumps(output, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair in "id" or "meta": JSON can carry it, UTF-8 cannot
+        return json.dumps(output, allow_nan=False).encode() + b"\n"

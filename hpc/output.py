@@ -1,0 +1,78 @@
+"""Write: the output of a run from its token store, corpus and records; aside, then renamed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc import atomic
+from hpc.corpus import Blocks
+from hpc.journal import JournalIndex
+from hpc.merge import MergeError, OutputRow, merge
+from hpc.read import BLOCK_BYTES
+from hpc.store import TokenStore
+
+Record = tuple[int, bytes]
+
+
+@dataclass
+class Counts:
+    """What an output has in it."""
+
+    rows: int = 0
+    errors: int = 0
+    missing: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def output_rows(
+    tokens: TokenStore,
+    files: Sequence[Path],
+    limit: int | None,
+    records: Iterable[Iterable[Record]],
+    return_token_ids: bool,
+) -> Iterator[OutputRow]:
+    """Yield an output row for each row of the corpus, which is read once more for ids and `meta`.
+
+    Raises `MergeError` if the corpus is not what it was when it was read.
+    """
+    blocks = Blocks(files, BLOCK_BYTES, limit)
+    lines = (row for block in blocks for row in block.rows())
+    lengths = tokens.prompt_tokens
+    for index, row in enumerate(merge(lines, tokens.errors(), records, lengths, return_token_ids)):
+        if index >= tokens.num_rows:
+            break
+        yield row
+    if blocks.num_rows != tokens.num_rows or blocks.digests != tokens.digests:
+        raise MergeError("the corpus has changed since it was read; run the job again")
+
+
+def journal_records(tokens: TokenStore, index: JournalIndex) -> Iterator[Record]:
+    """Yield the records of all rows that the journals answer, in the order of rows."""
+    numbers = index.find(tokens.keys)
+    rows = np.flatnonzero((numbers >= 0) & tokens.good)
+    return zip(rows.tolist(), index.read(numbers[rows].tolist()), strict=True)
+
+
+def write(path: Path, rows: Iterable[OutputRow], prompt_tokens: npt.NDArray[np.int64]) -> Counts:
+    """Write output rows to `path`, leaving out missing ones; the file is there whole or not at all."""
+    counts = Counts()
+    try:
+        with open(atomic.aside(path), "wb", buffering=1 << 20) as file:
+            for row in rows:
+                if row.line is None:
+                    counts.missing += 1
+                    continue
+                file.write(row.line)
+                counts.rows += 1
+                counts.errors += row.error
+                counts.prompt_tokens += int(prompt_tokens[row.row])
+                counts.completion_tokens += row.completion_tokens
+        atomic.finish(path)
+    except BaseException:
+        atomic.aside(path).unlink(missing_ok=True)
+        raise
+    return counts

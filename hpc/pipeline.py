@@ -1,0 +1,305 @@
+"""The story: read, bucket, shard, scatter, generate, journal, gather, trim, merge, write.
+
+`generate` runs on every rank and gets its world handed in: how ranks talk, what loads models, what
+says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages say (`hpc.follow`).
+"""
+
+import contextlib
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc import bucket, comm, corpus, log, output, read, scatter, shard, summary
+from hpc.comm import Comm, Place
+from hpc.complete import complete, finisher
+from hpc.corpus import Blocks, CorpusError
+from hpc.cost import CostModel
+from hpc.follow import follow
+from hpc.gather import Gathering, OwnRecords
+from hpc.job import Job, Refusal
+from hpc.journal import JournalIndex, JournalWriter
+from hpc.leader import Leader
+from hpc.loader import Loader
+from hpc.model import Model
+from hpc.output import Counts
+from hpc.progress import Events, Progress, Work
+from hpc.rundir import RunDirectory
+from hpc.scatter import Backlog, Dispatcher
+from hpc.stop import Stop
+from hpc.store import StoreError, StoreWriter, TokenStore
+
+LOGGER = logging.getLogger(__name__)
+
+OK, FAULT, REFUSED, UNFINISHED = 0, 1, 2, 75
+"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h: run the same command again."""
+
+
+def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
+    """Generate a completion for every row of the job's corpus; return this rank's exit code.
+
+    Raises `Refusal`, on rank 0 alone, when every other rank has been told to leave. After any other
+    exception the other ranks still wait: it is for the caller to `world.abort`.
+    """
+    if world.rank:
+        return follow(world, loader, stop)
+    leader = Leader(world, stop)
+    try:
+        code = lead(job, leader, loader)
+    except Refusal:
+        leader.dismiss()
+        raise
+    leader.dismiss()
+    return code
+
+
+def lead(job: Job, leader: Leader, loader: Loader) -> int:
+    """Tell the story on rank 0."""
+    attempt = begin(job, leader, loader)
+    try:
+        tokens = read_corpus(attempt)
+        if tokens is None:
+            return drain(attempt)
+        work, dispatcher, earlier = plan(attempt, tokens)
+        own = generate_all(attempt, work, dispatcher)
+        if leader.stop.reason:
+            return drain(attempt)
+        counts = gather_and_merge(attempt, tokens, earlier, own)
+        return conclude(attempt, work, counts)
+    except Refusal:
+        attempt.directory.set_state("failed")
+        raise
+    finally:
+        attempt.directory.release()
+
+
+@dataclass
+class Attempt:
+    """One try at a run, as rank 0 sees it."""
+
+    job: Job
+    leader: Leader
+    loader: Loader
+    directory: RunDirectory
+    number: int
+    files: tuple[Path, ...]
+    model: Model
+    place: Place
+    events: Events
+    began: float
+    seconds: dict[str, float]
+    padding: float = 0.0
+    """Share of padding in the prompts of full buckets."""
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the corpus files are called in messages: their names, or paths where names repeat."""
+        names = [file.name for file in self.files]
+        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
+
+    def run_values(self) -> dict[str, Any]:
+        """Return what the other ranks must know."""
+        return {
+            "job": asdict(self.job),
+            "run": str(self.directory.path),
+            "attempt": self.number,
+            "model_path": str(self.model.path),
+            "file_names": self.file_names,
+        }
+
+
+def begin(job: Job, leader: Leader, loader: Loader) -> Attempt:
+    """Take the run directory, or refuse; record what runs; tell the other ranks."""
+    began = time.monotonic()
+    try:
+        files = corpus.find(job.corpus)
+    except CorpusError as error:
+        raise Refusal(str(error)) from error
+    directory = RunDirectory(run_path(job, files))
+    directory.create()
+    directory.acquire(job.force)
+    model = loader.resolve(job.model)
+    earlier = directory.read_job()
+    if job.dtype == "auto":
+        dtype: Any = earlier["bound"]["dtype"] if earlier else loader.dtype(job)
+        job = replace(job, dtype=dtype)
+    bound = {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype}
+    directory.check_bound(bound)
+    number = directory.next_attempt()
+    job = replace(job, name=directory.path.name, runs=str(directory.path.parent))
+    directory.write_job(job, files, bound, model.path)
+    directory.set_state("running")
+    log.configure(0, leader.world.size, directory.log(number, 0))
+    events = Events(directory.events(number, 0))
+    place = leader.place_ranks()
+    attempt = Attempt(job, leader, loader, directory, number, files, model, place, events, began, {})
+    leader.introduce(attempt.run_values())
+    LOGGER.info(
+        "%s, attempt %d: %s in %s on %d rank%s",
+        directory.path, number, model.path.name, job.dtype, leader.world.size, "s" * (leader.world.size > 1),
+    )  # fmt: skip
+    return attempt
+
+
+def run_path(job: Job, files: tuple[Path, ...]) -> Path:
+    """Return the run directory of a job."""
+    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+
+
+def read_corpus(attempt: Attempt) -> TokenStore | None:
+    """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop."""
+    began = time.monotonic()
+    job, folder = attempt.job, attempt.directory.path
+    inputs = store_inputs(attempt)
+    tokens = None
+    with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
+        tokens = TokenStore(folder)
+    if tokens is None or tokens.inputs != inputs:
+        attempt.events.write("read", {})
+        comm.use_threads(attempt.place.threads)
+        checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
+        blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
+        writer = StoreWriter(folder)
+        try:
+            leader = attempt.leader
+            read.lead(leader.world, blocks, checker.check_block, writer.append, leader.stop, leader.on_message)
+            if leader.stop.reason:
+                return None
+            if not writer.num_rows:
+                raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
+            tokens = writer.finish(attempt.file_names, inputs, blocks.digests)
+        finally:
+            writer.close()
+    attempt.seconds["tokenize"] = time.monotonic() - began
+    return tokens
+
+
+def store_inputs(attempt: Attempt) -> dict[str, Any]:
+    """Return all that a token store depends on, as JSON has it. A file is known by its size and time, as in make."""
+    stats = [(str(file), file.stat()) for file in attempt.files]
+    sampling = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(attempt.job.sampling).items()}
+    return {
+        "format": 1,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "limit": attempt.job.limit,
+        "sampling": sampling,
+        "truncate_prompts": attempt.job.truncate_prompts,
+        "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
+    }
+
+
+def plan(attempt: Attempt, tokens: TokenStore) -> tuple[Work, Dispatcher, JournalIndex]:
+    """Bucket and shard what no earlier attempt has done."""
+    job, size = attempt.job, attempt.leader.world.size
+    earlier = JournalIndex(attempt.directory.journals(), job.retry_errors)
+    for damage in earlier.damages:
+        LOGGER.warning("%s", damage)
+    rows = np.flatnonzero(tokens.good)
+    keys = tokens.keys[rows]
+    unique, first, which, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    found = earlier.find(unique) >= 0
+    if len(earlier) and len(unique) and not found.any():
+        raise Refusal(
+            f"{attempt.directory.path} holds {len(earlier):,} completions, and none of them is for a row of this "
+            "corpus with these sampling parameters. Choose another --name, or remove the run directory"
+        )
+    asked_by = rows[first]
+    also: dict[int, list[int]] = {}
+    for index in np.flatnonzero((count[which] > 1) & ~found[which]).tolist():
+        if rows[index] != asked_by[which[index]]:
+            also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
+    pending = np.sort(asked_by[~found])
+    lengths, new_tokens = tokens.prompt_lengths(pending), tokens.new_tokens[pending]
+    costs = CostModel().requests(lengths, new_tokens)
+    bucket_of = bucket.assign(lengths, bucket.boundaries(lengths, job.buckets)) if len(pending) else lengths
+    work = Work(
+        rows=tokens.num_rows,
+        refused=tokens.num_rows - len(rows),
+        done=int(count[found].sum()),
+        requests=len(pending),
+        duplicates=len(rows) - len(unique),
+    )
+    attempt.padding = 1 - float(lengths.sum() / bucket_of.sum()) if len(pending) else 0.0
+    attempt.events.write("plan", asdict(work))
+    shards = shard.plan(costs, bucket_of, size, job.tail)
+    dispatcher = Dispatcher(tokens, pending, also, bucket_of, costs, shards, scatter.piece_bytes(size))
+    return work, dispatcher, earlier
+
+
+def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRecords:
+    """Scatter the requests over all ranks, this one too, and generate until nothing is in flight."""
+    leader, job, directory = attempt.leader, attempt.job, attempt.directory
+    journal = directory.journal(attempt.number, 0)
+    own, progress = OwnRecords(journal), Progress()
+    if leader.stop.reason:
+        return own
+    if not work.requests:
+        LOGGER.info("all %d rows are done: nothing to generate", work.rows)
+        return own
+    LOGGER.info(
+        "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
+        work.rows, work.refused, work.done, work.duplicates, work.requests,
+    )  # fmt: skip
+    leader.start(work, dispatcher, progress, attempt.events)
+    began = time.monotonic()
+    replica = attempt.loader.load(job, attempt.model.path, attempt.place)
+    progress.load_s = time.monotonic() - began
+    backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)))
+    writer = JournalWriter(journal)
+    complete(
+        replica.engine, backlog, writer, own, progress,
+        on_step=lambda: leader.step(writer), finish=finisher(replica.eos_token_ids, replica.decode),
+    )  # fmt: skip
+    leader.wait_for_others()
+    return own
+
+
+def drain(attempt: Attempt) -> int:
+    """End before the end: everything finished is in the journals."""
+    attempt.directory.set_state("drained")
+    attempt.events.write("drained", {})
+    LOGGER.warning("stopped (%s); run the same command again to go on", attempt.leader.stop.reason)
+    return UNFINISHED
+
+
+def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, own: OwnRecords) -> Counts:
+    """Merge this attempt's completions with those of earlier attempts into the output."""
+    attempt.events.write("merge", {})
+    began, job = time.monotonic(), attempt.job
+    gathering = Gathering(attempt.leader.world, attempt.leader.ranks_with_records(), attempt.leader.on_message)
+    streams = [output.journal_records(tokens, earlier), iter(own), *gathering.streams()]
+    rows = output.output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
+    counts = output.write(attempt.directory.completions, rows, tokens.prompt_tokens)
+    if counts.missing:
+        raise RuntimeError(
+            f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
+        )
+    attempt.directory.partial.unlink(missing_ok=True)
+    attempt.seconds["gather"] = gathering.waited_s
+    attempt.seconds["merge"] = time.monotonic() - began - gathering.waited_s
+    return counts
+
+
+def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
+    """Write and print the summary; decide the exit code."""
+    attempt.seconds["total"] = time.monotonic() - attempt.began
+    leader = attempt.leader
+    values = summary.summarise(
+        attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding
+    )
+    values = summary.write(attempt.directory.summary, attempt.number, values)
+    rate = counts.errors / counts.rows
+    faulty = rate > attempt.job.max_error_rate
+    attempt.directory.set_state("failed" if faulty else "done")
+    attempt.events.write("done", {})
+    attempt.events.close()
+    summary.show(attempt.directory, values, attempt.job.show, attempt.files)
+    if faulty:
+        LOGGER.error(
+            "%.1f %% of the rows are error rows, more than --max-error-rate allows (%.1f %%)",
+            100 * rate, 100 * attempt.job.max_error_rate,
+        )  # fmt: skip
+    return FAULT if faulty else OK

@@ -1,0 +1,107 @@
+"""How far a rank is, and the whole run: counters, the event file that `status` reads, the lines that `run` prints."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+LOGGER = logging.getLogger(__name__)
+
+EVENT_S = 10.0
+MESSAGE_S = 2.0
+
+
+@dataclass
+class Progress:
+    """What a rank has done in this attempt."""
+
+    rows: int = 0
+    """Rows answered, those that share a completion too."""
+    errors: int = 0
+    """Rows among them that ended in an engine error."""
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    load_s: float = 0.0
+    busy_s: float = 0.0
+    """From the first request until the last completion, less the waiting for work."""
+    waited_s: float = 0.0
+    began: float = 0.0
+    """When generation began and ended, in seconds of the clock; 0 while it has not."""
+    ended: float = 0.0
+
+
+class Events:
+    """A rank's event file: its progress every `EVENT_S` seconds, more often at first, and every change of phase."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        self._pause, self._next = 1.0, 0.0
+
+    def write(self, phase: str, values: Mapping[str, Any]) -> None:
+        """Write one event."""
+        self._file.write(json.dumps({"time": round(time.time(), 3), "phase": phase, **values}) + "\n")
+        self._file.flush()
+
+    def tick(self, phase: str, progress: Progress) -> None:
+        """Write the progress if it is time."""
+        now = time.monotonic()
+        if now >= self._next:
+            self.write(phase, asdict(progress))
+            self._next = now + self._pause
+            self._pause = min(2 * self._pause, EVENT_S)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, as known after reading."""
+
+    rows: int
+    refused: int
+    done: int
+    """Rows answered by earlier attempts."""
+    requests: int
+    """Completions to be generated in this attempt."""
+    duplicates: int
+    """Rows that another row's completion answers."""
+
+
+def overall(ranks: Mapping[int, Progress]) -> Progress:
+    """Add up the progress of ranks."""
+    total = Progress()
+    for progress in ranks.values():
+        for name in ("rows", "errors", "requests", "prompt_tokens", "generated_tokens"):
+            setattr(total, name, getattr(total, name) + getattr(progress, name))
+    started = [progress.began for progress in ranks.values() if progress.began]
+    total.began = min(started, default=0.0)
+    return total
+
+
+def describe(work: Work, total: Progress, now: float) -> str:
+    """Return the line that says how far a run is, at what rate, and when it will be over."""
+    done = work.done + work.refused + total.rows
+    text = f"{done:,} of {work.rows:,} rows ({done / work.rows:.0%})"
+    elapsed = now - total.began if total.began else 0.0
+    if elapsed > 0 and total.generated_tokens:
+        text += f", {total.generated_tokens / elapsed:,.0f} tokens/s"
+    to_do = work.rows - work.done - work.refused
+    if elapsed > 0 and 0 < total.rows < to_do:
+        text += f", about {duration(elapsed * (to_do - total.rows) / total.rows)} left"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people: 41 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,165 @@
+"""Scatter: rank 0 hands out requests in pieces, first each rank's shard, then the tail on demand.
+
+`Dispatcher` lives on rank 0, `Backlog` on every rank; between them travel packed arrays.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc import shard, store
+from hpc.comm import Buffer, pack, unpack
+from hpc.job import SamplingParams
+from hpc.records import KEY_BYTES, Request
+from hpc.store import TokenStore
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+def piece_bytes(size: int) -> int:
+    """Return how large a piece may be: rank 0 holds about one for each rank at the same time."""
+    return min(64 << 20, (512 << 20) // size)
+
+
+class Dispatcher:
+    """What is still to be handed out. Requests are named by their index in `rows`."""
+
+    def __init__(
+        self,
+        tokens: TokenStore,
+        rows: Ints,
+        also: dict[int, list[int]],
+        buckets: Ints,
+        costs: Floats,
+        plan: shard.Plan,
+        max_bytes: int,
+    ) -> None:
+        """Hold the plan.
+
+        `rows`, `buckets` and `costs`, of shape [requests], are the first row that asks for a request,
+        its bucket length and its predicted seconds; `also` names the further rows that ask for it.
+        """
+        self._tokens = tokens
+        self._rows = rows
+        self._also = also
+        self._buckets = buckets
+        self._costs = costs
+        self._shards = list(plan.shards)
+        self._tail = plan.tail
+        self._max_bytes = max_bytes
+        self.pieces = 0
+
+    def next_piece(self, rank: int) -> Buffer:
+        """Return the next piece for a rank; it says whether it is the last."""
+        indices = self._shards[rank]
+        if len(indices):
+            count = len(indices)
+        else:
+            indices = self._tail
+            count = shard.next_piece(self._costs[indices], len(self._shards))
+        count = self._fitting(indices[:count])
+        chosen, rest = indices[:count], indices[count:]
+        if len(self._shards[rank]):
+            self._shards[rank] = rest
+        else:
+            self._tail = rest
+        last = not len(self._shards[rank]) and not len(self._tail)
+        self.pieces += 1
+        return self._pack(chosen, last)
+
+    def _fitting(self, indices: Ints) -> int:
+        """Return how many of the requests make up at most a piece: one at least, however large."""
+        sizes = np.cumsum(4 * self._tokens.prompt_lengths(self._rows[indices]) + 64)
+        return max(1, int(np.searchsorted(sizes, self._max_bytes, side="right")))
+
+    def _pack(self, indices: Ints, last: bool) -> Buffer:
+        rows = self._rows[indices]
+        prompts = [self._tokens.tokens(row) for row in rows.tolist()]
+        lines = [self._tokens.request_line(row) for row in rows.tolist()]
+        also = [np.array(self._also.get(row, ()), dtype=np.int64) for row in rows.tolist()]
+        return pack(
+            {"last": last},
+            rows=rows,
+            buckets=self._buckets[indices],
+            keys=np.frombuffer(b"".join(self._tokens.key(row) for row in rows.tolist()), dtype=np.uint8),
+            lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+            tokens=np.concatenate([np.empty(0, np.int32), *prompts]),
+            line_lengths=np.array([len(line) for line in lines], dtype=np.int64),
+            lines=np.concatenate([np.empty(0, np.uint8), *lines]),
+            also_lengths=np.array([len(rows) for rows in also], dtype=np.int64),
+            also=np.concatenate([np.empty(0, np.int64), *also]),
+        )
+
+
+class Backlog:
+    """A rank's requests that no engine has taken yet: the `Source` of its engine.
+
+    It asks for more before it is empty, so that the answer is there when it is needed.
+    """
+
+    def __init__(self, defaults: SamplingParams, ask: Callable[[], None]) -> None:
+        self._defaults = defaults
+        self._ask = ask
+        self._requests: deque[Request] = deque()
+        self._tokens = 0
+        self._asked = False
+        self._last = False
+        self.also: dict[int, list[int]] = {}
+        """For a request's row, the further rows that it answers."""
+        self.waited_s = 0.0
+        """How long the engine had nothing to take."""
+        self._empty_since: float | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything has been handed out, here and at rank 0."""
+        return self._last and not self._requests
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        """Return the next requests that together hold `num_tokens` at their end, at least one."""
+        taken: list[Request] = []
+        room = num_tokens
+        while self._requests and (not taken or self._requests[0].most_tokens <= room):
+            request = self._requests.popleft()
+            room -= request.most_tokens
+            self._tokens -= request.most_tokens
+            taken.append(request)
+        if self._tokens < num_tokens and not self._asked and not self._last:
+            self._asked = True
+            self._ask()
+        self._note_waiting(not taken and not self.exhausted)
+        return taken
+
+    def add(self, piece: Buffer) -> None:
+        """Take a piece that rank 0 has sent."""
+        values, arrays = unpack(piece)
+        self._asked, self._last = False, values["last"]
+        keys = arrays["keys"].tobytes()
+        token_ends, line_ends = np.cumsum(arrays["lengths"]), np.cumsum(arrays["line_lengths"])
+        also_ends = np.cumsum(arrays["also_lengths"])
+        lines = arrays["lines"].tobytes()
+        for index, row in enumerate(arrays["rows"].tolist()):
+            request = store.parse_request(
+                lines[line_ends[index] - arrays["line_lengths"][index] : line_ends[index]],
+                row,
+                arrays["tokens"][token_ends[index] - arrays["lengths"][index] : token_ends[index]],
+                keys[KEY_BYTES * index : KEY_BYTES * (index + 1)],
+                int(arrays["buckets"][index]),
+                self._defaults,
+            )
+            if arrays["also_lengths"][index]:
+                self.also[row] = arrays["also"][
+                    also_ends[index] - arrays["also_lengths"][index] : also_ends[index]
+                ].tolist()
+            self._requests.append(request)
+            self._tokens += request.most_tokens
+
+    def _note_waiting(self, waiting: bool) -> None:
+        now = time.monotonic()
+        if self._empty_since is not None:
+            self.waited_s += now - self._empty_since
+        self._empty_since = now if waiting else None

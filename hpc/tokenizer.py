@@ -1,0 +1,36 @@
+"""Text to token ids and back, with the model's own tokenizer and chat template."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Knows nothing of rows."""
+
+    def __init__(self, path: Path) -> None:
+        # Here, not above: --help, status and verify must not wait for transformers.
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model says how a chat is written."""
+        return self._tokenizer.chat_template is not None
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """Write a chat as the model's template does, up to where the assistant's answer begins."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        """Tokenize texts, with or without the special tokens that the tokenizer adds by itself."""
+        if not texts:
+            return []
+        encoded = self._tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out and no space tidied away."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

@@ -1,0 +1,87 @@
+"""Compare an output, line by line, with what it must be, and name each difference. Pure but for reading the file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpc.merge import OutputRow
+from hpc.store import TokenStore
+
+
+def compare(path: Path, expected: Iterator[OutputRow], tokens: TokenStore) -> Iterator[str]:
+    """Yield a sentence for each row that is missing, doubled, out of its order or not what it must be.
+
+    Every output row follows from corpus, token store and journals, so equal bytes prove a row: its
+    place, id, text, token counts and `meta`. Memory is bounded while the ids are in step.
+    """
+    rows_of: dict[str, int] | None = None
+    row = next(expected, None)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if row is not None and line == row.line:
+                row = next(expected, None)
+                continue
+            value = _object(line)
+            if rows_of is None:
+                rows_of = _rows_of(tokens)
+            at = None if value is None else rows_of.get(_name(value.get("id")))
+            if row is None or (at is not None and at < row.row and _name(value and value.get("id")) != _name(row.id)):
+                yield f"line {number}: {_what(value, at)} stands here again, or out of its order"
+                continue
+            if at is not None and _name(row.id) != _name(value and value.get("id")):
+                while row is not None and row.row < at:
+                    yield f"row {row.row} (id {row.id!r}): its line is missing before line {number}"
+                    row = next(expected, None)
+                if row is not None and line == row.line:
+                    row = next(expected, None)
+                    continue
+            if row is not None:
+                yield f"row {row.row} (id {row.id!r}), line {number}: {_difference(value, row)}"
+                row = next(expected, None)
+    while row is not None:
+        yield f"row {row.row} (id {row.id!r}): its line is missing at the end"
+        row = next(expected, None)
+
+
+def _rows_of(tokens: TokenStore) -> dict[str, int]:
+    """Return the first row of each id."""
+    found: dict[str, int] = {}
+    for row in range(tokens.num_rows):
+        found.setdefault(_name(json.loads(tokens.request_line(row).tobytes())["id"]), row)
+    return found
+
+
+def _name(identity: object) -> str:
+    return json.dumps(identity)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _what(value: dict[str, Any] | None, row: int | None) -> str:
+    if value is None:
+        return "what is no JSON object"
+    return f"id {value.get('id')!r}" + ("" if row is None else f" (row {row})")
+
+
+def _difference(value: dict[str, Any] | None, row: OutputRow) -> str:
+    if row.line is None:
+        return "no journal has its completion"
+    if value is None:
+        return "the line is not JSON"
+    right = json.loads(row.line)
+    names = [name for name in {**right, **value} if value.get(name, _object) != right.get(name, _object)]
+    if not names:
+        return "the line says the same in other bytes"
+    return f'"{names[0]}" is {_short(value.get(names[0]))} and must be {_short(right.get(names[0]))}'
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,115 @@
+"""Look at a run from its run directory alone: `status`, `verify` and `merge`. Loads neither torch nor MPI."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpc import output
+from hpc.job import Job, Refusal
+from hpc.journal import JournalIndex
+from hpc.merge import MergeError, OutputRow
+from hpc.pipeline import FAULT, OK, UNFINISHED
+from hpc.rundir import RunDirectory
+from hpc.store import StoreError, TokenStore
+from hpc.verify import compare
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory tells it."""
+
+    directory: RunDirectory
+    job: Job
+    files: tuple[Path, ...]
+    tokens: TokenStore
+    index: JournalIndex
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open a run directory; raise `Refusal` if it is none, or its corpus was never read to the end."""
+        directory = RunDirectory(path)
+        values = directory.read_job()
+        if values is None:
+            raise Refusal(f"{path} is no run directory: it has no job.json")
+        try:
+            tokens = TokenStore(path)
+        except StoreError as error:
+            raise Refusal(str(error)) from error
+        files = tuple(Path(file) for file in values["files"])
+        return cls(directory, Job.from_json(values["job"]), files, tokens, JournalIndex(directory.journals()))
+
+    def rows(self) -> Iterator[OutputRow]:
+        """Yield the output rows that the journals, the token store and the corpus give."""
+        records = [output.journal_records(self.tokens, self.index)]
+        return output.output_rows(self.tokens, self.files, self.job.limit, records, self.job.return_token_ids)
+
+    def answered(self) -> int:
+        """Return how many rows have a completion in the journals."""
+        return int(np.count_nonzero((self.index.find(self.tokens.keys) >= 0) & self.tokens.good))
+
+
+def merge(path: Path) -> int:
+    """Write the output from the journals; return the exit code."""
+    run = Run.open(path)
+    missing = int(run.tokens.good.sum()) - run.answered()
+    target = run.directory.partial if missing else run.directory.completions
+    try:
+        counts = output.write(target, run.rows(), run.tokens.prompt_tokens)
+    except (MergeError, OSError) as error:
+        print(f"scattergen: {path}: {error}", file=sys.stderr)
+        return FAULT
+    print(f"{target}: {counts.rows:,} rows, {counts.errors:,} of them errors; {counts.missing:,} rows missing")
+    return UNFINISHED if missing else OK
+
+
+def verify(path: Path) -> int:
+    """Say what is wrong with the output of a run, row by row; return the exit code."""
+    run = Run.open(path)
+    for damage in run.index.damages:
+        print(f"note: {damage}, if it is not in another journal")
+    missing = int(run.tokens.good.sum()) - run.answered()
+    if run.directory.state != "done" and (missing or not run.directory.completions.exists()):
+        print(f"unfinished: {missing:,} of {run.tokens.num_rows:,} rows have no completion yet")
+        return UNFINISHED
+    if not run.directory.completions.exists():
+        print(f"wrong: {run.directory.completions} is missing; `scattergen merge {path}` writes it again")
+        return FAULT
+    found = 0
+    try:
+        for problem in compare(run.directory.completions, run.rows(), run.tokens):
+            print(f"wrong: {problem}")
+            found += 1
+    except (MergeError, OSError) as error:
+        print(f"wrong: {error}")
+        found += 1
+    if found:
+        print(f"{found:,} faults in {run.directory.completions}; `scattergen merge {path}` writes it again")
+        return FAULT
+    print(f"right: {run.tokens.num_rows:,} rows, each exactly once, in order, as the journals have them")
+    return OK
+
+
+def status(path: Path, follow: bool) -> int:
+    """Print how far a run is, once or until it ends."""
+    from hpc import live
+
+    if RunDirectory(path).read_job() is None:
+        raise Refusal(f"{path} is no run directory: it has no job.json")
+    if follow:
+        live.follow(RunDirectory(path))
+    else:
+        print(live.describe_state(RunDirectory(path)))
+        try:
+            run = Run.open(path)
+        except Refusal:
+            return OK
+        refused = run.tokens.num_rows - int(run.tokens.good.sum())
+        answered = run.answered()
+        print(
+            f"{answered + refused:,} of {run.tokens.num_rows:,} rows done ({refused:,} refused), "
+            f"{run.tokens.num_rows - answered - refused:,} pending"
+        )
+    return OK

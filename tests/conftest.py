@@ -1,0 +1,157 @@
+"""Fixtures: a tiny model with random weights, the demo model, and a way to start scattergen as users do."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO_MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('a system turn comes first') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start(arguments: Sequence[str], ranks: int = 0, **environment: str) -> subprocess.Popen[str]:
+    """Start Python with arguments; with `ranks`, under the mpirun of the environment it runs in."""
+    command = [sys.executable, *arguments]
+    if ranks:
+        mpirun = Path(sys.executable).parent / "mpirun"
+        command = [str(mpirun), "-n", str(ranks), *command]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", timeout_s: float = 240) -> Ended:
+    """Wait for a process; kill all of its session and fail if it takes too long."""
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        out, err = process.communicate()
+        pytest.fail(f"{process.args} hung for {timeout_s} s:\n{out}\n{err}")
+    return Ended(process.returncode, out, err)
+
+
+Scattergen = Callable[..., Ended]
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Scattergen:
+    """Run the echo job in `tmp_path / "runs"`: echo("corpus.jsonl", "--flag", ranks=2, ECHO_…=…)."""
+
+    def run(corpus: Path, *flags: str, ranks: int = 0, **environment: str) -> Ended:
+        return finish(start_echo(tmp_path, corpus, *flags, ranks=ranks, **environment))
+
+    return run
+
+
+def start_echo(
+    folder: Path, corpus: Path, *flags: str, ranks: int = 0, **environment: str
+) -> "subprocess.Popen[str]":
+    """Begin the echo job with its run directories in `folder / "runs"`."""
+    script = str(ROOT / "tests" / "echo_job.py")
+    return start([script, "--corpus", str(corpus), "--runs", str(folder / "runs"), *flags], ranks, **environment)
+
+
+def scattergen(*arguments: str, ranks: int = 0, **environment: str) -> Ended:
+    """Run `python -m hpc` with arguments."""
+    return finish(start(["-m", "hpc", *arguments], ranks, **environment))
+
+
+def write_corpus(path: Path, rows: Sequence[Any]) -> Path:
+    """Write rows as JSONL; a string or bytes is a line as it is."""
+    lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of two layers with random weights, tokens that are bytes, and a chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
+
+
+def make_tiny_model(folder: Path, kind: str) -> Path:
+    """Save a tiny random model of a kind with a byte tokenizer: 256 bytes, <eos> 256, <pad> 257."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = TEMPLATE
+    if kind == "bloom":
+        model = BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=64, n_layer=2, n_head=4, eos_token_id=256))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=258,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                bos_token_id=None,
+                eos_token_id=256,
+                pad_token_id=257,
+            )
+        )
+    with torch.no_grad():  # as initialised, every token is about as probable: larger weights tell them apart
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The directory of the demo model, converted once for this machine."""
+    if not DEMO_MODEL.exists():
+        pytest.fail(f"{DEMO_MODEL} is missing: `make {DEMO_MODEL.relative_to(ROOT)}` fetches it")
+    from hpc.model import resolve
+
+    return resolve(str(DEMO_MODEL)).path
+
+
+@pytest.fixture
+def copy_run(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copy a run directory, so that a test can damage it."""
+    return lambda run: Path(shutil.copytree(run, tmp_path / "copy"))

@@ -1,0 +1,14 @@
+"""A job with the echo engine, for tests that start processes: `mpirun -n 3 python tests/echo_job.py --corpus …`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hpc import main
+from hpc.comm import launched_rank
+from tests.fakes import echo_from_environment
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["run", "--model", "echo"]
+    main(loader=echo_from_environment(launched_rank()))

@@ -1,0 +1,113 @@
+"""Fakes with the real signatures: an echo engine of settable speed, its loader, a source, a broken batch."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hpc.comm import Place
+from hpc.engine import OnStep, Source, pull
+from hpc.engine import Sequence as Growing
+from hpc.job import Job
+from hpc.loader import Loader, Replica
+from hpc.model import Model
+from hpc.records import Request
+from hpc.rows import Checker, Limits
+
+VOCABULARY = 256
+CONTEXT = 2048
+
+
+class ByteTokenizer:
+    """Tokens are the bytes of the text."""
+
+    has_template = True
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        roles = [message["role"] for message in messages]
+        if "system" in roles[1:]:
+            raise ValueError("a system turn comes first")
+        return "".join(f"[{message['role']}]{message['content']}" for message in messages)
+
+    def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+
+class EchoEngine:
+    """Answers a prompt with the prompt, again and again, up to max_new_tokens; one token a slot and step."""
+
+    def __init__(self, steps_per_s: float | None = None, slots: int = 8, raise_at: int | str | None = None) -> None:
+        self._pause = 1 / steps_per_s if steps_per_s else 0.0
+        self._slots = slots
+        self._raise_at = raise_at
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Growing]]:
+        live: list[Growing] = []
+        while True:
+            if len(live) < self._slots:
+                room = self._slots * CONTEXT
+                live += [Growing(request) for request in (source.pull(room) if live else pull(source, room, on_step))]
+            if not live:
+                return
+            for growing in live[: self._slots]:
+                if growing.request.id == self._raise_at:
+                    raise RuntimeError(f"the engine broke on request {growing.request.id!r}")
+                prompt = growing.request.token_ids
+                growing.token_ids.append(int(prompt[len(growing.token_ids) % len(prompt)]))
+            time.sleep(self._pause)
+            ended = [g for g in live if len(g.token_ids) >= g.request.sampling.max_new_tokens]
+            if ended:
+                live = [g for g in live if g not in ended]
+                yield ended
+            if on_step():
+                return
+
+
+class EchoLoader(Loader):
+    """A loader that needs neither torch nor transformers. Each rank may be given another engine."""
+
+    def __init__(self, engine: EchoEngine | None = None, model: str = "echo") -> None:
+        self._engine = engine or EchoEngine()
+        self._model = model
+
+    def resolve(self, model: str) -> Model:
+        return Model(Path(self._model), f"{self._model}:1", "bytes", "brackets")
+
+    def dtype(self, job: Job) -> str:
+        return "float32" if job.dtype == "auto" else job.dtype
+
+    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+        limits = Limits(VOCABULARY, CONTEXT, job.truncate_prompts)
+        return Checker(file_names, job.sampling, limits, ByteTokenizer())
+
+    def load(self, job: Job, path: Path, place: Place) -> Replica:
+        return Replica(self._engine, (), ByteTokenizer().decode)
+
+
+def echo_from_environment(rank: int) -> EchoLoader:
+    """The loader that tests/echo_job.py uses: its speed, and the id at which a rank breaks, come from the environment."""
+    steps = float(os.environ.get("ECHO_STEPS_PER_S", "0"))
+    slow = float(os.environ.get(f"ECHO_STEPS_PER_S_{rank}", steps))
+    raise_at = os.environ.get("ECHO_RAISE_AT") if os.environ.get("ECHO_RAISE_RANK", str(rank)) == str(rank) else None
+    return EchoLoader(EchoEngine(slow or None, raise_at=raise_at))
+
+
+class ListSource:
+    """A source that has everything from the start."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = list(requests)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self.requests
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        taken: list[Request] = []
+        while self.requests and (not taken or self.requests[0].most_tokens <= num_tokens):
+            num_tokens -= self.requests[0].most_tokens
+            taken.append(self.requests.pop(0))
+        return taken
