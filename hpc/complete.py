@@ -33,7 +33,7 @@ def complete(
     sequences = engine.generate(backlog, on_step)
     try:
         for finished in sequences:
-            completions = [finish(sequence) for sequence in finished]
+            completions = [_finish(finish, sequence) for sequence in finished]
             for completion, sequence, (offset, length) in zip(
                 completions, finished, journal.append(completions), strict=True
             ):
@@ -56,6 +56,13 @@ def complete(
         progress.busy_s = max(0.0, progress.ended - progress.began - backlog.waited_s)
 
 
+def _finish(finish: Callable[[Sequence], Completion], sequence: Sequence) -> Completion:
+    try:
+        return finish(sequence)
+    except Exception as error:
+        raise RuntimeError(f"request {sequence.request.id!r}: {type(error).__name__}: {error}") from error
+
+
 def finisher(eos_token_ids: Collection[int], decode: Decode) -> Callable[[Sequence], Completion]:
     """Return the function that makes a completion of a sequence."""
 
@@ -66,7 +73,7 @@ def finisher(eos_token_ids: Collection[int], decode: Decode) -> Callable[[Sequen
             return Completion(request.key, request.row, request.id, (), None, "error", error)
         token_ids, text, reason = trim(sequence.token_ids, request.sampling, eos_token_ids, decode)
         if reason is None:
-            raise ValueError(f"the engine ended request {request.id!r} after {len(token_ids)} tokens, for no reason")
+            raise ValueError(f"the engine ended it after {len(token_ids)} tokens, for no reason")
         return Completion(request.key, request.row, request.id, token_ids, text, reason)
 
     return finish

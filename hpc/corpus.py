@@ -152,7 +152,7 @@ def check(value: dict[str, Any], identity: RowId, defaults: SamplingParams) -> R
     """Check a decoded row against every rule that needs no model."""
     given = [key for key in PROMPT_KEYS if value.get(key) is not None]
     if len(given) != 1:
-        found = " and ".join(f'"{key}"' for key in given) if given else "none of them"
+        found = " and ".join(f'"{key}"' for key in given) or f"no prompt but {_short(list(value))}"
         raise RowError("prompt", f'the row has {found}; it must have one of "prompt", "messages", "prompt_token_ids"')
     prompt = messages = token_ids = None
     if given == ["prompt"]:

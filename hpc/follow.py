@@ -23,7 +23,11 @@ def follow(world: Comm, loader: Loader, stop: Stop) -> int:
     """Serve rank 0 until it says goodbye; return 0, the exit code of every rank but rank 0."""
     world.send(0, Tag.HELLO, comm.hello())
     follower = Follower(world, loader, stop)
-    wait_for(follower.serve)
+    try:
+        wait_for(follower.serve)
+    except Exception:
+        follower.note_failure()  # the caller ends all ranks, rank 0 too
+        raise
     world.close()
     return 0
 
@@ -63,6 +67,11 @@ class Follower:
         for message in self.world.poll():
             self._actions[message.tag](message)
         return self._left
+
+    def note_failure(self) -> None:
+        """Write that the run has failed, where rank 0 has said which run it is."""
+        if self._assignment is not None:
+            self._assignment.directory.set_failed()
 
     @property
     def _actions(self) -> dict[int, Callable[[Message], None]]:

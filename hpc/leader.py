@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc import comm
 from hpc.comm import Buffer, Comm, Message, Place, Tag, pack, unpack, wait_for
@@ -13,6 +13,9 @@ from hpc.journal import FSYNC_S, JournalWriter
 from hpc.progress import Events, Progress, Work, describe, overall
 from hpc.scatter import Dispatcher
 from hpc.stop import Stop
+
+if TYPE_CHECKING:
+    from hpc.live import Bar
 
 LOGGER = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Leader:
         self._places: list[Place] = []
         self._print_s = TERMINAL_S if sys.stderr.isatty() else FILE_S
         self._next_print = 0.0
+        self._bar: Bar | None = None
 
     @property
     def others(self) -> range:
@@ -58,6 +62,10 @@ class Leader:
         self._work, self._dispatcher, self._events = work, dispatcher, events
         self.progress = {rank: Progress() for rank in self.others} | {0: own}
         self._next_print = time.monotonic() + self._print_s
+        if self.world.size == 1 and sys.stderr.isatty():
+            from hpc.live import Bar
+
+            self._bar = Bar()
         for rank in self.others:
             self.world.send(rank, Tag.START, pack())
 
@@ -98,6 +106,8 @@ class Leader:
             return len(self._done) == len(self.others)
 
         wait_for(all_done)
+        if self._bar is not None:
+            self._bar.close()
         if self._events is not None:
             self._events.write("generated", asdict(self.progress[0]))
 
@@ -125,6 +135,10 @@ class Leader:
 
     def _print(self) -> None:
         now = time.monotonic()
-        if self._work is not None and now >= self._next_print:
+        if self._work is None:
+            return
+        if self._bar is not None:
+            self._bar.update(self._work, overall(self.progress))
+        elif now >= self._next_print:
             LOGGER.info("%s", describe(self._work, overall(self.progress), time.time()))
             self._next_print = now + self._print_s

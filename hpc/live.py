@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+import rich.progress
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -109,3 +110,27 @@ def draw(picture: Picture) -> Group:
         bar = ProgressBar(total=max(1, most), completed=progress.rows, width=40)
         table.add_row(f"rank {rank}", bar, f"{progress.rows:,} rows, {rate:,.0f} tokens/s")
     return Group(Text(title), table)
+
+
+class Bar:
+    """The progress bar of a run in one process, on the terminal it was started from."""
+
+    def __init__(self) -> None:
+        self._progress = rich.progress.Progress(
+            rich.progress.BarColumn(), rich.progress.TextColumn("{task.description}"), console=Console(stderr=True)
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._progress.start()
+
+    def update(self, work: Work, total: Progress) -> None:
+        """Show how far the run is."""
+        self._progress.update(
+            self._task,
+            total=work.rows,
+            completed=work.done + work.refused + total.rows,
+            description=describe(work, total, time.time()),
+        )
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
+        self._progress.stop()

@@ -16,7 +16,7 @@ class _Terminal(logging.Handler):
 
 
 def configure(rank: int, size: int, path: Path | None = None) -> None:
-    """Send log lines of this rank to the file `path`, and rank 0's to the terminal as well.
+    """Send all log lines of this rank to the file `path`, and rank 0's from the level INFO to the terminal as well.
 
     Lines of other ranks reach the terminal from the level WARNING. Called again, it replaces what
     an earlier call set up.
@@ -32,5 +32,5 @@ def configure(rank: int, size: int, path: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(line)
         LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False

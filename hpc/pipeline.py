@@ -48,7 +48,7 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
         return follow(world, loader, stop)
     leader = Leader(world, stop)
     try:
-        code = lead(job, leader, loader)
+        code = take_and_lead(job, leader, loader)
     except Refusal:
         leader.dismiss()
         raise
@@ -56,24 +56,22 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
     return code
 
 
-def lead(job: Job, leader: Leader, loader: Loader) -> int:
-    """Tell the story on rank 0."""
-    attempt = begin(job, leader, loader)
+def take_and_lead(job: Job, leader: Leader, loader: Loader) -> int:
+    """Take the run directory, tell the story, give it back."""
     try:
-        tokens = read_corpus(attempt)
-        if tokens is None:
-            return drain(attempt)
-        work, dispatcher, earlier = plan(attempt, tokens)
-        own = generate_all(attempt, work, dispatcher)
-        if leader.stop.reason:
-            return drain(attempt)
-        counts = gather_and_merge(attempt, tokens, earlier, own)
-        return conclude(attempt, work, counts)
-    except Refusal:
-        attempt.directory.set_state("failed")
+        files = corpus.find(job.corpus)
+    except CorpusError as error:
+        raise Refusal(str(error)) from error
+    directory = RunDirectory(run_path(job, files))
+    directory.create()
+    directory.acquire(job.force)
+    try:
+        return lead(begin(job, directory, files, leader, loader))
+    except BaseException:
+        directory.set_failed()
         raise
     finally:
-        attempt.directory.release()
+        directory.release()
 
 
 @dataclass
@@ -111,16 +109,22 @@ class Attempt:
         }
 
 
-def begin(job: Job, leader: Leader, loader: Loader) -> Attempt:
-    """Take the run directory, or refuse; record what runs; tell the other ranks."""
+def lead(attempt: Attempt) -> int:
+    """Tell the story on rank 0."""
+    tokens = read_corpus(attempt)
+    if tokens is None:
+        return drain(attempt)
+    work, dispatcher, earlier = plan(attempt, tokens)
+    own = generate_all(attempt, work, dispatcher)
+    if attempt.leader.stop.reason:
+        return drain(attempt)
+    counts = gather_and_merge(attempt, tokens, earlier, own)
+    return conclude(attempt, work, counts)
+
+
+def begin(job: Job, directory: RunDirectory, files: tuple[Path, ...], leader: Leader, loader: Loader) -> Attempt:
+    """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
-    try:
-        files = corpus.find(job.corpus)
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
-    directory = RunDirectory(run_path(job, files))
-    directory.create()
-    directory.acquire(job.force)
     model = loader.resolve(job.model)
     earlier = directory.read_job()
     if job.dtype == "auto":
@@ -171,6 +175,8 @@ def read_corpus(attempt: Attempt) -> TokenStore | None:
             if not writer.num_rows:
                 raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
             tokens = writer.finish(attempt.file_names, inputs, blocks.digests)
+        except OSError as error:
+            raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
         finally:
             writer.close()
     attempt.seconds["tokenize"] = time.monotonic() - began
@@ -272,7 +278,14 @@ def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex
     gathering = Gathering(attempt.leader.world, attempt.leader.ranks_with_records(), attempt.leader.on_message)
     streams = [output.journal_records(tokens, earlier), iter(own), *gathering.streams()]
     rows = output.output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
-    counts = output.write(attempt.directory.completions, rows, tokens.prompt_tokens)
+    path = attempt.directory.completions
+    try:
+        counts = output.write(path, rows, tokens.prompt_tokens)
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot write {path}: {error}; every completion is in the journals: make room, and run the same command "
+            "again"
+        ) from error
     if counts.missing:
         raise RuntimeError(
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"

@@ -4,6 +4,7 @@ Its files are described in the README under "The run directory". Only rank 0 tak
 writes `job.json`, `state` and the outputs.
 """
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -135,6 +136,11 @@ class RunDirectory:
     def set_state(self, state: State) -> None:
         """Write `state`."""
         atomic.write(self.path / "state", state + "\n")
+
+    def set_failed(self) -> None:
+        """Write that the run has failed, if that can be written at all: there is another error to be told."""
+        with contextlib.suppress(OSError):
+            self.set_state("failed")
 
     def next_attempt(self) -> int:
         """Return a number above those of all attempts that left anything, from 1."""

@@ -8,7 +8,6 @@
 `store.json`      what was read, and that it was read to its end: written last
 """
 
-import heapq
 import json
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
@@ -119,7 +118,7 @@ class StoreWriter:
         with open(atomic.aside(self._folder / _REQUESTS), "rb") as file:
             for row in np.unique(np.concatenate([order[same], order[same + 1]])).tolist():
                 file.seek(offsets[row, Column.REQUEST])
-                identity = json.loads(bytes(file.readline()))["id"]
+                identity = json.loads(file.readline())["id"]
                 first = first_of.setdefault((type(identity), identity), row)
                 if first != row and not offsets[row, Column.REFUSED]:
                     at, before = (
@@ -133,8 +132,8 @@ class StoreWriter:
                     added.append(error_line(row, "duplicate_id", message))
         mapped.flush()
         path = atomic.aside(self._folder / _ERRORS)
-        found = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(heapq.merge(found, added, key=lambda line: int(json.loads(line)["row"]))))
+        lines = {int(json.loads(line)["row"]): line for line in [*path.read_bytes().splitlines(keepends=True), *added]}
+        path.write_bytes(b"".join(lines[row] for row in sorted(lines)))
 
 
 class TokenStore:

@@ -88,7 +88,7 @@ class EchoLoader(Loader):
 
 
 def echo_from_environment(rank: int) -> EchoLoader:
-    """The loader that tests/echo_job.py uses: its speed, and the id at which a rank breaks, come from the environment."""
+    """The loader of tests/echo_job.py: its speed, and the id at which a rank breaks, come from the environment."""
     steps = float(os.environ.get("ECHO_STEPS_PER_S", "0"))
     slow = float(os.environ.get(f"ECHO_STEPS_PER_S_{rank}", steps))
     raise_at = os.environ.get("ECHO_RAISE_AT") if os.environ.get("ECHO_RAISE_RANK", str(rank)) == str(rank) else None
