@@ -111,15 +111,16 @@ class Attempt:
 
 def lead(attempt: Attempt) -> int:
     """Tell the story on rank 0."""
-    tokens = read_corpus(attempt)
-    if tokens is None:
-        return drain(attempt)
-    work, dispatcher, earlier = plan(attempt, tokens)
-    own = generate_all(attempt, work, dispatcher)
-    if attempt.leader.stop.reason:
-        return drain(attempt)
-    counts = gather_and_merge(attempt, tokens, earlier, own)
-    return conclude(attempt, work, counts)
+    with contextlib.closing(attempt.events):
+        tokens = read_corpus(attempt)
+        if tokens is None:
+            return drain(attempt)
+        work, dispatcher, earlier = plan(attempt, tokens)
+        own = generate_all(attempt, work, dispatcher)
+        if attempt.leader.stop.reason:
+            return drain(attempt)
+        counts = gather_and_merge(attempt, tokens, earlier, own)
+        return conclude(attempt, work, counts)
 
 
 def begin(job: Job, directory: RunDirectory, files: tuple[Path, ...], leader: Leader, loader: Loader) -> Attempt:
@@ -308,7 +309,6 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     faulty = rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {})
-    attempt.events.close()
     summary.show(attempt.directory, values, attempt.job.show, attempt.files)
     if faulty:
         LOGGER.error(

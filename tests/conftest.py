@@ -71,9 +71,7 @@ def echo(tmp_path: Path) -> Scattergen:
     return run
 
 
-def start_echo(
-    folder: Path, corpus: Path, *flags: str, ranks: int = 0, **environment: str
-) -> "subprocess.Popen[str]":
+def start_echo(folder: Path, corpus: Path, *flags: str, ranks: int = 0, **environment: str) -> "subprocess.Popen[str]":
     """Begin the echo job with its run directories in `folder / "runs"`."""
     script = str(ROOT / "tests" / "echo_job.py")
     return start([script, "--corpus", str(corpus), "--runs", str(folder / "runs"), *flags], ranks, **environment)

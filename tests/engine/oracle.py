@@ -1,0 +1,97 @@
+"""What engines are compared with: transformers' own `generate`, one prompt at a time. And the requests to do so."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from hpc.engine import Engine, Source
+from hpc.engine import Sequence as Grown
+from hpc.engine.hf import HFEngine
+from hpc.engine.load import load
+from hpc.job import SamplingParams
+from hpc.records import Request, RowId
+from tests.fakes import ListSource
+
+LENGTHS = (1, 2, 3, 5, 9, 31, 64, 65, 128, 301)
+CPU = torch.device("cpu")
+
+
+def prompts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
+    """Return random prompts of these lengths, made of the bytes of a tiny model."""
+    numbers = random.Random(seed)
+    return [[numbers.randrange(256) for _ in range(length)] for length in lengths]
+
+
+def request(
+    prompt: Sequence[int], identity: RowId = 0, sampling: SamplingParams | None = None, bucket: int | None = None
+) -> Request:
+    """Make a request; its bucket is the length of the prompt if none is given."""
+    row = identity if isinstance(identity, int) else 0
+    tokens = np.array(prompt, dtype=np.int32)
+    return Request(row, identity, tokens, sampling or SamplingParams(), bytes(16), bucket or len(prompt))
+
+
+def one_bucket(all_prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Request]:
+    """Make requests that may all be in one batch, with the ids 0, 1, …"""
+    bucket = max(len(prompt) for prompt in all_prompts)
+    return [request(prompt, index, sampling, bucket) for index, prompt in enumerate(all_prompts)]
+
+
+def letters(token_ids: Sequence[int]) -> str:
+    """Decode each token to one letter of its own."""
+    return "".join(chr(0x4E00 + int(token)) for token in token_ids)
+
+
+def load_engine(path: Path, batch_tokens: int = 100_000, eos: Sequence[int] = (), decode: Any = letters) -> HFEngine:
+    """Load a model in float32 on the CPU, as the program does."""
+    return HFEngine(load(path, CPU, "float32", threads=1), eos, decode, batch_tokens)
+
+
+class Steps:
+    """An `on_step` that counts, and says stop at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.count = 0
+        self._stop_at = stop_at
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return self.count == self._stop_at
+
+
+def grow(engine: Engine, source: Source, on_step: Steps | None = None) -> Iterator[Grown]:
+    """Yield the sequences of an engine one by one."""
+    for grown in engine.generate(source, on_step or Steps()):
+        yield from grown
+
+
+def generated(engine: Engine, requests: Sequence[Request], on_step: Steps | None = None) -> dict[RowId, list[int]]:
+    """Return the tokens of each request that was completed, by id; fail if one was twice or had an error."""
+    found: dict[RowId, list[int]] = {}
+    for sequence in grow(engine, ListSource(requests), on_step):
+        assert sequence.error is None, sequence.error
+        assert sequence.request.id not in found
+        found[sequence.request.id] = sequence.token_ids
+    return found
+
+
+class Plain:
+    """A model as transformers loads it, for greedy generation of one prompt."""
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, ends: bool = False) -> list[int]:
+        """Return the tokens after the prompt; `ends` leaves the model's end-of-sequence token in force."""
+        input_ids = torch.tensor([list(prompt)], device=self._model.device)
+        eos = {} if ends else {"eos_token_id": -1}
+        config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0, **eos)
+        output = self._model.generate(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
+        )
+        return [int(token) for token in output[0, len(prompt) :]]

@@ -1,0 +1,33 @@
+"""Corpora to blocks, checked rows and token stores, as reading makes them, with the byte tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc.corpus import Blocks
+from hpc.job import SamplingParams
+from hpc.rows import Checker, Encoder, Limits
+from hpc.store import StoreWriter, TokenStore
+from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
+
+
+def make_checker(
+    file_names: tuple[str, ...] = ("corpus.jsonl",),
+    sampling: SamplingParams | None = None,
+    context_tokens: int | None = CONTEXT,
+    truncate_prompts: str = "none",
+    encoder: Encoder | None = None,
+) -> Checker:
+    """Return a checker whose tokens are bytes."""
+    limits = Limits(VOCABULARY, context_tokens, truncate_prompts)
+    return Checker(file_names, sampling or SamplingParams(), limits, encoder or ByteTokenizer())
+
+
+def read_store(
+    folder: Path, files: Sequence[Path], sampling: SamplingParams | None = None, block_bytes: int = 1 << 16
+) -> TokenStore:
+    """Read corpus files into a token store in `folder`."""
+    names = tuple(file.name for file in files)
+    checker, blocks, writer = make_checker(names, sampling), Blocks(files, block_bytes), StoreWriter(folder)
+    for block in blocks:
+        writer.append(block, checker.check_block(block))
+    return writer.finish(names, {}, blocks.digests)

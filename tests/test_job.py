@@ -1,0 +1,161 @@
+"""Every knob refuses what it cannot mean, and says so."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from hpc.job import Job, SamplingParams
+
+JOB = Job("model", ("corpus.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("max_new_tokens", 0, "at least 1"),
+        ("max_new_tokens", -3, "at least 1"),
+        ("max_new_tokens", 2.0, "an integer"),
+        ("max_new_tokens", True, "an integer"),
+        ("max_new_tokens", "2", "an integer"),
+        ("max_new_tokens", None, "an integer"),
+        ("temperature", -1.0, "at least 0.0001"),
+        ("temperature", 0.00001, "at least 0.0001"),
+        ("temperature", float("inf"), "finite"),
+        ("temperature", float("nan"), "finite"),
+        ("temperature", "hot", "a number"),
+        ("temperature", True, "a number"),
+        ("top_p", 0, "above 0 and at most 1"),
+        ("top_p", 1.5, "above 0 and at most 1"),
+        ("top_p", float("nan"), "above 0 and at most 1"),
+        ("top_p", "0.5", "a number"),
+        ("top_k", -1, "at least 0"),
+        ("top_k", 1.5, "an integer"),
+        ("stop", ("",), "non-empty strings"),
+        ("stop", (1,), "non-empty strings"),
+        ("stop", "END", "a list"),
+        ("stop_token_ids", (-1,), "integers from 0"),
+        ("stop_token_ids", ("a",), "integers from 0"),
+        ("stop_token_ids", (True,), "integers from 0"),
+        ("stop_token_ids", 5, "a list"),
+        ("ignore_eos", 1, "true or false"),
+        ("seed", 0.5, "an integer"),
+        ("seed", None, "an integer"),
+    ],
+)
+def test_a_wrong_sampling_value_is_refused_with_its_name_value_and_rule(name: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule) as caught:
+        SamplingParams(**{name: value})
+    assert str(caught.value).startswith(f'"{name}" is {value!r}; it must be ')
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 1),
+        ("temperature", 0.0001),
+        ("temperature", 100),
+        ("top_p", 1e-9),
+        ("top_p", 1),
+        ("top_k", 0),
+        ("seed", -1),
+    ],
+)
+def test_a_sampling_value_at_the_edge_of_its_rule_is_taken(name: str, value: Any) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ""),
+        ("corpus", ()),
+        ("limit", 0),
+        ("tail", -0.1),
+        ("tail", 1.1),
+        ("tail", float("nan")),
+        ("buckets", 0),
+        ("buckets", 33),
+        ("batch_tokens", 0),
+        ("max_error_rate", 1.01),
+        ("show", -1),
+        ("name", ".."),
+        ("name", "a/b"),
+    ],
+)
+def test_a_wrong_job_value_is_refused_with_its_name_and_value(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match="; it must ") as caught:
+        dataclasses.replace(JOB, **{name: value})
+    assert str(caught.value).startswith(f'"{name}" is {value!r}')
+
+
+def test_the_default_is_greedy() -> None:
+    assert SamplingParams().greedy
+
+
+def test_a_temperature_above_0_is_not_greedy() -> None:
+    assert not SamplingParams(temperature=0.5).greedy
+
+
+def test_1_and_1_point_0_are_the_same_temperature_in_json() -> None:
+    one, one_point_0 = (json.dumps(SamplingParams(temperature=t, top_p=1).identity()) for t in (1, 1.0))
+    assert one == one_point_0
+
+
+def test_an_override_replaces_what_it_names_and_nothing_else() -> None:
+    given = SamplingParams(max_new_tokens=7, seed=3)
+    assert given.override({"temperature": 0.5}) == SamplingParams(max_new_tokens=7, seed=3, temperature=0.5)
+
+
+def test_an_override_takes_lists_for_tuples() -> None:
+    assert SamplingParams().override({"stop": ["a", "b"], "stop_token_ids": [1]}) == SamplingParams(
+        stop=("a", "b"), stop_token_ids=(1,)
+    )
+
+
+def test_an_override_takes_one_stop_string_for_a_list_of_one() -> None:
+    assert SamplingParams().override({"stop": "END"}).stop == ("END",)
+
+
+def test_an_override_with_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match='"max_tokens" is no sampling parameter') as caught:
+        SamplingParams().override({"max_tokens": 5})
+    assert all(field.name in str(caught.value) for field in dataclasses.fields(SamplingParams))
+
+
+@pytest.mark.parametrize("value", [0, None, "5", [5]])
+def test_an_override_is_checked_as_a_value_is(value: Any) -> None:
+    with pytest.raises(ValueError, match='"max_new_tokens" is '):
+        SamplingParams().override({"max_new_tokens": value})
+
+
+@pytest.mark.parametrize("drawing", [{"seed": 1}, {"top_p": 0.5}, {"top_k": 5}])
+def test_a_greedy_identity_does_not_depend_on_how_tokens_are_drawn(drawing: dict[str, Any]) -> None:
+    assert SamplingParams(**drawing).identity() == SamplingParams().identity()
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SamplingParams)])
+def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
+    other: dict[str, Any] = {
+        "max_new_tokens": 1,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "top_k": 1,
+        "stop": ("a",),
+        "stop_token_ids": (1,),
+        "ignore_eos": True,
+        "seed": 1,
+    }
+    drawn = SamplingParams(temperature=1.0)
+    assert dataclasses.replace(drawn, **{field: other[field]}).identity() != drawn.identity()
+
+
+def test_a_job_comes_back_from_json_as_it_was() -> None:
+    job = Job("m", ("a.jsonl", "b.jsonl"), limit=3, sampling=SamplingParams(stop=("x",), temperature=0.5, seed=9))
+    assert Job.from_json(json.loads(json.dumps(dataclasses.asdict(job)))) == job
+
+
+def test_a_job_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        JOB.limit = 1  # type: ignore[misc]

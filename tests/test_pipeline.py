@@ -1,0 +1,201 @@
+"""The whole of a run in this process: the pipeline with a single process for a world and an echo for an engine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpc.comm import Place, Single
+from hpc.engine import OnStep, Sequence, Source, pull
+from hpc.job import Job, Refusal, SamplingParams
+from hpc.loader import Replica
+from hpc.pipeline import generate
+from hpc.rows import Checker
+from hpc.stop import Stop
+from tests.conftest import read_rows, write_corpus
+from tests.fakes import ByteTokenizer, EchoEngine, EchoLoader
+
+SHORT = SamplingParams(max_new_tokens=4)
+
+
+class CountingLoader(EchoLoader):
+    """An echo that counts how often it is asked for something."""
+
+    def __init__(self, engine: EchoEngine | None = None, model: str = "echo") -> None:
+        super().__init__(engine, model)
+        self.checkers = self.loads = 0
+
+    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+        self.checkers += 1
+        return super().checker(job, path, file_names)
+
+    def load(self, job: Job, path: Path, place: Place) -> Replica:
+        self.loads += 1
+        return super().load(job, path, place)
+
+
+class FailingEngine(EchoEngine):
+    """Fails requests whose prompt begins with "bad"; the others are echoed."""
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+        while requests := pull(source, 100, on_step):
+            bad = [r for r in requests if ByteTokenizer().decode(r.token_ids.tolist()).startswith("bad")]
+            yield [
+                Sequence(r, error="it is bad") if r in bad else Sequence(r, [65] * r.sampling.max_new_tokens)
+                for r in requests
+            ]
+
+
+def run(tmp_path: Path, rows: list[object], loader: EchoLoader | None = None, **knobs: object) -> int:
+    """Run a job over rows, in the run directory tmp_path/runs/rows."""
+    corpus = write_corpus(tmp_path / "rows.jsonl", rows) if rows else tmp_path / "rows.jsonl"
+    values = {"model": "echo", "corpus": (str(corpus),), "runs": str(tmp_path / "runs"), "sampling": SHORT, **knobs}
+    return generate(Job(**values), Single(), loader or EchoLoader(), Stop())  # type: ignore[arg-type]
+
+
+def output(tmp_path: Path) -> list[dict[str, object]]:
+    return read_rows(tmp_path / "runs/rows/completions.jsonl")
+
+
+def summary(tmp_path: Path) -> dict[str, object]:
+    value: dict[str, object] = json.loads((tmp_path / "runs/rows/summary.json").read_text())
+    return value
+
+
+def test_a_row_is_answered_with_id_text_reason_and_usage(tmp_path: Path) -> None:
+    run(tmp_path, [{"id": "a", "prompt": "xyz"}])
+    assert output(tmp_path) == [
+        {
+            "id": "a",
+            "text": "xyzx",
+            "finish_reason": "length",
+            "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+            "error": None,
+        }
+    ]
+
+
+def test_every_other_key_of_a_row_is_carried_under_meta(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "x", "source": {"page": 3}, "größe": 1.5}])
+    assert output(tmp_path)[0]["meta"] == {"source": {"page": 3}, "größe": 1.5}
+
+
+def test_token_ids_are_given_on_request(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "AB"}], return_token_ids=True)
+    assert output(tmp_path)[0]["token_ids"] == [65, 66, 65, 66]
+
+
+def test_rows_come_in_the_order_of_the_corpus(tmp_path: Path) -> None:
+    run(tmp_path, [{"id": n, "prompt": "x" * (1 + 37 * n % 50)} for n in range(50)])
+    assert [row["id"] for row in output(tmp_path)] == list(range(50))
+
+
+def test_equal_greedy_rows_are_generated_once(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "same"}, {"prompt": "other"}, {"prompt": "same"}])
+    assert (summary(tmp_path)["duplicates"], summary(tmp_path)["generated_tokens"]) == (1, 8)
+
+
+def test_equal_sampled_rows_are_generated_each_for_itself(tmp_path: Path) -> None:
+    sampled = {"prompt": "same", "sampling": {"temperature": 1}}
+    run(tmp_path, [sampled, sampled])
+    assert summary(tmp_path)["duplicates"] == 0
+
+
+def test_a_second_run_generates_nothing(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}, {"prompt": "b"}])
+    loader = CountingLoader()
+    assert run(tmp_path, [], loader) == 0
+    assert loader.loads == 0
+
+
+def test_a_second_run_over_an_unchanged_corpus_does_not_tokenize_it_again(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    loader = CountingLoader()
+    run(tmp_path, [], loader)
+    assert loader.checkers == 0
+
+
+def test_a_row_that_is_added_is_the_only_one_generated(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}, {"prompt": "b"}])
+    run(tmp_path, [{"prompt": "new"}, {"prompt": "b"}, {"prompt": "a"}])
+    assert [row["text"] for row in output(tmp_path)] == ["newn", "bbbb", "aaaa"]
+    assert summary(tmp_path)["generated_tokens"] == 4
+
+
+def test_summary_keeps_the_figures_of_every_attempt(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    run(tmp_path, [{"prompt": "a"}, {"prompt": "b"}])
+    attempts = summary(tmp_path)["attempts"]
+    assert isinstance(attempts, list)
+    assert [attempt["generated_tokens"] for attempt in attempts] == [4, 4]
+
+
+def test_summary_has_the_names_that_programs_rely_on(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    assert set(summary(tmp_path)) >= {
+        "rows", "errors", "duplicates", "prompt_tokens", "completion_tokens", "generated_tokens", "ranks", "engine",
+        "dtype", "device", "seconds", "rank_busy_seconds", "attempts",
+    }  # fmt: skip
+
+
+def test_a_request_that_fails_in_the_engine_becomes_an_error_row(tmp_path: Path) -> None:
+    assert run(tmp_path, [{"prompt": "bad one"}, {"prompt": "good"}], EchoLoader(FailingEngine())) == 0
+    assert [row["error"] for row in output(tmp_path)] == [{"kind": "engine", "message": "id 0: it is bad"}, None]
+
+
+def test_an_engine_error_stays_in_a_second_run(tmp_path: Path) -> None:
+    rows = [{"prompt": "bad one"}, {"prompt": "good"}]
+    run(tmp_path, list(rows), EchoLoader(FailingEngine()))
+    loader = CountingLoader()
+    run(tmp_path, [], loader)
+    assert loader.loads == 0
+
+
+def test_retry_errors_generates_them_again_and_the_completion_counts(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "bad one"}, {"prompt": "good"}], EchoLoader(FailingEngine()))
+    run(tmp_path, [], retry_errors=True)
+    run(tmp_path, [])
+    assert [row["error"] for row in output(tmp_path)] == [None, None]
+
+
+def test_another_model_in_the_same_directory_is_refused_naming_the_field(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    with pytest.raises(Refusal, match="model echo:1, and this job has model other:1"):
+        run(tmp_path, [], EchoLoader(model="other"))
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="has no rows"):
+        run(tmp_path, ["", "  "])
+
+
+def test_a_refused_run_can_be_repeated_at_once(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="has no rows"):
+        run(tmp_path, [""])
+    assert run(tmp_path, [{"prompt": "a"}]) == 0
+
+
+def test_a_stop_before_the_first_step_drains_with_75(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "a"}])
+    stop = Stop()
+    stop.request("test")
+    job = Job(model="echo", corpus=(str(corpus),), runs=str(tmp_path / "runs"))
+    assert generate(job, Single(), EchoLoader(), stop) == 75
+    assert (tmp_path / "runs/rows/state").read_text() == "drained\n"
+
+
+def test_several_files_and_a_glob_are_one_corpus(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "b.jsonl", [{"prompt": "b"}])
+    write_corpus(tmp_path / "a.jsonl", [{"prompt": "a"}])
+    first = write_corpus(tmp_path / "z.json", [{"prompt": "z"}])
+    job = Job(model="echo", corpus=(str(first), str(tmp_path / "*.jsonl")), runs=str(tmp_path / "runs"), sampling=SHORT)
+    generate(job, Single(), EchoLoader(), Stop())
+    assert [row["text"] for row in read_rows(tmp_path / "runs/z/completions.jsonl")] == ["zzzz", "aaaa", "bbbb"]
+
+
+def test_show_prints_the_first_prompts_with_their_completions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, [{"prompt": "first"}, {"prompt": "second"}], show=1)
+    assert "> first\nfirs\n" in capsys.readouterr().out

@@ -1,0 +1,70 @@
+"""A completion's key is a hash of what it depends on, and of nothing else."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpc.job import SamplingParams
+from hpc.records import KEY_BYTES, Request, RowId, Tokens, completion_key
+
+DRAWN = SamplingParams(temperature=1.0)
+TOKEN_IDS = st.lists(st.integers(0, 3), max_size=6)
+
+
+def int32(*token_ids: int) -> Tokens:
+    return np.array(token_ids, dtype=np.int32)
+
+
+def test_a_key_has_its_length() -> None:
+    assert len(completion_key(int32(1, 2), SamplingParams(), 0)) == KEY_BYTES
+
+
+@settings(deadline=None)
+@given(TOKEN_IDS, TOKEN_IDS)
+def test_keys_are_equal_exactly_where_the_prompts_are(one: list[int], other: list[int]) -> None:
+    keys = [completion_key(int32(*token_ids), SamplingParams(), 0) for token_ids in (one, other)]
+    assert (keys[0] == keys[1]) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "same", [np.array([1, 2, 3]), np.array([1, 0, 2, 0, 3], dtype=np.int32)[::2], np.array([1, 2, 3], dtype=">i4")]
+)
+def test_a_key_does_not_depend_on_how_the_tokens_lie_in_memory(same: Tokens) -> None:
+    assert completion_key(same, DRAWN, 0) == completion_key(int32(1, 2, 3), DRAWN, 0)
+
+
+@pytest.mark.parametrize("other", ["a", 7])
+def test_equal_greedy_requests_share_a_key_whatever_their_ids(other: RowId) -> None:
+    assert completion_key(int32(1), SamplingParams(), 0) == completion_key(int32(1), SamplingParams(), other)
+
+
+def test_greedy_requests_share_a_key_whatever_their_seeds() -> None:
+    assert completion_key(int32(1), SamplingParams(seed=1), 0) == completion_key(int32(1), SamplingParams(), 0)
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 1), ("a", "b"), (1, "1")])
+def test_sampled_requests_with_other_ids_have_other_keys(one: RowId, other: RowId) -> None:
+    assert completion_key(int32(1), DRAWN, one) != completion_key(int32(1), DRAWN, other)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 0.5}, {"top_k": 3}, {"max_new_tokens": 3}])
+def test_sampled_requests_with_other_parameters_have_other_keys(change: dict[str, Any]) -> None:
+    assert completion_key(int32(1), DRAWN, 0) != completion_key(int32(1), dataclasses.replace(DRAWN, **change), 0)
+
+
+@pytest.mark.parametrize("change", [{"max_new_tokens": 3}, {"stop": ("a",)}, {"ignore_eos": True}])
+def test_greedy_requests_that_end_otherwise_have_other_keys(change: dict[str, Any]) -> None:
+    assert completion_key(int32(1), SamplingParams(), 0) != completion_key(int32(1), SamplingParams(**change), 0)
+
+
+def test_a_lone_surrogate_in_an_id_has_a_key() -> None:
+    assert completion_key(int32(1), DRAWN, "\ud800") != completion_key(int32(1), DRAWN, "\ud801")
+
+
+def test_a_request_holds_its_padded_prompt_and_its_completion() -> None:
+    request = Request(0, 0, int32(1, 2, 3), SamplingParams(max_new_tokens=10), bytes(KEY_BYTES), bucket=8)
+    assert request.most_tokens == 18
