@@ -11,9 +11,9 @@ def aside(path: Path) -> Path:
 
 def finish(path: Path) -> None:
     """Force what was written aside to the disk, rename it to `path`, and force the rename too."""
-    _force(aside(path))
+    force(aside(path))
     os.replace(aside(path), path)
-    _force(path.parent)
+    force(path.parent)
 
 
 def write(path: Path, text: str) -> None:
@@ -22,7 +22,8 @@ def write(path: Path, text: str) -> None:
     finish(path)
 
 
-def _force(path: Path) -> None:
+def force(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

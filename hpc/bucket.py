@@ -10,7 +10,12 @@ MAX_DISTINCT = 4096
 
 
 def boundaries(lengths: Ints, num_buckets: int) -> Ints:
-    """Return the bucket lengths, ascending, that pad the least: at most `num_buckets` of them.
+    """Return the bucket lengths, ascending, that pad the least: at most `num_buckets` of them."""
+    return all_boundaries(lengths, num_buckets)[-1]
+
+
+def all_boundaries(lengths: Ints, num_buckets: int) -> list[Ints]:
+    """Return the best bucket lengths for each number of buckets, from 1 to `num_buckets` or what is enough.
 
     `lengths` has shape [requests], in tokens. Each request is padded to the smallest boundary not
     below its length; the last boundary is the longest length (or the multiple above it, when there
@@ -27,20 +32,44 @@ def boundaries(lengths: Ints, num_buckets: int) -> Ints:
     if len(distinct) > MAX_DISTINCT:
         step = -(-int(distinct[-1]) // MAX_DISTINCT)
         distinct, counts = np.unique(-(-np.asarray(lengths, dtype=np.int64) // step) * step, return_counts=True)
-    if len(distinct) <= num_buckets:
-        return distinct
     length = distinct.tolist()
     below = [0, *np.cumsum(counts).tolist()]
     total, first = [length[j] * below[j + 1] for j in range(len(length))], []
-    for _ in range(num_buckets - 1):
+    found = [distinct[-1:]]
+    for _ in range(min(num_buckets, len(length)) - 1):
         total, chosen = _add_bucket(length, below, total)
         first.append(chosen)
-    ends = [len(length) - 1]
-    for chosen in reversed(first):
-        if chosen[ends[-1]] == 0:
-            break
-        ends.append(chosen[ends[-1]] - 1)
-    return distinct[ends[::-1]]
+        ends = [len(length) - 1]
+        for begins in reversed(first):
+            if begins[ends[-1]] == 0:
+                break
+            ends.append(begins[ends[-1]] - 1)
+        found.append(distinct[ends[::-1]])
+    return found
+
+
+def choose(
+    lengths: Ints, new_tokens: Ints, num_buckets: int, size: int, batch_tokens: int, padding_s: float, step_s: float
+) -> Ints:
+    """Return the bucket lengths, at most `num_buckets`, with which `size` ranks are done first.
+
+    Few buckets pad more, at `padding_s` a token; many make more batches, each of which takes as many
+    steps of `step_s` as its longest completion has tokens, be it full or not. `lengths` and
+    `new_tokens`, in tokens, have shape [requests].
+    """
+    distinct, which, counts = np.unique(lengths, return_inverse=True, return_counts=True)
+    longest_new = np.zeros(len(distinct), dtype=np.int64)
+    np.maximum.at(longest_new, which, new_tokens)
+
+    def seconds(bucket_lengths: Ints) -> float:
+        bucket_of = np.searchsorted(bucket_lengths, distinct)
+        rows = np.bincount(bucket_of, counts, len(bucket_lengths)) / size
+        new = np.zeros(len(bucket_lengths), dtype=np.int64)
+        np.maximum.at(new, bucket_of, longest_new)
+        batches = np.ceil(rows / np.maximum(1, batch_tokens // (bucket_lengths + new)))
+        return float((rows * bucket_lengths).sum() * padding_s + (batches * new).sum() * step_s)
+
+    return min(all_boundaries(lengths, num_buckets), key=seconds)
 
 
 def assign(lengths: Ints, bucket_lengths: Ints) -> Ints:

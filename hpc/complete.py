@@ -45,15 +45,14 @@ def complete(
                 progress.requests += 1
                 progress.prompt_tokens += len(sequence.request.token_ids)
                 progress.generated_tokens += len(completion.token_ids)
-            progress.ended = time.time()
+            progress.ended, progress.waited_s = time.time(), backlog.waited_s
+            progress.busy_s = progress.ended - progress.began - progress.waited_s
     finally:
         close = getattr(sequences, "close", None)
         if close:
             close()
         journal.close()
         records.sort()
-        progress.waited_s = backlog.waited_s
-        progress.busy_s = max(0.0, progress.ended - progress.began - backlog.waited_s)
 
 
 def _finish(finish: Callable[[Sequence], Completion], sequence: Sequence) -> Completion:

@@ -25,6 +25,8 @@ class CostModel:
     """c/B: seconds per generated token, a row's part of a step of a full batch."""
     decode_kv: float = 1.0e-6
     """e: seconds per live token that a step reads."""
+    step: float = 5.0e-2
+    """c: seconds of a step however few rows it has: reading the weights."""
 
     def requests(self, prompt_tokens: Ints, new_tokens: Ints) -> Floats:
         """Predict the seconds that each request takes of a replica working on full batches.

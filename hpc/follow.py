@@ -123,8 +123,7 @@ class Follower:
 
     def _generate(self) -> None:
         given, rank = self.assignment, self.world.rank
-        self._backlog = Backlog(given.job.sampling, lambda: self.world.send(0, Tag.ASK, pack()))
-        self._backlog.pull(0)  # asks, so that the requests come while the model is being loaded
+        self._backlog = Backlog(given.job.sampling, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True)
         progress, began = Progress(), time.monotonic()
         replica = self.loader.load(given.job, given.model_path, given.place)
         progress.load_s = time.monotonic() - began

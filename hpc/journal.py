@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hpc import atomic
 from hpc.records import KEY_BYTES, Completion
 
 LOGGER = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class JournalWriter:
         try:
             if self._file is None:
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+                atomic.force(self.path.parent)  # the file's name must outlive a crash as its records do
             written = os.write(self._file, data)
             while written < len(data):  # a disk that is filling up takes a part, and the next call says why
                 written += os.write(self._file, data[written:])

@@ -58,7 +58,7 @@ class Leader:
             self.world.send(rank, Tag.JOB, pack({**values, "place": asdict(self._places[rank])}))
 
     def start(self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events) -> None:
-        """Tell every other rank to generate; from now on their requests are answered."""
+        """Tell every other rank to generate, and scatter their shards; from now on, who asks for more is answered."""
         self._work, self._dispatcher, self._events = work, dispatcher, events
         self.progress = {rank: Progress() for rank in self.others} | {0: own}
         self._next_print = time.monotonic() + self._print_s
@@ -68,6 +68,8 @@ class Leader:
             self._bar = Bar()
         for rank in self.others:
             self.world.send(rank, Tag.START, pack())
+            # Not on demand: rank 0 may be in a long prefill before the first of them could ask.
+            self.world.send(rank, Tag.PIECE, dispatcher.next_piece(rank))
 
     def on_message(self, message: Message) -> None:
         """Deal with a message of a rank."""

@@ -220,8 +220,13 @@ def plan(attempt: Attempt, tokens: TokenStore) -> tuple[Work, Dispatcher, Journa
             also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
     pending = np.sort(asked_by[~found])
     lengths, new_tokens = tokens.prompt_lengths(pending), tokens.new_tokens[pending]
-    costs = CostModel().requests(lengths, new_tokens)
-    bucket_of = bucket.assign(lengths, bucket.boundaries(lengths, job.buckets)) if len(pending) else lengths
+    cost = CostModel()
+    costs = cost.requests(lengths, new_tokens)
+    bucket_of, least = lengths, 0.0
+    if len(pending):
+        chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
+        bucket_of = bucket.assign(lengths, chosen)
+        least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
     work = Work(
         rows=tokens.num_rows,
         refused=tokens.num_rows - len(rows),
@@ -231,8 +236,8 @@ def plan(attempt: Attempt, tokens: TokenStore) -> tuple[Work, Dispatcher, Journa
     )
     attempt.padding = 1 - float(lengths.sum() / bucket_of.sum()) if len(pending) else 0.0
     attempt.events.write("plan", asdict(work))
-    shards = shard.plan(costs, bucket_of, size, job.tail)
-    dispatcher = Dispatcher(tokens, pending, also, bucket_of, costs, shards, scatter.piece_bytes(size))
+    shards = shard.plan(costs, bucket_of, size, job.tail, least)
+    dispatcher = Dispatcher(tokens, pending, also, bucket_of, costs, shards, scatter.piece_bytes(size), least)
     return work, dispatcher, earlier
 
 

@@ -37,11 +37,13 @@ class Dispatcher:
         costs: Floats,
         plan: shard.Plan,
         max_bytes: int,
+        least: float = 0.0,
     ) -> None:
         """Hold the plan.
 
         `rows`, `buckets` and `costs`, of shape [requests], are the first row that asks for a request,
-        its bucket length and its predicted seconds; `also` names the further rows that ask for it.
+        its bucket length and its predicted seconds; `also` names the further rows that ask for it. A
+        piece has at most `max_bytes`, and of the tail at least `least` seconds.
         """
         self._tokens = tokens
         self._rows = rows
@@ -51,6 +53,7 @@ class Dispatcher:
         self._shards = list(plan.shards)
         self._tail = plan.tail
         self._max_bytes = max_bytes
+        self._least = least
         self.pieces = 0
 
     def next_piece(self, rank: int) -> Buffer:
@@ -60,7 +63,7 @@ class Dispatcher:
             count = len(indices)
         else:
             indices = self._tail
-            count = shard.next_piece(self._costs[indices], len(self._shards))
+            count = shard.next_piece(self._costs[indices], len(self._shards), self._least)
         count = self._fitting(indices[:count])
         chosen, rest = indices[:count], indices[count:]
         if len(self._shards[rank]):
@@ -98,15 +101,16 @@ class Dispatcher:
 class Backlog:
     """A rank's requests that no engine has taken yet: the `Source` of its engine.
 
-    It asks for more before it is empty, so that the answer is there when it is needed.
+    It asks for more before it is empty, so that the answer is there when it is needed; not while
+    it is `expecting` a piece, as at first one that comes without being asked for.
     """
 
-    def __init__(self, defaults: SamplingParams, ask: Callable[[], None]) -> None:
+    def __init__(self, defaults: SamplingParams, ask: Callable[[], None], expecting: bool = False) -> None:
         self._defaults = defaults
         self._ask = ask
         self._requests: deque[Request] = deque()
         self._tokens = 0
-        self._asked = False
+        self._expecting = expecting
         self._last = False
         self.also: dict[int, list[int]] = {}
         """For a request's row, the further rows that it answers."""
@@ -128,8 +132,8 @@ class Backlog:
             room -= request.most_tokens
             self._tokens -= request.most_tokens
             taken.append(request)
-        if self._tokens < num_tokens and not self._asked and not self._last:
-            self._asked = True
+        if self._tokens < num_tokens and not self._expecting and not self._last:
+            self._expecting = True
             self._ask()
         self._note_waiting(not taken and not self.exhausted)
         return taken
@@ -137,7 +141,7 @@ class Backlog:
     def add(self, piece: Buffer) -> None:
         """Take a piece that rank 0 has sent."""
         values, arrays = unpack(piece)
-        self._asked, self._last = False, values["last"]
+        self._expecting, self._last = False, values["last"]
         keys = arrays["keys"].tobytes()
         token_ends, line_ends = np.cumsum(arrays["lengths"]), np.cumsum(arrays["line_lengths"])
         also_ends = np.cumsum(arrays["also_lengths"])

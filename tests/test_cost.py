@@ -40,9 +40,5 @@ def test_each_request_is_predicted_by_itself() -> None:
     assert together.tolist() == [predict(5, 20), predict(700, 3)]
 
 
-def test_the_longest_request_of_int32_does_not_overflow() -> None:
-    assert predict(2**31 - 1, 2**31 - 1) > 0
-
-
 def test_of_no_requests_nothing_is_predicted() -> None:
     assert CostModel().requests(np.empty(0, np.int64), np.empty(0, np.int64)).shape == (0,)

@@ -199,7 +199,8 @@ def test_a_row_that_the_tokenizer_cannot_take_is_refused(
     tmp_path: Path, encoder: Encoder, row: Any, kind: str, text: str
 ) -> None:
     [(_, found_kind, message)] = errors(check(tmp_path, row, encoder=encoder))
-    assert (found_kind, message) == (kind, f"corpus.jsonl:1: {message[16:]}")
+    assert found_kind == kind
+    assert message.startswith("corpus.jsonl:1: ")
     assert text in message
 
 
@@ -318,9 +319,7 @@ def test_a_block_without_rows_has_no_rows(tmp_path: Path) -> None:
     assert {name: len(array) for name, array in rows.items()} == dict.fromkeys(rows, 0)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"), [(1, 1, True), ("1", "1", True), (1, "1", False), ("a", "b", False)]
-)
+@pytest.mark.parametrize(("one", "other", "same"), [(1, 1, True), ("1", "1", True), (1, "1", False), ("a", "b", False)])
 def test_ids_are_hashed_by_type_and_value(tmp_path: Path, one: Any, other: Any, same: bool) -> None:
     hashes = check(tmp_path, {"prompt": "a", "id": one}, {"prompt": "a", "id": other})["id_hashes"]
     assert (hashes[0] == hashes[1]) == same

@@ -24,9 +24,7 @@ def one_bucket(costs: list[float]) -> npt.NDArray[np.int64]:
 
 @settings(deadline=None)
 @given(costs=COSTS, size=st.integers(1, 5), tail=TAIL, data=st.data())
-def test_every_request_is_planned_exactly_once(
-    costs: list[float], size: int, tail: float, data: st.DataObject
-) -> None:
+def test_every_request_is_planned_exactly_once(costs: list[float], size: int, tail: float, data: st.DataObject) -> None:
     bucket_of = data.draw(st.lists(st.integers(1, 4), min_size=len(costs), max_size=len(costs)))
     planned = plan(array(costs), np.array(bucket_of, dtype=np.int64), size, tail)
     assert sorted(np.concatenate([*planned.shards, planned.tail]).tolist()) == list(range(len(costs)))

@@ -49,6 +49,15 @@ def test_1_and_the_string_1_are_different_ids(tmp_path: Path) -> None:
     assert refused(stored(tmp_path, {"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"})) == {}
 
 
+def test_1_and_the_string_1_are_refused_each_for_its_own_earlier_row(tmp_path: Path) -> None:
+    rows = [{"id": identity, "prompt": "a"} for identity in (1, "1", "1", 1)]
+    messages = [error["message"] for _, error in stored(tmp_path, *rows).errors()]
+    assert [message[:54] for message in messages] == [
+        'corpus.jsonl:3: "id" is "1", as at corpus.jsonl:2 alre',
+        'corpus.jsonl:4: "id" is 1, as at corpus.jsonl:1 alread',
+    ]
+
+
 def test_a_row_that_is_refused_for_another_reason_keeps_that_one(tmp_path: Path) -> None:
     assert refused(stored(tmp_path, {"id": "x", "prompt": "a"}, {"id": "x", "prompt": ""})) == {1: "empty"}
 
@@ -73,9 +82,9 @@ def test_errors_come_by_row_whatever_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 1 << 16])
 def test_prompts_come_back_whatever_the_blocks(tmp_path: Path, block_bytes: int) -> None:
-    texts = ["a", "bcd", "éé", "x" * 100]
-    tokens = stored(tmp_path, *[{"prompt": text} for text in texts[:2]], "{", *[{"prompt": text} for text in texts[2:]])
-    expected = [list(text.encode()) for text in (*texts[:2], "", *texts[2:])]
+    texts = ["a", "bcd", "", "éé", "x" * 100]
+    tokens = stored(tmp_path, *[{"prompt": text} for text in texts], "{", block_bytes=block_bytes)
+    expected = [list(text.encode()) for text in (*texts, "")]
     assert [tokens.tokens(row).tolist() for row in range(tokens.num_rows)] == expected
 
 

@@ -5,8 +5,10 @@ In float32 its output is that of `generate` on one prompt at a time: a batch cha
 rounding alone, and a row with a choice that rounding could have changed is generated again alone.
 """
 
+import contextlib
 import gc
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -26,6 +28,10 @@ NOISE = 1e-5
 of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
 
+LONG_S = 0.5
+"""A step that takes longer asks between its layers whether to stop, so that the rank is not deaf meanwhile."""
+
+
 class HFEngine:
     """One replica of a model, driven by `generate`.
 
@@ -43,12 +49,13 @@ class HFEngine:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
         stop = _Stop(on_step)
         halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
-        while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
-            for batch in batches(requests, self._batch_tokens):
-                yield from halver.run(batch)
-                if stop.told:
-                    return
-        yield from halver.flush()
+        with stop.between_layers(self._model):
+            while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
+                for batch in batches(requests, self._batch_tokens):
+                    yield from halver.run(batch)
+                    if stop.told:
+                        return
+            yield from halver.flush()
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Request], on_step: "_Stop") -> list[Sequence]:
@@ -66,13 +73,14 @@ class HFEngine:
         config = GenerationConfig(
             max_new_tokens=max(request.sampling.max_new_tokens for request in batch), do_sample=False, pad_token_id=0
         )
-        self._model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([chooser]),
-            stopping_criteria=StoppingCriteriaList([growing]),
-        )
+        with contextlib.suppress(_Stopped):
+            self._model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([chooser]),
+                stopping_criteria=StoppingCriteriaList([growing]),
+            )
         done = [sequence for row, sequence in enumerate(growing.sequences) if growing.ended[row]]
         for request in growing.close():
             if not on_step():
@@ -106,20 +114,44 @@ def is_out_of_memory(error: Exception) -> bool:
     """Say whether an exception means that there was not enough memory, on a GPU or in the process."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    # The CPU allocator of torch raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    # torch's allocator for the CPU raises a plain RuntimeError, in words that differ with the system.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+    )
+
+
+class _Stopped(Exception):
+    """Leaves a forward pass when the rank was told to stop."""
 
 
 class _Stop:
-    """Remembers that the rank was told to stop."""
+    """Asks whether to stop, and remembers that the answer was yes."""
 
     def __init__(self, on_step: OnStep) -> None:
         self._on_step = on_step
+        self._asked_at = time.monotonic()
         self.told = False
 
     def __call__(self) -> bool:
         self.told = self.told or self._on_step()
+        self._asked_at = time.monotonic()
         return self.told
+
+    @contextlib.contextmanager
+    def between_layers(self, model: torch.nn.Module) -> Iterator[None]:
+        """Ask between the layers of a step that takes long: the prefill of a large batch on a CPU takes a minute."""
+
+        def ask(module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
+            if time.monotonic() - self._asked_at > LONG_S and self():
+                raise _Stopped
+
+        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+        hooks = [layer.register_forward_pre_hook(ask) for layers in lists for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed

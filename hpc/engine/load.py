@@ -66,8 +66,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
 def load(path: Path, device: torch.device, dtype: str, threads: int) -> Any:
     """Load a causal language model for inference, using so many CPU threads."""
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    model.to(device).eval()
+    # With a device map the weights go from the file to the device, and not through a copy in memory.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), device_map={"": device})
+    model.eval()
     # A field that is None in a request's configuration would be filled in from here.
     model.generation_config = GenerationConfig()
     return model

@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from hpc.engine import Engine, Source
 from hpc.engine import Sequence as Grown
@@ -47,9 +48,15 @@ def letters(token_ids: Sequence[int]) -> str:
     return "".join(chr(0x4E00 + int(token)) for token in token_ids)
 
 
+@cache
+def loaded(path: Path) -> Any:
+    """Load a model in float32 on the CPU, as the program does; once, so it must not be changed."""
+    return load(path, CPU, "float32", threads=1)
+
+
 def load_engine(path: Path, batch_tokens: int = 100_000, eos: Sequence[int] = (), decode: Any = letters) -> HFEngine:
-    """Load a model in float32 on the CPU, as the program does."""
-    return HFEngine(load(path, CPU, "float32", threads=1), eos, decode, batch_tokens)
+    """Make an engine of a model in float32 on the CPU."""
+    return HFEngine(loaded(path), eos, decode, batch_tokens)
 
 
 class Steps:
@@ -81,17 +88,20 @@ def generated(engine: Engine, requests: Sequence[Request], on_step: Steps | None
 
 
 class Plain:
-    """A model as transformers loads it, for greedy generation of one prompt."""
+    """A model as transformers loads it, for greedy generation of one prompt.
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    `ends` leaves the model's own end-of-sequence token in force.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu", ends: bool = False) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+        if not ends:
+            self._model.generation_config.eos_token_id = None
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, ends: bool = False) -> list[int]:
-        """Return the tokens after the prompt; `ends` leaves the model's end-of-sequence token in force."""
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Return the tokens after the prompt."""
         input_ids = torch.tensor([list(prompt)], device=self._model.device)
-        eos = {} if ends else {"eos_token_id": -1}
-        config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0, **eos)
         output = self._model.generate(
-            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
+            input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=max_new_tokens, do_sample=False
         )
         return [int(token) for token in output[0, len(prompt) :]]

@@ -1,0 +1,703 @@
+"""The hf engine, with tiny random models in float32, against plain `generate` of one prompt at a time."""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from hpc.engine import Sequence as Grown
+from hpc.engine.hf import HFEngine, batches, is_out_of_memory
+from hpc.engine.load import load, quiet
+from hpc.job import SamplingParams
+from hpc.records import Request, RowId
+from tests.conftest import make_tiny_model
+from tests.engine.oracle import (
+    CPU,
+    Plain,
+    Steps,
+    generated,
+    grow,
+    letters,
+    load_engine,
+    one_bucket,
+    prompts,
+    request,
+)
+from tests.fakes import ListSource
+
+NEW = 12
+ALL = 100_000
+PROMPTS = prompts()
+SAMPLING = [
+    SamplingParams(max_new_tokens=NEW, temperature=0.9),
+    SamplingParams(max_new_tokens=NEW, temperature=1.4, top_k=20),
+    SamplingParams(max_new_tokens=NEW, temperature=0.7, top_p=0.8),
+    SamplingParams(max_new_tokens=NEW, temperature=1.1, top_p=0.95, top_k=50, seed=5),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> None:
+    quiet()
+
+
+@pytest.fixture(scope="module")
+def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLOOM whose layers weigh more: as made, its tied embeddings repeat the last token whatever stood before."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny-bloom"), "bloom")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def near_ties(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A llama in which each token has a twin with all but the same logit: rounding chooses between them."""
+    folder = tmp_path_factory.mktemp("near-ties")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        head = model.lm_head.weight
+        head[129:] = head[:129] * (1 + 3e-7 * torch.randn(129, 64, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounding(near_ties: Path) -> HFEngine:
+    """An engine of the near ties, whose logits are a little different in each batch of more than one row.
+
+    So they are by rounding, on some machines more than on others; here always, by up to a millionth.
+    """
+    model = load(near_ties, CPU, "float32", threads=1)
+    numbers = torch.Generator().manual_seed(0)
+
+    def disturb(_: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        if len(logits) == 1:
+            return logits
+        return logits + 1e-6 * logits.abs().amax() * (2 * torch.rand(logits.shape, generator=numbers) - 1)
+
+    model.lm_head.register_forward_hook(disturb)
+    return HFEngine(model, (), letters, ALL)
+
+
+@pytest.fixture(scope="module", params=["tiny_model", "tiny_bloom"])
+def path(request: pytest.FixtureRequest) -> Path:
+    """A model directory of each kind."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(path: Path) -> list[list[int]]:
+    """The greedy completion of each prompt, by plain `generate`."""
+    plain = Plain(path)
+    return [plain.generate(prompt, NEW) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def llama_greedy(tiny_model: Path) -> list[list[int]]:
+    """The greedy completion of each prompt by the llama, by plain `generate`."""
+    plain = Plain(tiny_model)
+    return [plain.generate(prompt, NEW) for prompt in PROMPTS]
+
+
+def greedy(**values: Any) -> SamplingParams:
+    return SamplingParams(**{"max_new_tokens": NEW, **values})
+
+
+def first_at(tokens: Sequence[int], least: int) -> int:
+    """Return the first index, from `least` on, of a token that stands nowhere before it."""
+    return next(index for index in range(least, len(tokens)) if tokens[index] not in tokens[:index])
+
+
+def by_row(found: dict[RowId, list[int]]) -> list[list[int]]:
+    return [found[row] for row in range(len(found))]
+
+
+# Greedy: what plain generate gives.
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 700, 2000, ALL])
+def test_greedy_output_of_batches_of_any_size_equals_plain_generate(
+    path: Path, expected: list[list[int]], batch_tokens: int
+) -> None:
+    found = generated(load_engine(path, batch_tokens), one_bucket(PROMPTS, greedy()))
+    assert by_row(found) == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_output_of_any_selection_in_any_order_equals_plain_generate(
+    path: Path, expected: list[list[int]], seed: int
+) -> None:
+    order = random.Random(seed).sample(range(len(PROMPTS)), 2 + seed)
+    requests = one_bucket(PROMPTS, greedy())
+    found = generated(load_engine(path), [requests[row] for row in order])
+    assert found == {row: expected[row] for row in order}
+
+
+def test_greedy_output_of_one_prompt_many_times_is_that_of_plain_generate(
+    path: Path, expected: list[list[int]]
+) -> None:
+    found = generated(load_engine(path), one_bucket([PROMPTS[5]] * 7, greedy()))
+    assert by_row(found) == [expected[5]] * 7
+
+
+def test_greedy_output_beside_sampled_rows_equals_plain_generate(path: Path, expected: list[list[int]]) -> None:
+    bucket = len(PROMPTS[-1])
+    requests = [
+        request(prompt, row, SAMPLING[1] if row % 2 else greedy(), bucket) for row, prompt in enumerate(PROMPTS)
+    ]
+    found = generated(load_engine(path), requests)
+    assert by_row(found)[::2] == expected[::2]
+
+
+@pytest.mark.parametrize("rows", [2, 5, 10])
+def test_greedy_choices_that_rounding_changes_are_those_of_plain_generate(
+    near_ties: Path, rounding: HFEngine, rows: int
+) -> None:
+    plain = Plain(near_ties)
+    found = generated(rounding, one_bucket(PROMPTS[:rows], greedy()))
+    assert by_row(found) == [plain.generate(prompt, NEW) for prompt in PROMPTS[:rows]]
+
+
+# Sampled: a request is the same wherever it runs.
+
+
+@pytest.fixture(scope="module")
+def sampled_requests() -> list[Request]:
+    """Each prompt with each way of sampling, all in one bucket."""
+    bucket = len(PROMPTS[-1])
+    pairs = [(prompt, sampling) for prompt in PROMPTS[::3] for sampling in SAMPLING]
+    return [request(prompt, row, sampling, bucket) for row, (prompt, sampling) in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def sampled_alone(path: Path, sampled_requests: list[Request]) -> list[list[int]]:
+    """The completion of each sampled request, each in a run of its own."""
+    engine = load_engine(path)
+    return [generated(engine, [one])[one.id] for one in sampled_requests]
+
+
+@pytest.mark.parametrize("batch_tokens", [1000, 3000, ALL])
+def test_sampled_output_in_batches_of_any_size_is_that_of_the_request_alone(
+    path: Path, sampled_requests: list[Request], sampled_alone: list[list[int]], batch_tokens: int
+) -> None:
+    found = generated(load_engine(path, batch_tokens), sampled_requests)
+    assert by_row(found) == sampled_alone
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sampled_output_in_any_order_is_that_of_the_request_alone(
+    path: Path, sampled_requests: list[Request], sampled_alone: list[list[int]], seed: int
+) -> None:
+    shuffled = random.Random(seed).sample(sampled_requests, len(sampled_requests))
+    assert by_row(generated(load_engine(path, 3000), shuffled)) == sampled_alone
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_sampled_choices_that_rounding_changes_are_those_of_the_request_alone(rounding: HFEngine, seed: int) -> None:
+    cold = greedy(temperature=1e-4, seed=seed)  # cold: rounding is large beside the temperature
+    requests = one_bucket(prompts([20] * 24), cold)
+    alone = [generated(rounding, [one])[one.id] for one in requests]
+    assert by_row(generated(rounding, requests)) == alone
+
+
+@pytest.mark.parametrize("other", [{"identity": "1"}, {"identity": 2}, {"seed": 1}], ids=str)
+def test_another_id_or_seed_gives_another_sampled_output(tiny_model: Path, other: dict[str, Any]) -> None:
+    engine, hot = load_engine(tiny_model), {"max_new_tokens": NEW, "temperature": 1.5}
+    one = generated(engine, [request(PROMPTS[4], 1, SamplingParams(**hot))])
+    identity, seed = other.get("identity", 1), other.get("seed", 0)
+    another = generated(engine, [request(PROMPTS[4], identity, SamplingParams(**hot, seed=seed))])
+    assert one[1] != another[identity]
+
+
+def test_top_k_1_is_greedy(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    found = generated(load_engine(tiny_model), one_bucket(PROMPTS, greedy(temperature=2.0, top_k=1)))
+    assert by_row(found) == llama_greedy
+
+
+# Where a row ends.
+
+
+def test_each_row_ends_at_its_own_max_new_tokens(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    most = [1 + row % 4 for row in range(len(PROMPTS))]
+    bucket = len(PROMPTS[-1])
+    requests = [request(prompt, row, greedy(max_new_tokens=most[row]), bucket) for row, prompt in enumerate(PROMPTS)]
+    found = generated(load_engine(tiny_model), requests)
+    assert by_row(found) == [tokens[:n] for tokens, n in zip(llama_greedy, most, strict=True)]
+
+
+def test_an_end_of_sequence_token_ends_its_row_and_no_other(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    at = first_at(llama_greedy[8], 2)
+    eos = llama_greedy[8][at]
+    found = generated(load_engine(tiny_model, eos=(eos,)), one_bucket(PROMPTS, greedy()))
+    assert by_row(found) == [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in llama_greedy]
+
+
+def test_each_of_several_end_of_sequence_tokens_ends_a_row(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    eos = [llama_greedy[row][first_at(llama_greedy[row], 2)] for row in (4, 8)]
+    found = generated(load_engine(tiny_model, eos=eos), one_bucket([PROMPTS[4], PROMPTS[8]], greedy()))
+    assert [found[0][-1], found[1][-1]] == eos
+
+
+def test_a_row_that_ignores_end_of_sequence_goes_on(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    eos = llama_greedy[8][2]
+    found = generated(load_engine(tiny_model, eos=(eos,)), one_bucket(PROMPTS, greedy(ignore_eos=True)))
+    assert by_row(found) == llama_greedy
+
+
+def test_a_row_that_ignores_end_of_sequence_stands_beside_one_that_does_not(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    at = first_at(llama_greedy[8], 2)
+    both = [request(PROMPTS[8], "goes on", greedy(ignore_eos=True)), request(PROMPTS[8], "ends", greedy())]
+    found = generated(load_engine(tiny_model, eos=(llama_greedy[8][at],)), both)
+    assert found == {"goes on": llama_greedy[8], "ends": llama_greedy[8][: at + 1]}
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_stop_token_ends_a_row(tiny_model: Path, llama_greedy: list[list[int]], ignore_eos: bool) -> None:
+    at = first_at(llama_greedy[8], 2)
+    sampling = greedy(stop_token_ids=(llama_greedy[8][at],), ignore_eos=ignore_eos)
+    found = generated(load_engine(tiny_model), [request(PROMPTS[8], 0, sampling)])
+    assert found[0] == llama_greedy[8][: at + 1]
+
+
+def test_generation_ends_when_all_rows_have(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    at = first_at(llama_greedy[8], 2)
+    steps = Steps()
+    sampling = greedy(stop_token_ids=(llama_greedy[8][at],))
+    generated(load_engine(tiny_model), one_bucket([PROMPTS[8]] * 3, sampling), steps)
+    assert steps.count == at + 1
+
+
+@pytest.mark.parametrize("span", [1, 2, 3])
+@pytest.mark.parametrize("row", [4, 6, 8])
+def test_a_stop_string_of_some_tokens_ends_generation(
+    tiny_model: Path, llama_greedy: list[list[int]], row: int, span: int
+) -> None:
+    text = letters(llama_greedy[row])
+    stop = text[first_at(llama_greedy[row], 3) :][:span]
+    steps = Steps()
+    generated(load_engine(tiny_model), [request(PROMPTS[row], 0, greedy(stop=(stop,)))], steps)
+    assert steps.count == text.index(stop) + span < NEW
+
+
+def test_a_stop_string_that_ends_inside_a_token_ends_generation(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    at, tokens = first_at(llama_greedy[8], 3), llama_greedy[8]
+    engine = load_engine(tiny_model, decode=lambda ids: "".join(f"<{token}>" for token in ids))
+    steps = Steps()
+    stop = f"{tokens[at - 1]}><{tokens[at]}"  # without the ">" of its last token
+    generated(engine, [request(PROMPTS[8], 0, greedy(stop=(stop,)))], steps)
+    assert steps.count == at + 1
+
+
+def test_a_stop_string_of_one_character_in_two_tokens_ends_generation(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    at, tokens = first_at(llama_greedy[8], 3), llama_greedy[8]
+    assert tokens[at - 1] != tokens[at]
+    halves = {tokens[at - 1]: b"\xc3", tokens[at]: b"\xa9"}  # é
+    engine = load_engine(
+        tiny_model, decode=lambda ids: b"".join(halves.get(token, b"x") for token in ids).decode(errors="replace")
+    )
+    steps = Steps()
+    generated(engine, [request(PROMPTS[8], 0, greedy(stop=("é",)))], steps)
+    assert steps.count == at + 1
+
+
+def test_any_of_several_stop_strings_ends_generation(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    text, at = letters(llama_greedy[8]), first_at(llama_greedy[8], 3)
+    steps = Steps()
+    generated(load_engine(tiny_model), [request(PROMPTS[8], 0, greedy(stop=("no", text[at])))], steps)
+    assert steps.count == at + 1
+
+
+def test_a_stop_string_ends_no_row_that_does_not_ask_for_it(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    stop = letters(llama_greedy[8])[3]
+    requests = [request(PROMPTS[8], "stops", greedy(stop=(stop,))), request(PROMPTS[8], "goes on", greedy())]
+    assert generated(load_engine(tiny_model), requests)["goes on"] == llama_greedy[8]
+
+
+# Steps, and being told to stop.
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_on_step_is_called_at_every_token(tiny_model: Path, rows: int) -> None:
+    steps = Steps()
+    generated(load_engine(tiny_model), one_bucket(PROMPTS[:rows], greedy()), steps)
+    assert steps.count == NEW
+
+
+def stoppable(count: int) -> list[Request]:
+    """Requests that end after 1, 2, … tokens, in one bucket."""
+    return [request(PROMPTS[row], row, greedy(max_new_tokens=row + 1), 200) for row in range(count)]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 6])
+def test_when_told_to_stop_only_the_finished_rows_are_yielded(tiny_model: Path, stop_at: int) -> None:
+    found = generated(load_engine(tiny_model), stoppable(8), Steps(stop_at))
+    assert sorted(found, key=str) == list(range(stop_at))
+
+
+def test_when_told_to_stop_the_finished_rows_are_complete(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    found = generated(load_engine(tiny_model), stoppable(8), Steps(4))
+    assert by_row(found) == [llama_greedy[row][: row + 1] for row in range(4)]
+
+
+def test_when_told_to_stop_no_further_step_is_made(tiny_model: Path) -> None:
+    steps = Steps(3)
+    generated(load_engine(tiny_model), stoppable(8), steps)
+    assert steps.count == 3
+
+
+@pytest.mark.parametrize("batch_tokens", [1, ALL])
+def test_when_told_to_stop_no_further_batch_is_begun(tiny_model: Path, batch_tokens: int) -> None:
+    # At a batch of 1 token the next is pulled; at many it is of the same pull, in another bucket.
+    requests = [request(PROMPTS[row], row, greedy(max_new_tokens=3), 50 + row) for row in range(4)]
+    found = generated(load_engine(tiny_model, batch_tokens), requests, Steps(4))
+    assert list(found) == [0]
+
+
+def test_when_told_to_stop_no_close_choice_is_generated_again(near_ties: Path) -> None:
+    steps = Steps(1)
+    list(grow(load_engine(near_ties), ListSource(one_bucket(PROMPTS, greedy())), steps))
+    assert steps.count == 1
+
+
+def test_an_engine_that_was_told_to_stop_can_be_used_again(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    engine = load_engine(tiny_model)
+    generated(engine, one_bucket(PROMPTS, greedy()), Steps(3))
+    assert by_row(generated(engine, one_bucket(PROMPTS, greedy()))) == llama_greedy
+
+
+def test_an_engine_that_was_closed_can_be_used_again(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    engine = load_engine(tiny_model, batch_tokens=1)
+    running = engine.generate(ListSource(one_bucket(PROMPTS, greedy())), Steps())
+    next(iter(running))
+    running.close()  # type: ignore[attr-defined]
+    assert by_row(generated(engine, one_bucket(PROMPTS, greedy()))) == llama_greedy
+
+
+class LateSource(ListSource):
+    """A source whose requests come only when it is looked at for the third time."""
+
+    def __init__(self, requests: Sequence[Request], looks: int = 3) -> None:
+        super().__init__(requests)
+        self.looks = looks
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        self.looks -= 1
+        return [] if self.looks > 0 else super().pull(num_tokens)
+
+
+def test_an_engine_waits_for_requests_that_come_late(tiny_model: Path) -> None:
+    source = LateSource(one_bucket(PROMPTS[:2], greedy()))
+    assert [grown.request.id for grown in grow(load_engine(tiny_model), source)] == [0, 1]
+
+
+def test_on_step_is_called_while_the_engine_waits(tiny_model: Path) -> None:
+    steps = Steps(2)
+    found = list(grow(load_engine(tiny_model), LateSource(one_bucket(PROMPTS[:2], greedy()), looks=10), steps))
+    assert (found, steps.count) == ([], 2)
+
+
+def test_an_exhausted_source_ends_the_engine_at_once(tiny_model: Path) -> None:
+    steps = Steps()
+    assert (list(grow(load_engine(tiny_model), ListSource([]), steps)), steps.count) == ([], 0)
+
+
+def test_a_close_choice_costs_steps_of_its_own_row_alone(near_ties: Path) -> None:
+    together, alone = Steps(), Steps()
+    engine = load_engine(near_ties)
+    generated(engine, one_bucket(PROMPTS[:3], greedy()), together)
+    generated(engine, one_bucket(PROMPTS[:1], greedy()), alone)
+    assert (alone.count, together.count > NEW) == (NEW, True)
+
+
+def test_in_bfloat16_nothing_is_generated_twice(near_ties: Path) -> None:
+    engine = HFEngine(load(near_ties, CPU, "bfloat16", threads=1), (), letters, ALL)
+    steps = Steps()
+    generated(engine, one_bucket(PROMPTS, greedy()), steps)
+    assert steps.count == NEW
+
+
+# Sampling comes from the request only.
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"do_sample": True, "temperature": 5.0, "top_k": 7},
+        {"num_beams": 3},
+        {"suppress_tokens": list(range(128))},
+        {"begin_suppress_tokens": list(range(128))},
+        {"max_length": 3},
+        {"max_new_tokens": 3},
+        {"eos_token_id": list(range(258))},
+        {"forced_eos_token_id": 7},
+        {"stop_strings": ["a"]},
+        {"guidance_scale": 3.0},
+        {"num_return_sequences": 2, "do_sample": True},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_what_the_model_directory_says_of_generation_has_no_influence(
+    tiny_model: Path, tmp_path: Path, llama_greedy: list[list[int]], own: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    found = generated(load_engine(folder), one_bucket(PROMPTS, greedy()))
+    assert by_row(found) == llama_greedy
+
+
+# Batches.
+
+
+@st.composite
+def cut_requests(draw: st.DrawFn) -> list[Request]:
+    """Requests of few buckets, not always sorted by them."""
+    shapes = draw(st.lists(st.tuples(st.sampled_from([1, 2, 5, 8]), st.integers(0, 8), st.integers(1, 9)), max_size=40))
+    if draw(st.booleans()):
+        shapes.sort()
+    return [
+        request([1] * max(1, bucket - short), row, greedy(max_new_tokens=new), bucket)
+        for row, (bucket, short, new) in enumerate(shapes)
+    ]
+
+
+def held(batch: Sequence[Request]) -> int:
+    """Return how many tokens a batch holds when it ends, padding included."""
+    return len(batch) * max(one.most_tokens for one in batch)
+
+
+ANY_BUDGET = st.integers(1, 80)
+
+
+@settings(deadline=None)
+@given(cut_requests(), ANY_BUDGET)
+def test_cutting_loses_no_request_and_keeps_the_order(requests: list[Request], batch_tokens: int) -> None:
+    assert [one for batch in batches(requests, batch_tokens) for one in batch] == requests
+
+
+@settings(deadline=None)
+@given(cut_requests(), ANY_BUDGET)
+def test_a_batch_is_of_one_bucket(requests: list[Request], batch_tokens: int) -> None:
+    assert all(len({one.bucket for one in batch}) == 1 for batch in batches(requests, batch_tokens))
+
+
+@settings(deadline=None)
+@given(cut_requests(), ANY_BUDGET)
+def test_a_batch_of_more_than_one_request_keeps_to_the_budget(requests: list[Request], batch_tokens: int) -> None:
+    assert all(len(batch) == 1 or held(batch) <= batch_tokens for batch in batches(requests, batch_tokens))
+
+
+@settings(deadline=None)
+@given(cut_requests(), ANY_BUDGET)
+def test_a_batch_ends_only_where_the_next_request_does_not_go_with_it(
+    requests: list[Request], batch_tokens: int
+) -> None:
+    cut = list(batches(requests, batch_tokens))
+    for batch, following in pairwise(cut):
+        assert following[0].bucket != batch[0].bucket or held([*batch, following[0]]) > batch_tokens
+
+
+# Failures.
+
+
+def real_out_of_memory() -> Exception:
+    """Return what torch raises where the CPU has not so much memory: 4 PB are beyond its address space."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("shape mismatch"), False),
+        (RuntimeError(), False),
+        (ValueError("not enough memory"), False),
+        (IndexError("index out of range in self"), False),
+    ],
+    ids=repr,
+)
+def test_what_is_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def test_what_the_cpu_allocator_raises_is_out_of_memory() -> None:
+    assert is_out_of_memory(real_out_of_memory())
+
+
+@pytest.fixture
+def poisoned(tiny_model: Path) -> Iterator[tuple[HFEngine, Any]]:
+    """An engine with the embeddings of its model, to be poisoned."""
+    model = load(tiny_model, CPU, "float32", threads=1)
+    with torch.no_grad():
+        yield HFEngine(model, (), letters, ALL), model.get_input_embeddings().weight
+
+
+def poison_token(all_prompts: Sequence[Sequence[int]], row: int) -> int:
+    """Return a token that stands in this prompt alone."""
+    others = {token for index, prompt in enumerate(all_prompts) if index != row for token in prompt}
+    return next(token for token in all_prompts[row] if token not in others)
+
+
+def errors_of(engine: HFEngine, requests: Sequence[Request]) -> dict[RowId, str | None]:
+    return {grown.request.id: grown.error for grown in grow(engine, ListSource(requests))}
+
+
+@pytest.mark.parametrize("bad", [0, 3, 5])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_whose_logits_are_no_numbers_is_the_only_error(
+    poisoned: tuple[HFEngine, Any], bad: int, value: float
+) -> None:
+    engine, embeddings = poisoned
+    embeddings[poison_token(PROMPTS[:6], bad)] = value
+    errors = errors_of(engine, one_bucket(PROMPTS[:6], greedy()))
+    assert [row for row in range(6) if errors[row] is not None] == [bad]
+
+
+def test_a_row_whose_logits_are_no_numbers_says_what_to_try(poisoned: tuple[HFEngine, Any]) -> None:
+    engine, embeddings = poisoned
+    embeddings[PROMPTS[4][0]] = torch.nan
+    assert "try another dtype" in (errors_of(engine, [request(PROMPTS[4])])[0] or "")
+
+
+def test_rows_beside_one_whose_logits_are_no_numbers_are_what_they_were(
+    poisoned: tuple[HFEngine, Any], llama_greedy: list[list[int]]
+) -> None:
+    engine, embeddings = poisoned
+    token = poison_token(PROMPTS[:6], 3)
+    embeddings[token] = torch.nan
+    grown = list(grow(engine, ListSource(one_bucket(PROMPTS[:6], greedy()))))
+    safe = [row for row in range(6) if row != 3 and token not in llama_greedy[row]]
+    assert {g.request.id: g.token_ids for g in grown if g.request.id in safe} == {r: llama_greedy[r] for r in safe}
+
+
+def test_logits_that_become_no_numbers_in_the_middle_are_an_error(
+    poisoned: tuple[HFEngine, Any], llama_greedy: list[list[int]]
+) -> None:
+    engine, embeddings = poisoned
+    at = first_at(llama_greedy[4], 3)
+    assert llama_greedy[4][at] not in PROMPTS[4]
+    embeddings[llama_greedy[4][at]] = torch.nan
+    [grown] = grow(engine, ListSource([request(PROMPTS[4], 0, greedy())]))
+    assert grown.error is not None
+    assert grown.token_ids[: at + 1] == llama_greedy[4][: at + 1]
+
+
+def test_logits_that_are_no_numbers_after_the_end_of_a_row_are_no_error(
+    poisoned: tuple[HFEngine, Any], llama_greedy: list[list[int]]
+) -> None:
+    engine, embeddings = poisoned
+    at = first_at(llama_greedy[4], 3)
+    last = llama_greedy[4][at]
+    assert last not in PROMPTS[4] + PROMPTS[5] + llama_greedy[5]
+    embeddings[last] = torch.nan
+    ends = request(PROMPTS[4], "ends", greedy(max_new_tokens=at + 1), 50)
+    assert errors_of(engine, [ends, request(PROMPTS[5], "goes on", greedy(), 50)]) == {"ends": None, "goes on": None}
+
+
+class RecordingSource(ListSource):
+    """A source that hands out a few requests at a time and remembers how many tokens were asked for."""
+
+    def __init__(self, requests: Sequence[Request], most: int) -> None:
+        super().__init__(requests)
+        self.asked: list[int] = []
+        self._most = most
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        self.asked.append(num_tokens)
+        taken, self.requests = self.requests[: self._most], self.requests[self._most :]
+        return taken
+
+
+class SmallMemory:
+    """A hook before the forward pass of a model: more than `most` rows do not fit."""
+
+    def __init__(self, path: Path, most: int, error: type[Exception] = RuntimeError, batch_tokens: int = ALL) -> None:
+        model = load(path, CPU, "float32", threads=1)
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self.engine = HFEngine(model, (), letters, batch_tokens)
+        self.refused: list[int] = []
+        self._most = most
+        self._error = error
+
+    def _before(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        rows = len(kwargs["input_ids"])
+        if rows > self._most:
+            self.refused.append(rows)
+            raise self._error("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
+
+
+@pytest.mark.parametrize(
+    ("most", "error"),
+    [(1, RuntimeError), (2, RuntimeError), (3, RuntimeError), (3, MemoryError), (3, torch.cuda.OutOfMemoryError)],
+)
+def test_when_memory_is_short_all_rows_still_complete(
+    tiny_model: Path, llama_greedy: list[list[int]], most: int, error: type[Exception]
+) -> None:
+    memory = SmallMemory(tiny_model, most, error)
+    assert by_row(generated(memory.engine, one_bucket(PROMPTS[:7], greedy()))) == llama_greedy[:7]
+
+
+def test_when_memory_is_short_later_pulls_ask_for_fewer_tokens(tiny_model: Path) -> None:
+    source = RecordingSource(one_bucket(PROMPTS, greedy()), most=4)
+    list(grow(SmallMemory(tiny_model, 2).engine, source))
+    assert source.asked[1] < source.asked[0]
+
+
+def test_when_memory_is_not_short_all_pulls_ask_for_the_same(tiny_model: Path) -> None:
+    source = RecordingSource(one_bucket(PROMPTS, greedy()), most=4)
+    list(grow(SmallMemory(tiny_model, 4).engine, source))
+    assert set(source.asked) == {ALL}
+
+
+def test_once_the_budget_has_shrunk_no_more_batches_fail(tiny_model: Path) -> None:
+    requests = one_bucket([PROMPTS[4]] * 24, greedy())
+    memory = SmallMemory(tiny_model, 4, batch_tokens=8 * requests[0].most_tokens)
+    generated(memory.engine, requests)
+    assert memory.refused == [8]
+
+
+def test_a_row_that_does_not_fit_in_memory_alone_is_an_error(tiny_model: Path) -> None:
+    errors = errors_of(SmallMemory(tiny_model, 0).engine, one_bucket(PROMPTS[:3], greedy()))
+    assert errors == dict.fromkeys(range(3), "it does not fit in memory, even alone")
+
+
+def test_a_row_that_the_model_refuses_is_the_only_error(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    all_prompts = [*PROMPTS[:5], [999], *PROMPTS[5:]]  # no such token: the embedding raises
+    grown = list(grow(load_engine(tiny_model), ListSource(one_bucket(all_prompts, greedy()))))
+    assert [g.request.id for g in grown if g.error] == [5]
+
+
+def test_rows_beside_one_that_the_model_refuses_are_what_they_were(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    all_prompts = [*PROMPTS, [999]]
+    grown: list[Grown] = list(grow(load_engine(tiny_model), ListSource(one_bucket(all_prompts, greedy()))))
+    assert by_row({g.request.id: g.token_ids for g in grown if not g.error}) == llama_greedy

@@ -1,0 +1,65 @@
+"""What the README shows is what there is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, write_corpus
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith(("scattergen ", "mpirun "))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(command: str, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "M").symlink_to(tiny_model)
+    write_corpus(tmp_path / "prompts.jsonl", [{"prompt": "once", "sampling": {"max_new_tokens": 4}}])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        command, shell=True, check=True, cwd=tmp_path, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    )
+    assert (tmp_path / "runs/prompts/completions.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_the_readme_has_commands_to_test() -> None:
+    assert len(COMMANDS) >= 2
+
+
+def test_the_job_file_in_the_readme_is_the_demo() -> None:
+    assert (ROOT / "jobs/demo.py").read_text(encoding="utf-8") in README
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    named = set(re.findall(r"\b(?:hpc|jobs|tests)/[\w/]*\.?\w+", README))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_sampling_parameter_is_in_the_readme() -> None:
+    import dataclasses
+
+    from hpc import SamplingParams
+
+    assert [f.name for f in dataclasses.fields(SamplingParams) if f"`{f.name}`" not in README] == []
+
+
+def test_the_demo_corpus_begins_with_the_three_prompts_and_has_64_rows() -> None:
+    import json
+
+    rows = [json.loads(line) for line in (ROOT / "jobs/demo.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["messages"][0]["content"] for row in rows[:3]] == [
+        "Hello, how are you?",
+        "What's the weather like today?",
+        "I love programming.",
+    ]
+    assert len(rows) >= 64
