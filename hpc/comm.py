@@ -95,7 +95,9 @@ class Comm(Protocol):
 def pack(values: Mapping[str, Any] | None = None, **arrays: npt.NDArray[Any]) -> Buffer:
     """Serialise JSON `values` and numpy `arrays` into one buffer of bytes."""
     header = np.frombuffer(json.dumps(values or {}).encode(), dtype=np.uint8)
-    return np.frombuffer(safetensors.save({"": header, **arrays}), dtype=np.uint8)
+    return np.frombuffer(
+        safetensors.save({"": header, **{name: np.array(a, order="C") for name, a in arrays.items()}}), dtype=np.uint8
+    )
 
 
 def unpack(array: Buffer) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -221,7 +223,7 @@ def connect() -> Comm:
         comm = World(MPI)
         library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError where no libmpi is found
-        why_no_mpi = str(error).splitlines()[0]
+        why_no_mpi = (str(error) or type(error).__name__).splitlines()[0]
         library = "none"
     check_world(comm.size, os.environ, library, why_no_mpi)
     return comm

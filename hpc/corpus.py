@@ -19,6 +19,7 @@ from hpc.records import RowId
 PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = (*PROMPT_KEYS, "id", "sampling")
+MAX_DEPTH = 100
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -128,6 +129,8 @@ def decode(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RowError("not_json", f"{_short(text)} is not JSON ({reason}); each line must be one object") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise RowError("not_json", f"{_short(text)} is nested too deeply; at most {MAX_DEPTH} levels can be carried")
     if not isinstance(value, dict):
         raise RowError("not_object", f'{_short(text)} is not an object; a row looks like {{"prompt": "…"}}')
     return value
@@ -173,6 +176,15 @@ def _finite(number: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"{number} is too large for a number")
     return value
+
+
+def _depth(value: object) -> int:
+    """Return how deeply lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        depth += 1
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    return depth
 
 
 def _short(value: object) -> str:

@@ -17,6 +17,9 @@ class Refusal(Exception):
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+_INT_MAX = 2**31 - 1
+
+
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
         raise ValueError(f'"{name}" is {value!r}; {rule}')
@@ -28,6 +31,13 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return _is_int(value) or isinstance(value, float)
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 @dataclass(frozen=True)
@@ -54,28 +64,32 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _require(_is_int(self.max_new_tokens), "max_new_tokens", self.max_new_tokens, "it must be an integer")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "it must be at least 1")
+        _require(
+            self.max_new_tokens <= _INT_MAX, "max_new_tokens", self.max_new_tokens, f"it must be at most {_INT_MAX}"
+        )
         _require(_is_number(self.temperature), "temperature", self.temperature, "it must be a number")
         _require(
-            self.temperature == 0 or 1e-4 <= self.temperature < float("inf"),
+            self.temperature == 0 or 1e-4 <= self.temperature <= 1e4,
             "temperature",
             self.temperature,
-            "it must be 0 (greedy), or finite and at least 0.0001",
+            "it must be 0 (greedy), or from 0.0001 to 10000",
         )
         _require(_is_number(self.top_p), "top_p", self.top_p, "it must be a number")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "it must be above 0 and at most 1 (1 is off)")
         _require(_is_int(self.top_k), "top_k", self.top_k, "it must be an integer")
-        _require(self.top_k >= 0, "top_k", self.top_k, "it must be at least 0 (0 is off)")
+        _require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 (off) to {_INT_MAX}")
         _require(
-            isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop),
+            isinstance(self.stop, tuple) and all(_is_text(string) for string in self.stop),
             "stop",
             self.stop,
-            "it must be a list of non-empty strings",
+            "it must be a list of non-empty strings of Unicode text",
         )
         _require(
-            isinstance(self.stop_token_ids, tuple) and all(_is_int(t) and t >= 0 for t in self.stop_token_ids),
+            isinstance(self.stop_token_ids, tuple)
+            and all(_is_int(t) and 0 <= t <= _INT_MAX for t in self.stop_token_ids),
             "stop_token_ids",
             self.stop_token_ids,
-            "it must be a list of token ids (integers from 0)",
+            f"it must be a list of token ids (integers from 0 to {_INT_MAX})",
         )
         _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
         _require(_is_int(self.seed), "seed", self.seed, "it must be an integer")
@@ -156,6 +170,7 @@ class Job:
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
+        _require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
         _require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
         _require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")

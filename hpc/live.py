@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc.progress import Progress, Work, describe, overall
-from hpc.rundir import RunDirectory
+from hpc.rundir import RunDirectory, attempt_and_rank
 
 FOLLOW_S = 1.0
 SHOWN_RANKS = 32
@@ -33,15 +33,14 @@ class Picture:
 
     def refresh(self) -> None:
         """Take in the events written since the last time."""
-        paths = sorted((self.directory.path / "events").glob("*.jsonl"))
+        paths = {attempt_and_rank(path): path for path in (self.directory.path / "events").glob("*.jsonl")}
         if not paths:
             return
-        attempt = int(paths[-1].name[:4])
+        attempt = max(paths)[0]
         if attempt != self.attempt:
             self.attempt, self.work, self.phase, self.ranks, self._read = attempt, None, "new", {}, {}
-        for path in paths:
-            if path.name.startswith(f"{attempt:04d}-"):
-                rank = int(path.stem[5:])
+        for (of_attempt, rank), path in sorted(paths.items()):
+            if of_attempt == attempt:
                 for event in self._new_events(path):
                     self._take(rank, event)
 

@@ -23,6 +23,7 @@ class OutputRow:
     id: RowId
     line: bytes | None
     error: bool = False
+    prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
@@ -55,7 +56,7 @@ def merge(
             completion = _decode(answer)
             tokens = int(prompt_tokens[row])
             line = _line(identity, completion, tokens, completion.error, value, return_token_ids)
-            yield OutputRow(row, identity, line, completion.error is not None, len(completion.token_ids))
+            yield OutputRow(row, identity, line, completion.error is not None, tokens, len(completion.token_ids))
             answer = next(answers, None)
         else:
             yield OutputRow(row, identity, None)

@@ -86,7 +86,7 @@ def _from_hub(model: str) -> tuple[Path, str]:
             huggingface_hub.snapshot_download(model, ignore_patterns=["*.gguf", "*.onnx", "*.h5", "*.msgpack"])
         )
     except Exception as error:  # an id that is none, no network, no such model: the hub has many exceptions
-        reason = str(error).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(
             f'model "{model}" is no folder or .gguf file here, and the hub did not give it: {reason}'
         ) from error

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from hpc import atomic
 from hpc.corpus import Blocks
@@ -57,7 +56,7 @@ def journal_records(tokens: TokenStore, index: JournalIndex) -> Iterator[Record]
     return zip(rows.tolist(), index.read(numbers[rows].tolist()), strict=True)
 
 
-def write(path: Path, rows: Iterable[OutputRow], prompt_tokens: npt.NDArray[np.int64]) -> Counts:
+def write(path: Path, rows: Iterable[OutputRow]) -> Counts:
     """Write output rows to `path`, leaving out missing ones; the file is there whole or not at all."""
     counts = Counts()
     try:
@@ -69,7 +68,7 @@ def write(path: Path, rows: Iterable[OutputRow], prompt_tokens: npt.NDArray[np.i
                 file.write(row.line)
                 counts.rows += 1
                 counts.errors += row.error
-                counts.prompt_tokens += int(prompt_tokens[row.row])
+                counts.prompt_tokens += row.prompt_tokens
                 counts.completion_tokens += row.completion_tokens
         atomic.finish(path)
     except BaseException:

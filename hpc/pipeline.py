@@ -286,7 +286,7 @@ def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex
     rows = output.output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
     path = attempt.directory.completions
     try:
-        counts = output.write(path, rows, tokens.prompt_tokens)
+        counts = output.write(path, rows)
     except OSError as error:
         raise RuntimeError(
             f"cannot write {path}: {error}; every completion is in the journals: make room, and run the same command "

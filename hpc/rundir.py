@@ -55,7 +55,7 @@ class RunDirectory:
 
     def journals(self) -> list[Path]:
         """All journals, the earliest attempt first."""
-        return sorted((self.path / "journal").glob("*.jsonl"))
+        return sorted((self.path / "journal").glob("*.jsonl"), key=attempt_and_rank)
 
     def events(self, attempt: int, rank: int) -> Path:
         """One rank's progress in one attempt."""
@@ -144,8 +144,8 @@ class RunDirectory:
 
     def next_attempt(self) -> int:
         """Return a number above those of all attempts that left anything, from 1."""
-        names = [path.name for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
-        return 1 + max((int(name[:4]) for name in names if name[:4].isdigit()), default=0)
+        paths = [path for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
+        return 1 + max((attempt_and_rank(path)[0] for path in paths), default=0)
 
     def read_job(self) -> dict[str, Any] | None:
         """Return what `job.json` holds, or None before the first attempt."""
@@ -177,6 +177,12 @@ class RunDirectory:
                     f"{bound[name]}: its completions would not belong together. Choose another --name, or remove "
                     "the run directory"
                 )
+
+
+def attempt_and_rank(path: Path) -> tuple[int, int]:
+    """Return the numbers in the name of a journal, log or event file; zeros for another file's."""
+    attempt, _, rank = path.stem.partition("-")
+    return (int(attempt), int(rank)) if attempt.isdigit() and rank.isdigit() else (0, 0)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

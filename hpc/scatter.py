@@ -76,7 +76,10 @@ class Dispatcher:
 
     def _fitting(self, indices: Ints) -> int:
         """Return how many of the requests make up at most a piece: one at least, however large."""
-        sizes = np.cumsum(4 * self._tokens.prompt_lengths(self._rows[indices]) + 64)
+        rows = self._rows[indices]
+        also = np.array([len(self._also.get(row, ())) for row in rows.tolist()], dtype=np.int64)
+        each = 4 * self._tokens.prompt_lengths(rows) + self._tokens.request_bytes(rows) + 8 * also + 64
+        sizes = np.cumsum(each)
         return max(1, int(np.searchsorted(sizes, self._max_bytes, side="right")))
 
     def _pack(self, indices: Ints, last: bool) -> Buffer:

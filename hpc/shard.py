@@ -23,8 +23,8 @@ class Plan:
 def plan(costs: Floats, bucket_of: Ints, size: int, tail: float, least: float = 0.0) -> Plan:
     """Share out requests over `size` ranks.
 
-    `costs` (seconds) and `bucket_of` (tokens) have shape [requests]. The cheapest requests, up to
-    the share `tail` of all cost, stay back. The rest goes by longest processing time first: the
+    `costs` (seconds) and `bucket_of` (tokens) have shape [requests]. The cheapest requests, with at
+    least the share `tail` of all cost, stay back. The rest goes by longest processing time first: the
     dearest to the rank with the least so far, at most 4/3 - 1/(3*size) times the best makespan
     (Graham 1969). Within a shard, buckets come longest first, so that batches are of one bucket
     and the dear ones start early. One rank needs no tail; nor is there one that would not give every

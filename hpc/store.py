@@ -140,6 +140,13 @@ class TokenStore:
     """A complete token store, memory-mapped: prompts, keys and errors of every row."""
 
     def __init__(self, folder: Path) -> None:
+        """Open the store in a run directory; raise `StoreError` if it is not there, or not whole."""
+        try:
+            self._open(folder)
+        except (OSError, ValueError, LookupError) as error:
+            raise StoreError(f"{folder}: the token store is damaged ({error}); run the job again") from error
+
+    def _open(self, folder: Path) -> None:
         try:
             values = json.loads((folder / _STORE).read_text())
         except FileNotFoundError:
@@ -167,7 +174,7 @@ class TokenStore:
     @property
     def prompt_tokens(self) -> Ints:
         """Length of each row's prompt, shape [rows]; 0 for a refused row."""
-        return np.diff(self.offsets[:, Column.TOKENS])
+        return np.where(self.good, np.diff(self.offsets[:, Column.TOKENS]), 0)
 
     @property
     def new_tokens(self) -> Ints:
@@ -195,6 +202,11 @@ class TokenStore:
     def prompt_lengths(self, rows: Ints) -> Ints:
         """Return the lengths of the prompts of some rows, in tokens."""
         lengths: Ints = self.offsets[rows + 1, Column.TOKENS] - self.offsets[rows, Column.TOKENS]
+        return lengths
+
+    def request_bytes(self, rows: Ints) -> Ints:
+        """Return the lengths of the lines of some rows in requests.jsonl, in bytes."""
+        lengths: Ints = self.offsets[rows + 1, Column.REQUEST] - self.offsets[rows, Column.REQUEST]
         return lengths
 
     def key(self, row: int) -> bytes:

@@ -67,7 +67,7 @@ def write(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
 def show(directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[Path]) -> None:
     """Print the summary, after the first `examples` prompts with their completions."""
     for prompt, text in _examples(directory, examples, files):
-        print(f"\n> {prompt}\n{text}")
+        print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
     seconds, generated = values["seconds"], values["generated_tokens"]
     lines = [
         f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
@@ -110,6 +110,7 @@ def _prompt(text: bytes) -> str:
         value = decode(text)
     except RowError:
         return text.decode(errors="replace")
-    if "messages" in value:
-        return str(value["messages"][-1]["content"])
-    return str(value.get("prompt", value.get("prompt_token_ids")))
+    messages = value.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        return str(messages[-1].get("content"))
+    return str(value.get("prompt") or value.get("prompt_token_ids"))

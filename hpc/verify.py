@@ -83,5 +83,5 @@ def _difference(value: dict[str, Any] | None, row: OutputRow) -> str:
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -57,7 +57,7 @@ def merge(path: Path) -> int:
     missing = int(run.tokens.good.sum()) - run.answered()
     target = run.directory.partial if missing else run.directory.completions
     try:
-        counts = output.write(target, run.rows(), run.tokens.prompt_tokens)
+        counts = output.write(target, run.rows())
     except (MergeError, OSError) as error:
         print(f"scattergen: {path}: {error}", file=sys.stderr)
         return FAULT

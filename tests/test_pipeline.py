@@ -199,3 +199,32 @@ def test_show_prints_the_first_prompts_with_their_completions(
 ) -> None:
     run(tmp_path, [{"prompt": "first"}, {"prompt": "second"}], show=1)
     assert "> first\nfirs\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [{"messages": None, "prompt": "a"}, {"messages": []}, {"prompt": "\ud800"}, "[1"])
+def test_show_prints_any_row_there_can_be(tmp_path: Path, first: object) -> None:
+    assert run(tmp_path, [first, {"prompt": "b"}], show=2) == 0
+
+
+@pytest.mark.parametrize("levels", [90, 101, 950, 990, 996, 1000, 5000])
+def test_deep_nesting_ends_no_run(tmp_path: Path, levels: int) -> None:
+    deep = "[" * levels + "]" * levels
+    assert run(tmp_path, ['{"prompt": ' + deep + "}", '{"prompt": "a", "kept": ' + deep + "}"]) == 0
+
+
+def test_nesting_that_can_be_carried_is_carried(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a", "kept": [[[{"b": [1]}]]]}])
+    assert output(tmp_path)[0]["meta"] == {"kept": [[[{"b": [1]}]]]}
+
+
+def test_a_refused_row_adds_nothing_to_the_prompt_tokens(tmp_path: Path) -> None:
+    run(tmp_path, [{"id": "x", "prompt": "aaaa"}, {"id": "x", "prompt": "bbbb"}])
+    assert summary(tmp_path)["prompt_tokens"] == 4
+
+
+@pytest.mark.parametrize("name", ["tokens.i32", "offsets.i64", "keys.b16", "requests.jsonl"])
+def test_a_damaged_token_store_is_made_again(tmp_path: Path, name: str) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    (tmp_path / "runs/rows" / name).write_bytes(b"")
+    assert run(tmp_path, []) == 0
+    assert output(tmp_path)[0]["text"] == "aaaa"

@@ -62,7 +62,7 @@ def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
     index = JournalIndex([folder / "journal"])
     rows = output.output_rows(tokens, [corpus], None, [output.journal_records(tokens, index)], False)
     path = folder / "completions.jsonl"
-    output.write(path, rows, tokens.prompt_tokens)
+    output.write(path, rows)
     return Run(corpus, tokens, index, tuple(path.read_bytes().splitlines(keepends=True)))
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from hpc.engine import Sequence as Grown
-from hpc.engine.hf import HFEngine, batches, is_out_of_memory
+from hpc.engine.hf import LONG_S, HFEngine, batches, is_out_of_memory
 from hpc.engine.load import load, quiet
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
@@ -376,9 +377,50 @@ def test_when_told_to_stop_no_further_batch_is_begun(tiny_model: Path, batch_tok
 
 
 def test_when_told_to_stop_no_close_choice_is_generated_again(near_ties: Path) -> None:
-    steps = Steps(1)
-    list(grow(load_engine(near_ties), ListSource(one_bucket(PROMPTS, greedy())), steps))
-    assert steps.count == 1
+    model = load(near_ties, CPU, "float32", threads=1)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, given: passes.append(len(given["input_ids"])), with_kwargs=True)
+    list(grow(HFEngine(model, (), letters, ALL), ListSource(one_bucket(PROMPTS, greedy())), Steps(1)))
+    assert passes == [len(PROMPTS)]
+
+
+class SlowLayer:
+    """An engine of a model whose first layer takes long; counts how often the second is reached."""
+
+    def __init__(self, path: Path) -> None:
+        self.model = load(path, CPU, "float32", threads=1)
+        first, second = self.model.model.layers
+        first.register_forward_hook(lambda *_: time.sleep(1.2 * LONG_S))
+        second.register_forward_hook(self._reached)
+        self.engine = HFEngine(self.model, (), letters, ALL)
+        self.reached = 0
+
+    def _reached(self, *_: Any) -> None:
+        self.reached += 1
+
+
+def test_when_told_to_stop_a_step_that_takes_long_is_left_between_its_layers(tiny_model: Path) -> None:
+    slow = SlowLayer(tiny_model)
+    list(grow(slow.engine, ListSource(one_bucket(PROMPTS[:2], greedy())), Steps(1)))
+    assert slow.reached == 0
+
+
+def test_when_told_to_stop_inside_a_step_only_the_finished_rows_are_yielded(tiny_model: Path) -> None:
+    # Asked in the first step before its second layer, and after it; then in the second step.
+    assert list(generated(SlowLayer(tiny_model).engine, stoppable(3), Steps(3))) == [0]
+
+
+def test_a_step_that_takes_long_changes_no_token(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    found = generated(SlowLayer(tiny_model).engine, one_bucket(PROMPTS[:2], greedy(max_new_tokens=2)))
+    assert by_row(found) == [tokens[:2] for tokens in llama_greedy[:2]]
+
+
+def test_an_engine_that_has_ended_is_asked_nothing_more_by_its_model(tiny_model: Path) -> None:
+    slow, steps = SlowLayer(tiny_model), Steps()
+    generated(slow.engine, [request(PROMPTS[0], 0, greedy(max_new_tokens=1))], steps)
+    asked = steps.count
+    slow.model(torch.tensor([PROMPTS[0]]))
+    assert steps.count == asked
 
 
 def test_an_engine_that_was_told_to_stop_can_be_used_again(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
