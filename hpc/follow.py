@@ -24,7 +24,7 @@ def follow(world: Comm, loader: Loader, stop: Stop) -> int:
     world.send(0, Tag.HELLO, comm.hello())
     follower = Follower(world, loader, stop)
     try:
-        wait_for(follower.serve)
+        wait_for(follower.take_turn)
     except Exception:
         follower.note_failure()  # the caller ends all ranks, rank 0 too
         raise
@@ -55,18 +55,30 @@ class Follower:
     _assignment: _Assignment | None = None
     _checker: Checker | None = None
     _backlog: Backlog | None = None
+    _generated: bool = False
     _stop_told: bool = False
     _next_message: float = 0.0
     _left: bool = False
 
-    def serve(self) -> bool:
-        """Deal with the messages that are there; return whether rank 0 has said goodbye."""
+    def take_turn(self) -> bool:
+        """Deal with the messages that are there, generate if they say so; return whether rank 0 has said goodbye."""
+        self.serve()
+        if self._backlog is not None and not self._generated:
+            self._generated = True
+            self._generate(self._backlog)
+        return self._left
+
+    def serve(self) -> None:
+        """Deal with the messages that are there.
+
+        Nothing is done at length in here: what came behind START in the same batch of messages,
+        the first piece perhaps, must be dealt with before the generating begins.
+        """
         if self.stop.reason and not self._stop_told:
             self._stop_told = True
             self.world.send(0, Tag.STOP, pack({"reason": self.stop.reason}))
         for message in self.world.poll():
             self._actions[message.tag](message)
-        return self._left
 
     def note_failure(self) -> None:
         """Write that the run has failed, where rank 0 has said which run it is."""
@@ -78,7 +90,7 @@ class Follower:
         return {
             Tag.JOB: self._begin,
             Tag.BLOCK: self._read,
-            Tag.START: lambda message: self._generate(),
+            Tag.START: lambda message: self._begin_generating(),
             Tag.PIECE: self._add_piece,
             Tag.STOP: lambda message: self._be_stopped(),
             Tag.PULL: lambda message: self._send_records(),
@@ -121,9 +133,12 @@ class Follower:
     def _send_records(self) -> None:
         self.world.send(0, Tag.RECORDS, self.records.next_piece(piece_bytes(self.world.size)))
 
-    def _generate(self) -> None:
+    def _begin_generating(self) -> None:
+        defaults = self.assignment.job.sampling
+        self._backlog = Backlog(defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True)
+
+    def _generate(self, backlog: Backlog) -> None:
         given, rank = self.assignment, self.world.rank
-        self._backlog = Backlog(given.job.sampling, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True)
         progress, began = Progress(), time.monotonic()
         replica = self.loader.load(given.job, given.model_path, given.place)
         progress.load_s = time.monotonic() - began
@@ -141,7 +156,7 @@ class Follower:
             return bool(self.stop.reason)
 
         finish = finisher(replica.eos_token_ids, replica.decode)
-        complete(replica.engine, self._backlog, journal, self.records, progress, on_step, finish)
+        complete(replica.engine, backlog, journal, self.records, progress, on_step, finish)
         events.write("generated", asdict(progress))
         events.close()
         self.world.send(0, Tag.DONE, pack(asdict(progress)))

@@ -28,7 +28,7 @@ NOISE = 1e-5
 of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
 
-LONG_S = 0.5
+LONG_S = 5.0
 """A step that takes longer asks between its layers whether to stop, so that the rank is not deaf meanwhile."""
 
 

@@ -346,6 +346,15 @@ def test_a_sampled_row_is_drawn_with_the_uniform_of_its_seed_id_and_position() -
     assert tokens.tolist() == expected
 
 
+def test_a_sampled_row_is_close_where_its_draw_is_and_not_where_its_best_two_are() -> None:
+    tied = (2.0, 2.0)
+    _, close = Sampler([SamplingParams(temperature=1.0)] * 200, range(200), CPU, noise=0.02).choose(
+        torch.tensor(tied).expand(200, -1), 0
+    )
+    _, expected = draw_with(tied, [numbers(0, identity, 1)[0] for identity in range(200)], noise=0.04)
+    assert close.tolist() == expected
+
+
 def test_a_greedy_row_takes_the_most_probable_token_beside_sampled_ones() -> None:
     sampling = [SamplingParams(temperature=3.0), SamplingParams(), SamplingParams(temperature=3.0)]
     tokens, _ = Sampler(sampling, [0, 1, 2], CPU).choose(torch.tensor(LOGITS).expand(3, -1), 0)
