@@ -14,6 +14,9 @@ from hpc.job import Refusal
 
 LOGGER = logging.getLogger(__name__)
 
+_CONVERSION = 1
+"""Counts the ways in which GGUF files were converted, so that no old conversion is taken for a new one."""
+
 _SAMPLES, _SAMPLE_BYTES = 32, 4096
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -67,7 +70,7 @@ def _from_gguf(gguf: Path, cache: Path) -> tuple[Path, str]:
     with open(gguf, "rb") as file:
         while data := file.read(1 << 24):
             digest.update(data)
-    folder = cache / "models" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    folder = cache / "models" / f"{gguf.stem}-{digest.hexdigest()[:16]}-{_CONVERSION}"
     if not (folder / "config.json").exists():
         from hpc.engine import load  # torch and transformers, for this once
 

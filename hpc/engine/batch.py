@@ -17,8 +17,8 @@ GenerateBatch = Callable[[list[Request]], list[Sequence]]
 class Halver:
     """Runs batches through `generate_batch`, and turns failures into error rows of the fewest requests.
 
-    After an out-of-memory error `shrink` is called, which frees what it can; `limit` then holds the
-    number of requests that fitted, for the caller's next batches.
+    `shrink` is called when a batch has run out of memory, and again when one of half its size has: it
+    frees what it can, and makes later batches half as large.
     """
 
     def __init__(
@@ -31,32 +31,33 @@ class Halver:
         self._is_out_of_memory = is_out_of_memory
         self._shrink = shrink
         self._failed: list[Sequence] = []
+        self._faults = 0
 
     def run(self, batch: list[Request]) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch as its parts succeed.
 
         A request that fails alone is yielded as an error once another has succeeded after it, or at
-        the `flush`. Raises `EngineFault` if `FAULT_AFTER` fail in a row: rather end with the good
-        rows safe than write a corpus full of errors.
+        the `flush`. Raises `EngineFault` if `FAULT_AFTER` fail in a row, and not for memory: rather
+        end with the good rows safe than write a corpus full of errors.
         """
-        try:
-            done = self._generate_batch(batch)
-        except Exception as error:
-            out_of_memory = self._is_out_of_memory(error)
-            if out_of_memory:
+        parts, did_not_fit = [batch], 2 * len(batch)
+        while parts:
+            part = parts.pop(0)
+            done, failure, out_of_memory = self._try(part)
+            # Only now: in the except clause the traceback would still hold what is to be freed.
+            if out_of_memory and 2 * len(part) <= did_not_fit + 1:
+                did_not_fit = len(part)
                 self._shrink()
-            if len(batch) == 1:
-                self._fail(batch[0], error, out_of_memory)
-                return
-            LOGGER.warning("a batch of %d requests failed (%s); trying its halves", len(batch), _one_line(error))
-        else:
-            if done:
-                yield from self.flush()
-                yield done
-            return
-        middle = len(batch) // 2
-        yield from self.run(batch[:middle])
-        yield from self.run(batch[middle:])
+            if failure is None:
+                if done:
+                    self._faults = 0
+                    yield from self.flush()
+                    yield done
+            elif len(part) == 1:
+                self._fail(part[0], failure, out_of_memory)
+            else:
+                LOGGER.warning("a batch of %d requests failed (%s); trying its halves", len(part), failure)
+                parts[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
 
     def flush(self) -> Iterator[list[Sequence]]:
         """Yield the requests that failed alone and have not been yielded."""
@@ -64,15 +65,24 @@ class Halver:
             yield self._failed
             self._failed = []
 
-    def _fail(self, request: Request, error: Exception, out_of_memory: bool) -> None:
-        reason = "it does not fit in memory, even alone" if out_of_memory else _one_line(error)
+    def _try(self, batch: list[Request]) -> tuple[list[Sequence], str | None, bool]:
+        """Return the sequences, or in words why there are none, and whether that was for want of memory."""
+        try:
+            return self._generate_batch(batch), None, False
+        except Exception as error:
+            LOGGER.debug("a batch of %d requests failed", len(batch), exc_info=True)
+            return [], _one_line(error), self._is_out_of_memory(error)
+
+    def _fail(self, request: Request, failure: str, out_of_memory: bool) -> None:
+        reason = "it does not fit in memory, even alone" if out_of_memory else failure
         self._failed.append(Sequence(request, error=reason))
-        LOGGER.warning("request %r failed alone: %s", request.id, _one_line(error))
-        if len(self._failed) >= FAULT_AFTER and not out_of_memory:
+        self._faults += not out_of_memory
+        LOGGER.warning("request %r failed alone: %s", request.id, failure)
+        if self._faults >= FAULT_AFTER:
             ids = ", ".join(repr(sequence.request.id) for sequence in self._failed)
             raise EngineFault(
-                f"{len(self._failed)} requests failed one after the other (ids {ids}), the last with {_one_line(error)}"
-            ) from error
+                f"{self._faults} requests failed one after the other (ids {ids}), the last with {failure}"
+            )
 
 
 def _one_line(error: BaseException) -> str:

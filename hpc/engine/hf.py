@@ -28,26 +28,32 @@ NOISE = 1e-5
 of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
 
-LONG_S = 5.0
-"""A step that takes longer asks between its layers whether to stop, so that the rank is not deaf meanwhile."""
-
-
 class HFEngine:
     """One replica of a model, driven by `generate`.
 
     `decode` turns token ids to text; it is used for requests with stop strings alone.
-    `batch_tokens` bounds a batch: its rows times its longest prompt and completion.
+    `batch_tokens` bounds a batch: its rows times its longest prompt and completion. In a step that
+    takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank is
+    not deaf meanwhile.
     """
 
-    def __init__(self, model: Any, eos_token_ids: Collection[int], decode: Decode, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        eos_token_ids: Collection[int],
+        decode: Decode,
+        batch_tokens: int,
+        long_step_s: float = 5.0,
+    ) -> None:
         self._model = model
+        self._long_step_s = long_step_s
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._batch_tokens = batch_tokens
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
-        stop = _Stop(on_step)
+        stop = _Stop(on_step, self._long_step_s)
         halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
@@ -65,6 +71,8 @@ class HFEngine:
         attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
         for row, request in enumerate(batch):
             length = len(request.token_ids)
+            # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
+            input_ids[row] = int(request.token_ids[0])
             input_ids[row, width - length :] = torch.from_numpy(request.token_ids.astype("int64"))
             attention_mask[row, width - length :] = 1
         growing = _Growing(batch, self._eos_token_ids, self._decode, on_step, width)
@@ -127,8 +135,9 @@ class _Stopped(Exception):
 class _Stop:
     """Asks whether to stop, and remembers that the answer was yes."""
 
-    def __init__(self, on_step: OnStep) -> None:
+    def __init__(self, on_step: OnStep, long_step_s: float) -> None:
         self._on_step = on_step
+        self._long_step_s = long_step_s
         self._asked_at = time.monotonic()
         self.told = False
 
@@ -142,7 +151,7 @@ class _Stop:
         """Ask between the layers of a step that takes long: the prefill of a large batch on a CPU takes a minute."""
 
         def ask(module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
-            if time.monotonic() - self._asked_at > LONG_S and self():
+            if time.monotonic() - self._asked_at > self._long_step_s and self():
                 raise _Stopped
 
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -178,7 +187,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         for row in close.nonzero()[:, 0].tolist():
             self._was_close[row] |= not self.ended[row]
         for row in (~finite).nonzero()[:, 0].tolist():
-            if not self.ended[row]:
+            if not (self.ended[row] or self._was_close[row]):
                 self.sequences[row].error = "the model's logits are not finite numbers; try another dtype"
                 self.ended[row] = True
 

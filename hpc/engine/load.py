@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 
@@ -34,9 +35,10 @@ def quiet() -> None:
 def describe(path: Path) -> Description:
     """Read a model directory's configuration."""
     config: Any = AutoConfig.from_pretrained(path).get_text_config()
-    try:
+    eos = None
+    with contextlib.suppress(OSError):  # there is no generation_config.json
         eos = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # no generation_config.json
+    if eos is None:
         eos = config.eos_token_id
     eos_token_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
     return Description(int(config.vocab_size), getattr(config, "max_position_embeddings", None), eos_token_ids)
@@ -90,7 +92,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(aside)
+        _gguf_tokenizer(gguf).save_pretrained(aside)
         try:
             aside.rename(folder)
         except OSError:
@@ -100,3 +102,19 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         del source, model
         gc.collect()
+
+
+def _gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a GGUF file, with the pre-tokenizer that the file names.
+
+    transformers splits as GPT-2 does, whatever the file says; "smollm" splits digits off first.
+    """
+    from gguf import GGUFReader  # here: it is for this alone
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return tokenizer

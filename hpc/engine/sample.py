@@ -16,6 +16,7 @@ import torch
 from hpc.job import SamplingParams
 from hpc.records import RowId
 
+_MASKED = 1e9
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -66,7 +67,9 @@ class Sampler:
         """
         best = logits.topk(2, dim=-1).values
         tokens = logits.argmax(dim=-1)
-        noise = self._noise * logits.abs().amax(dim=-1).double()
+        size = logits.abs()
+        # Tokens that the model masks, with -inf or the like, say nothing of how large its logits are.
+        noise = self._noise * size.masked_fill(size > _MASKED, 0.0).amax(dim=-1).double()
         close = best[:, 0] - best[:, 1] < noise
         if len(self._drawn):
             positions = np.full(len(self._streams), position, dtype=np.uint64)
@@ -134,7 +137,8 @@ def _unsure_mass(
     """Return the probability, [rows, 1], that noise could add to or take from the kept tokens.
 
     That is about the last kept token's if its place is disputed: by the next one, nearly as
-    probable, or by the cut, which lies nearly where it or the next one begins.
+    probable, or by the cut, which lies nearly where it or the next one begins; and that of all kept
+    tokens that are nearly as probable as the last.
     """
     last = kept.sum(dim=-1, keepdim=True) - 1
     following = (last + 1).clamp(max=ordered.shape[-1] - 1)
@@ -142,4 +146,5 @@ def _unsure_mass(
     disputed = (p_last - p_next < 2 * shift * p_last) & (following > last)
     for index in (last, following):
         disputed |= (before.gather(-1, index) - cut).abs() < shift
-    return torch.where(disputed & (shift > 0), 2 * p_last, 0.0)
+    in_band = kept & (ordered <= p_last * (1 + 4 * shift))
+    return torch.where(disputed & (shift > 0), 2 * (ordered * in_band).sum(dim=-1, keepdim=True), 0.0)

@@ -1,5 +1,6 @@
 """A batch that fails is halved until the request at fault is alone."""
 
+import weakref
 from collections.abc import Callable, Collection
 
 import pytest
@@ -217,6 +218,21 @@ def test_out_of_memory_shrinks() -> None:
     batches = Batches(most=2)
     run(batches.halver(), requests(4))
     assert batches.shrunk == 1
+
+
+def test_what_a_batch_out_of_memory_held_is_free_when_shrinking() -> None:
+    held: list[weakref.ref[Batches]] = []
+    freed: list[bool] = []
+
+    def generate_batch(batch: list[Request]) -> list[Grown]:
+        cache = Batches()  # stands for tensors
+        held.append(weakref.ref(cache))
+        if len(batch) > 1:
+            raise MemoryError
+        return [Grown(r) for r in batch]
+
+    run(Halver(generate_batch, lambda error: True, lambda: freed.append(held[-1]() is None)), requests(2))
+    assert freed == [True]
 
 
 def test_another_error_does_not_shrink() -> None:

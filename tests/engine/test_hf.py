@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from hpc.engine import Sequence as Grown
-from hpc.engine.hf import LONG_S, HFEngine, batches, is_out_of_memory
+from hpc.engine.hf import HFEngine, batches, is_out_of_memory
 from hpc.engine.load import load, quiet
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
@@ -387,12 +387,14 @@ def test_when_told_to_stop_no_close_choice_is_generated_again(near_ties: Path) -
 class SlowLayer:
     """An engine of a model whose first layer takes long; counts how often the second is reached."""
 
+    LONG_S = 0.1
+
     def __init__(self, path: Path) -> None:
         self.model = load(path, CPU, "float32", threads=1)
         first, second = self.model.model.layers
-        first.register_forward_hook(lambda *_: time.sleep(1.2 * LONG_S))
+        first.register_forward_hook(lambda *_: time.sleep(2 * self.LONG_S))
         second.register_forward_hook(self._reached)
-        self.engine = HFEngine(self.model, (), letters, ALL)
+        self.engine = HFEngine(self.model, (), letters, ALL, self.LONG_S)
         self.reached = 0
 
     def _reached(self, *_: Any) -> None:
@@ -492,7 +494,6 @@ def test_in_bfloat16_nothing_is_generated_twice(near_ties: Path) -> None:
         {"num_beams": 3},
         {"suppress_tokens": list(range(128))},
         {"begin_suppress_tokens": list(range(128))},
-        {"max_length": 3},
         {"max_new_tokens": 3},
         {"eos_token_id": list(range(258))},
         {"forced_eos_token_id": 7},
@@ -629,6 +630,14 @@ def test_a_row_whose_logits_are_no_numbers_says_what_to_try(poisoned: tuple[HFEn
     assert "try another dtype" in (errors_of(engine, [request(PROMPTS[4])])[0] or "")
 
 
+@pytest.mark.parametrize("token", [0, 256, 257])
+def test_a_token_that_stands_in_no_prompt_makes_no_row_an_error(poisoned: tuple[HFEngine, Any], token: int) -> None:
+    engine, embeddings = poisoned
+    embeddings[token] = torch.nan  # were it the padding, shorter rows would have it behind their mask
+    errors = errors_of(engine, one_bucket([[5, 6], [7, 8, 9, 10, 11]], greedy(max_new_tokens=1)))
+    assert errors == {0: None, 1: None}
+
+
 def test_rows_beside_one_whose_logits_are_no_numbers_are_what_they_were(
     poisoned: tuple[HFEngine, Any], llama_greedy: list[list[int]]
 ) -> None:
@@ -662,6 +671,17 @@ def test_logits_that_are_no_numbers_after_the_end_of_a_row_are_no_error(
     embeddings[last] = torch.nan
     ends = request(PROMPTS[4], "ends", greedy(max_new_tokens=at + 1), 50)
     assert errors_of(engine, [ends, request(PROMPTS[5], "goes on", greedy(), 50)]) == {"ends": None, "goes on": None}
+
+
+def test_a_row_with_a_close_choice_and_then_no_numbers_is_yielded_once(tiny_model: Path) -> None:
+    model = load(tiny_model, CPU, "float32", threads=1)
+    engine = HFEngine(model, (), letters, ALL)
+    first = generated(engine, [request(PROMPTS[4], 0, greedy())])[0][0]
+    with torch.no_grad():
+        model.lm_head.weight[257] = model.lm_head.weight[first]  # a twin makes the first choice close
+        model.get_input_embeddings().weight[first] = torch.nan
+    grown = list(grow(engine, ListSource(one_bucket(PROMPTS[4:6], greedy()))))
+    assert sorted([g.request.id for g in grown], key=str) == [0, 1]
 
 
 class RecordingSource(ListSource):
@@ -724,6 +744,14 @@ def test_once_the_budget_has_shrunk_no_more_batches_fail(tiny_model: Path) -> No
     memory = SmallMemory(tiny_model, 4, batch_tokens=8 * requests[0].most_tokens)
     generated(memory.engine, requests)
     assert memory.refused == [8]
+
+
+def test_the_budget_shrinks_to_no_less_than_half_of_what_fits(tiny_model: Path) -> None:
+    requests = one_bucket([PROMPTS[4]] * 32, greedy())
+    most = requests[0].most_tokens
+    source = RecordingSource(requests, most=16)
+    list(grow(SmallMemory(tiny_model, 2, batch_tokens=16 * most).engine, source))
+    assert source.asked[1] >= most
 
 
 def test_a_row_that_does_not_fit_in_memory_alone_is_an_error(tiny_model: Path) -> None:

@@ -285,6 +285,12 @@ def test_the_noise_is_a_share_of_the_largest_logit_of_either_sign() -> None:
     assert close.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_masked_token_makes_no_choice_close(masked: float) -> None:
+    _, close = Sampler([SamplingParams()], [0], CPU, noise=1e-5).choose(torch.tensor([[masked, 1.0, 2.0]]), 0)
+    assert not close.item()
+
+
 @pytest.mark.parametrize(
     ("uniform", "expected"), [(0.25, False), (0.4999, True), (0.5, True), (0.5001, True), (0.75, False)]
 )
@@ -394,3 +400,13 @@ def test_top_k_1_is_greedy() -> None:
     tokens, _ = Sampler([SamplingParams(temperature=2.0, top_k=1)] * 500, range(500), CPU).choose(logits, 0)
     greedy, _ = Sampler([SamplingParams()] * 500, range(500), CPU).choose(logits, 0)
     assert tokens.tolist() == greedy.tolist()
+
+
+def test_a_draw_is_close_where_many_tokens_are_tied_at_the_border_of_top_k() -> None:
+    tied = torch.zeros(1, 21)
+    tied[0, 10] = 4.0
+    moved = tied.clone()
+    moved[0, 11:] += 1e-9  # other ten of the tokens are now among the eleven
+    column = torch.ones(1, 1, dtype=torch.float64)
+    closes = [draw(x, column, column, 11 * column, 0.05 * column, 1e-4 * column)[1].item() for x in (tied, moved)]
+    assert closes == [True, True]
