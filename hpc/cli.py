@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from hpc import comm, log
+from hpc.attempt import run_path
 from hpc.comm import Comm
 from hpc.job import Job, Refusal
 from hpc.loader import Loader
-from hpc.pipeline import REFUSED, generate, run_path
+from hpc.pipeline import REFUSED, generate
 from hpc.stop import Stop
 
 LOGGER = logging.getLogger(__name__)

@@ -7,14 +7,14 @@ says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages
 import contextlib
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from hpc import bucket, comm, corpus, log, output, read, scatter, shard, summary
-from hpc.comm import Comm, Place
+from hpc import bucket, comm, corpus, output, read, scatter, shard, summary
+from hpc.attempt import Attempt, begin, run_path
+from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
 from hpc.cost import CostModel
@@ -24,13 +24,12 @@ from hpc.job import Job, Refusal
 from hpc.journal import JournalIndex, JournalWriter
 from hpc.leader import Leader
 from hpc.loader import Loader
-from hpc.model import Model
 from hpc.output import Counts
-from hpc.progress import Events, Progress, Work
+from hpc.progress import Progress, Work
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
 from hpc.stop import Stop
-from hpc.store import StoreError, StoreWriter, TokenStore
+from hpc.store import Keys, StoreError, StoreWriter, TokenStore
 
 LOGGER = logging.getLogger(__name__)
 
@@ -65,8 +64,12 @@ def take_and_lead(job: Job, leader: Leader, loader: Loader) -> int:
     directory = RunDirectory(run_path(job, files))
     directory.create()
     directory.acquire(job.force)
+    before = directory.state
     try:
         return lead(begin(job, directory, files, leader, loader))
+    except Refusal:
+        directory.restore_state(before)  # what an earlier attempt left is as it was
+        raise
     except BaseException:
         directory.set_failed()
         raise
@@ -74,48 +77,15 @@ def take_and_lead(job: Job, leader: Leader, loader: Loader) -> int:
         directory.release()
 
 
-@dataclass
-class Attempt:
-    """One try at a run, as rank 0 sees it."""
-
-    job: Job
-    leader: Leader
-    loader: Loader
-    directory: RunDirectory
-    number: int
-    files: tuple[Path, ...]
-    model: Model
-    place: Place
-    events: Events
-    began: float
-    seconds: dict[str, float]
-    padding: float = 0.0
-    """Share of padding in the prompts of full buckets."""
-
-    @property
-    def file_names(self) -> tuple[str, ...]:
-        """What the corpus files are called in messages: their names, or paths where names repeat."""
-        names = [file.name for file in self.files]
-        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
-
-    def run_values(self) -> dict[str, Any]:
-        """Return what the other ranks must know."""
-        return {
-            "job": asdict(self.job),
-            "run": str(self.directory.path),
-            "attempt": self.number,
-            "model_path": str(self.model.path),
-            "file_names": self.file_names,
-        }
-
-
 def lead(attempt: Attempt) -> int:
     """Tell the story on rank 0."""
     with contextlib.closing(attempt.events):
-        tokens = read_corpus(attempt)
+        earlier = JournalIndex(attempt.directory.journals(), attempt.job.retry_errors)
+        tokens = read_corpus(attempt, earlier)
         if tokens is None:
             return drain(attempt)
-        work, dispatcher, earlier = plan(attempt, tokens)
+        attempt.write_job()
+        work, dispatcher = plan(attempt, tokens, earlier)
         own = generate_all(attempt, work, dispatcher)
         if attempt.leader.stop.reason:
             return drain(attempt)
@@ -123,39 +93,12 @@ def lead(attempt: Attempt) -> int:
         return conclude(attempt, work, counts)
 
 
-def begin(job: Job, directory: RunDirectory, files: tuple[Path, ...], leader: Leader, loader: Loader) -> Attempt:
-    """Resolve the job, or refuse; record what runs; tell the other ranks."""
-    began = time.monotonic()
-    model = loader.resolve(job.model)
-    earlier = directory.read_job()
-    if job.dtype == "auto":
-        dtype: Any = earlier["bound"]["dtype"] if earlier else loader.dtype(job)
-        job = replace(job, dtype=dtype)
-    bound = {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype}
-    directory.check_bound(bound)
-    number = directory.next_attempt()
-    job = replace(job, name=directory.path.name, runs=str(directory.path.parent))
-    directory.write_job(job, files, bound, model.path)
-    directory.set_state("running")
-    log.configure(0, leader.world.size, directory.log(number, 0))
-    events = Events(directory.events(number, 0))
-    place = leader.place_ranks()
-    attempt = Attempt(job, leader, loader, directory, number, files, model, place, events, began, {})
-    leader.introduce(attempt.run_values())
-    LOGGER.info(
-        "%s, attempt %d: %s in %s on %d rank%s",
-        directory.path, number, model.path.name, job.dtype, leader.world.size, "s" * (leader.world.size > 1),
-    )  # fmt: skip
-    return attempt
+def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
+    """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop.
 
-
-def run_path(job: Job, files: tuple[Path, ...]) -> Path:
-    """Return the run directory of a job."""
-    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
-
-
-def read_corpus(attempt: Attempt) -> TokenStore | None:
-    """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop."""
+    A corpus that has nothing to do with the completions of earlier attempts is refused, and the token
+    store of the last one stays.
+    """
     began = time.monotonic()
     job, folder = attempt.job, attempt.directory.path
     inputs = store_inputs(attempt)
@@ -175,13 +118,24 @@ def read_corpus(attempt: Attempt) -> TokenStore | None:
                 return None
             if not writer.num_rows:
                 raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
-            tokens = writer.finish(attempt.file_names, inputs, blocks.digests)
+            tokens = writer.finish(
+                attempt.file_names, inputs, blocks.digests, lambda keys: refuse_strangers(attempt, earlier, keys)
+            )
         except OSError as error:
             raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
         finally:
             writer.close()
     attempt.seconds["tokenize"] = time.monotonic() - began
     return tokens
+
+
+def refuse_strangers(attempt: Attempt, earlier: JournalIndex, keys: Keys) -> None:
+    """Raise `Refusal` if there are completions of earlier attempts, and none is for one of `keys`."""
+    if len(earlier) and len(keys) and not (earlier.find(keys) >= 0).any():
+        raise Refusal(
+            f"{attempt.directory.path} holds {len(earlier):,} completions, and none of them is for a row of this "
+            "corpus with these sampling parameters. Choose another --name, or remove the run directory"
+        )
 
 
 def store_inputs(attempt: Attempt) -> dict[str, Any]:
@@ -198,21 +152,15 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def plan(attempt: Attempt, tokens: TokenStore) -> tuple[Work, Dispatcher, JournalIndex]:
+def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[Work, Dispatcher]:
     """Bucket and shard what no earlier attempt has done."""
     job, size = attempt.job, attempt.leader.world.size
-    earlier = JournalIndex(attempt.directory.journals(), job.retry_errors)
     for damage in earlier.damages:
         LOGGER.warning("%s", damage)
     rows = np.flatnonzero(tokens.good)
     keys = tokens.keys[rows]
     unique, first, which, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     found = earlier.find(unique) >= 0
-    if len(earlier) and len(unique) and not found.any():
-        raise Refusal(
-            f"{attempt.directory.path} holds {len(earlier):,} completions, and none of them is for a row of this "
-            "corpus with these sampling parameters. Choose another --name, or remove the run directory"
-        )
     asked_by = rows[first]
     also: dict[int, list[int]] = {}
     for index in np.flatnonzero((count[which] > 1) & ~found[which]).tolist():
@@ -238,7 +186,7 @@ def plan(attempt: Attempt, tokens: TokenStore) -> tuple[Work, Dispatcher, Journa
     attempt.events.write("plan", asdict(work))
     shards = shard.plan(costs, bucket_of, size, job.tail, least)
     dispatcher = Dispatcher(tokens, pending, also, bucket_of, costs, shards, scatter.piece_bytes(size), least)
-    return work, dispatcher, earlier
+    return work, dispatcher
 
 
 def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRecords:

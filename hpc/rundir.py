@@ -137,6 +137,10 @@ class RunDirectory:
         """Write `state`."""
         atomic.write(self.path / "state", state + "\n")
 
+    def restore_state(self, state: str) -> None:
+        """Write the state that was there before; a run that had none has failed."""
+        atomic.write(self.path / "state", ("failed" if state == "new" else state) + "\n")
+
     def set_failed(self) -> None:
         """Write that the run has failed, if that can be written at all: there is another error to be told."""
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,16 +82,24 @@ class StoreWriter:
         self._bytes += int(rows["request_bytes"].sum())
         self.num_rows += count
 
-    def finish(self, file_names: Sequence[str], inputs: dict[str, Any], digests: Sequence[str]) -> "TokenStore":
+    def finish(
+        self,
+        file_names: Sequence[str],
+        inputs: dict[str, Any],
+        digests: Sequence[str],
+        check_keys: Callable[[Keys], None] = lambda keys: None,
+    ) -> "TokenStore":
         """Refuse the later ones of rows with one id, put the files in place, and open them.
 
-        `inputs` is all that the store depends on, `digests` are those of the corpus files.
+        `inputs` is all that the store depends on, `digests` are those of the corpus files. What
+        `check_keys` raises, given the keys of the rows, leaves an earlier store in place.
         """
         end = np.array([[self._tokens, self._bytes, 0, 0, 0, 0]], dtype=np.int64)
         self._files[_OFFSETS].write(end.tobytes())
         for file in self._files.values():
             file.close()
         self._refuse_duplicates(file_names)
+        check_keys(_map(atomic.aside(self._folder / _KEYS), np.uint8).view(f"S{KEY_BYTES}"))
         (self._folder / _STORE).unlink(missing_ok=True)  # from here on, the old store is none
         for name in (_TOKENS, _KEYS, _REQUESTS, _ERRORS, _OFFSETS):
             atomic.finish(self._folder / name)

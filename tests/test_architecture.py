@@ -17,6 +17,7 @@ LAYERS = (
     ("rows", "scatter", "read", "verify"),
     ("complete", "loader", "output", "live"),
     ("leader", "follow", "summary"),
+    ("attempt",),
     ("pipeline",),
     ("view",),
     ("cli",),

@@ -228,3 +228,12 @@ def test_a_damaged_token_store_is_made_again(tmp_path: Path, name: str) -> None:
     (tmp_path / "runs/rows" / name).write_bytes(b"")
     assert run(tmp_path, []) == 0
     assert output(tmp_path)[0]["text"] == "aaaa"
+
+
+def test_a_corpus_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}])
+    folder = tmp_path / "runs/rows"
+    before = {name: (folder / name).read_bytes() for name in ("job.json", "state", "store.json", "tokens.i32")}
+    with pytest.raises(Refusal, match="none of them is for a row"):
+        run(tmp_path, [{"prompt": "quite another"}])
+    assert {name: (folder / name).read_bytes() for name in before} == before
