@@ -28,6 +28,8 @@ class Picture:
     attempt: int = 0
     work: Work | None = None
     phase: str = "new"
+    time: float = 0.0
+    """When the latest event was written: counts are as of then, and so must rates be."""
     ranks: dict[int, Progress] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
 
@@ -53,7 +55,7 @@ class Picture:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _take(self, rank: int, event: dict[str, Any]) -> None:
-        phase, _ = event.pop("phase"), event.pop("time")
+        phase, self.time = event.pop("phase"), max(self.time, event.pop("time"))
         if phase == "plan":
             self.work = Work(**event)
         elif phase in ("generate", "generated"):
@@ -100,7 +102,7 @@ def draw(picture: Picture) -> Group:
     work = picture.work
     table = Table.grid(padding=(0, 2))
     whole = ProgressBar(total=work.rows, completed=work.done + work.refused + total.rows, width=40)
-    table.add_row("all", whole, describe(work, total, time.time()))
+    table.add_row("all", whole, describe(work, total, picture.time))
     most = max((progress.rows for progress in picture.ranks.values()), default=0)
     for rank in sorted(picture.ranks)[:SHOWN_RANKS]:
         progress = picture.ranks[rank]
