@@ -33,11 +33,11 @@ def records(run: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (run / "journal").glob("*.jsonl"))
 
 
-def wait_until(run: Path, at_least: int) -> None:
+def wait_until(run: Path, at_least: int, seconds: float = 60) -> None:
     """Wait until the journals have so many records."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while records(run) < at_least:
-        assert time.monotonic() < deadline, f"{run} has {records(run)} records after 60 s"
+        assert time.monotonic() < deadline, f"{run} has {records(run)} records after {seconds} s"
         time.sleep(0.01)
 
 
