@@ -238,7 +238,7 @@ def check_world(size: int, environment: Mapping[str, str], library: str, why_no_
             raise Refusal(
                 f"{launcher} started {started} processes ({size_variable}={started}), but each of them is alone: "
                 f"{found}. Start them with the mpirun of that library "
-                "(`python -m pip install 'scattergen[mpi]'` brings one), or under srun name its type: "
+                "(`python -m pip install mpich` brings one), or under srun name its type: "
                 "--mpi=pmi2 for MPICH and Intel MPI, --mpi=pmix for Open MPI."
             )
 
