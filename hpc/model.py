@@ -77,7 +77,10 @@ def _from_gguf(gguf: Path, cache: Path) -> tuple[Path, str]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         LOGGER.info("converting %s into %s, once: this takes a minute", gguf.name, folder)
         load.quiet()
-        load.convert_gguf(gguf.absolute(), folder)
+        try:
+            load.convert_gguf(gguf.absolute(), folder)
+        except ValueError as error:  # not GGUF, or of an architecture that transformers does not read
+            raise Refusal(f'model "{gguf}" cannot be converted: {error}') from error
     return folder, f"sha256:{digest.hexdigest()}"
 
 

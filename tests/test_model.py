@@ -135,7 +135,7 @@ def gguf(tmp_path: Path, folder: Path) -> dict[str, Any]:
     file = tmp_path / "small.gguf"
     file.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    converted = tmp_path / "cache" / "models" / f"small-{digest[:16]}"
+    converted = tmp_path / "cache" / "models" / f"small-{digest[:16]}-1"
     shutil.copytree(folder, converted)
     return {"file": file, "cache": tmp_path / "cache", "converted": converted, "digest": digest}
 
@@ -162,3 +162,9 @@ def test_the_cache_is_in_the_home_folder_where_nothing_else_is_said(monkeypatch:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
     assert user_cache() == Path("/home/someone/.cache/scattergen")
+
+
+def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"weights")
+    with pytest.raises(Refusal, match="cannot be converted"):
+        resolve(str(tmp_path / "small.gguf"), tmp_path / "cache")
