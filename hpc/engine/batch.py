@@ -1,6 +1,7 @@
 """Generate a batch, whatever happens to it: halve one that fails until the request at fault is alone."""
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 
 from hpc.engine import EngineFault, Sequence
@@ -70,7 +71,8 @@ class Halver:
         try:
             return self._generate_batch(batch), None, False
         except Exception as error:
-            LOGGER.debug("a batch of %d requests failed", len(batch), exc_info=True)
+            # As text: a handler that keeps its records would keep what the traceback holds, and not free it.
+            LOGGER.debug("a batch of %d requests failed:\n%s", len(batch), traceback.format_exc())
             return [], _one_line(error), self._is_out_of_memory(error)
 
     def _fail(self, request: Request, failure: str, out_of_memory: bool) -> None:
