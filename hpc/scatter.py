@@ -54,7 +54,6 @@ class Dispatcher:
         self._tail = plan.tail
         self._max_bytes = max_bytes
         self._least = least
-        self.pieces = 0
 
     def next_piece(self, rank: int) -> Buffer:
         """Return the next piece for a rank; it says whether it is the last."""
@@ -71,7 +70,6 @@ class Dispatcher:
         else:
             self._tail = rest
         last = not len(self._shards[rank]) and not len(self._tail)
-        self.pieces += 1
         return self._pack(chosen, last)
 
     def _fitting(self, indices: Ints) -> int:
