@@ -253,6 +253,8 @@ class Place:
     local_rank: int
     threads: int
     """Its part of the cores that it may run on."""
+    ranks_on_node: int = 1
+    """How many share the node's memory, this one included."""
 
 
 def hello() -> Buffer:
@@ -274,13 +276,15 @@ def places(hellos: Sequence[Buffer]) -> list[Place]:
     or not; OMP_NUM_THREADS, where it is set, goes before.
     """
     values = [unpack(buffer)[0] for buffer in hellos]
+    ranks = Counter(value["host"] for value in values)
     sharing = Counter((value["host"], core) for value in values for core in value["cores"])
     seen: Counter[str] = Counter()
     found = []
     for value in values:
         host = value["host"]
         share = sum(1 / sharing[host, core] for core in value["cores"])
-        found.append(Place(host, seen[host], value["threads"] or max(1, int(share + 1e-9))))
+        threads = value["threads"] or max(1, int(share + 1e-9))
+        found.append(Place(host, seen[host], threads, ranks[host]))
         seen[host] += 1
     return found
 

@@ -18,6 +18,11 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 _INT_MAX = 2**31 - 1
+_MOST_SAMPLES = 10_000
+_MOST_LOGPROBS = 20
+_FIRST_PARAMETERS = (
+    "max_new_tokens", "temperature", "top_p", "top_k", "stop", "stop_token_ids", "ignore_eos", "seed",
+)  # fmt: skip
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
@@ -52,6 +57,20 @@ class SamplingParams:
     """Draw from the smallest set of tokens whose probability reaches this; 1 is all."""
     top_k: int = 0
     """Draw from this many most probable tokens; 0 is all."""
+    min_p: float = 0.0
+    """Draw from the tokens whose probability is at least this share of the most probable one's; 0 is all."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens of prompt and completion, multiplies the negative; 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that has been generated; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time it has been generated; 0 is off."""
+    n: int = 1
+    """Samples of each prompt; several need a temperature above 0."""
+    min_new_tokens: int = 0
+    """Nothing but the limit ends a row before so many tokens: no ending token is chosen, no stop string counts."""
+    logprobs: int | None = None
+    """Log probabilities of the raw logits: 0 of each chosen token, k (at most 20) of the k most probable too."""
     stop: tuple[str, ...] = ()
     """End where one of these strings appears; the text is cut before it."""
     stop_token_ids: tuple[int, ...] = ()
@@ -78,6 +97,36 @@ class SamplingParams:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "it must be above 0 and at most 1 (1 is off)")
         _require(_is_int(self.top_k), "top_k", self.top_k, "it must be an integer")
         _require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 (off) to {_INT_MAX}")
+        for name, least, most, rule in (
+            ("min_p", 0, 1, "from 0 (off) to 1"),
+            ("repetition_penalty", 0.01, 100, "from 0.01 to 100 (1 is off)"),
+            ("presence_penalty", -2, 2, "from -2 to 2 (0 is off)"),
+            ("frequency_penalty", -2, 2, "from -2 to 2 (0 is off)"),
+        ):
+            value = getattr(self, name)
+            _require(_is_number(value), name, value, "it must be a number")
+            _require(least <= value <= most, name, value, f"it must be {rule}")
+        _require(_is_int(self.n), "n", self.n, "it must be an integer")
+        _require(1 <= self.n <= _MOST_SAMPLES, "n", self.n, f"it must be from 1 to {_MOST_SAMPLES}")
+        _require(
+            self.n == 1 or not self.greedy,
+            "n",
+            self.n,
+            "it must be 1 where the temperature is 0, since all samples would be the same; set a temperature above 0",
+        )
+        _require(_is_int(self.min_new_tokens), "min_new_tokens", self.min_new_tokens, "it must be an integer")
+        _require(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            "min_new_tokens",
+            self.min_new_tokens,
+            f"it must be from 0 (off) to max_new_tokens ({self.max_new_tokens})",
+        )
+        _require(
+            self.logprobs is None or (_is_int(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS),
+            "logprobs",
+            self.logprobs,
+            f"it must be an integer from 0 (the chosen tokens' alone) to {_MOST_LOGPROBS}, or none at all",
+        )
         _require(
             isinstance(self.stop, tuple) and all(_is_text(string) for string in self.stop),
             "stop",
@@ -94,13 +143,18 @@ class SamplingParams:
         _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
         _require(_is_int(self.seed), "seed", self.seed, "it must be an integer")
         # 1 and 1.0 are the same temperature and must give the same key.
-        object.__setattr__(self, "temperature", float(self.temperature))
-        object.__setattr__(self, "top_p", float(self.top_p))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is taken at every step."""
         return self.temperature == 0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the tokens so far change the logits of the next."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def override(self, values: Mapping[str, Any]) -> "SamplingParams":
         """Return these parameters with some of them replaced.
@@ -119,11 +173,18 @@ class SamplingParams:
         return dataclasses.replace(self, **changes)
 
     def identity(self) -> dict[str, Any]:
-        """Return what a completion depends on: for a greedy request, no parameter of drawing."""
+        """Return what a completion depends on: for a greedy request, no parameter of drawing.
+
+        A parameter that is younger than the first journals is left out where it has its default, so
+        that their completions are found again.
+        """
         values = dataclasses.asdict(self)
         if self.greedy:
-            for name in ("temperature", "top_p", "top_k", "seed"):
+            for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
                 del values[name]
+        for younger in dataclasses.fields(self):
+            if younger.name not in _FIRST_PARAMETERS and values.get(younger.name) == younger.default:
+                values.pop(younger.name, None)
         return values
 
 

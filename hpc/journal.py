@@ -12,14 +12,15 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc import atomic
-from hpc.records import KEY_BYTES, Completion
+from hpc.records import KEY_BYTES, Completion, Sample, TokenLogprobs
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,15 +51,19 @@ class Damage:
 
 def encode(completion: Completion) -> bytes:
     """Return the record of a completion, one line."""
-    value = {
+    value: dict[str, Any] = {
         "key": completion.key.hex(),
         "row": completion.row,
         "id": completion.id,
         "finish_reason": completion.finish_reason,
         "token_ids": completion.token_ids,
         "text": completion.text,
-        "error": completion.error,
     }
+    if completion.logprobs is not None:
+        value["logprobs"] = completion.logprobs
+    if completion.others:
+        value["others"] = [asdict(sample) for sample in completion.others]
+    value["error"] = completion.error  # last: an index knows errors by how a record ends
     # ASCII only: any string JSON can write comes through, and no line separator is mistaken for one.
     body = json.dumps(value, separators=(",", ":")).encode()[1:]
     return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
@@ -78,7 +83,20 @@ def decode(record: bytes) -> Completion:
         text=value["text"],
         finish_reason=value["finish_reason"],
         error=value["error"],
+        logprobs=_logprobs(value.get("logprobs")),
+        others=tuple(
+            Sample(
+                tuple(sample["token_ids"]), sample["text"], sample["finish_reason"], _logprobs(sample.get("logprobs"))
+            )
+            for sample in value.get("others", ())
+        ),
     )
+
+
+def _logprobs(values: list[Any] | None) -> tuple[TokenLogprobs, ...] | None:
+    if values is None:
+        return None
+    return tuple((chosen, tuple((token, logprob) for token, logprob in top)) for chosen, top in values)
 
 
 class JournalWriter:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpc import corpus, journal
 from hpc.corpus import RowError
-from hpc.records import Completion, RowId
+from hpc.records import Completion, RowId, Sample
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def merge(
             completion = _decode(answer)
             tokens = int(prompt_tokens[row])
             line = _line(identity, completion, tokens, completion.error, value, return_token_ids)
-            yield OutputRow(row, identity, line, completion.error is not None, tokens, len(completion.token_ids))
+            yield OutputRow(row, identity, line, completion.error is not None, tokens, completion.num_tokens)
             answer = next(answers, None)
         else:
             yield OutputRow(row, identity, None)
@@ -95,20 +95,48 @@ def _line(
     value: dict[str, Any],
     return_token_ids: bool,
 ) -> bytes:
-    token_ids = completion.token_ids if completion else ()
     output: dict[str, Any] = {
         "id": identity,
         "text": completion.text if completion and not error else None,
         "finish_reason": completion.finish_reason if completion else "error",
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": len(token_ids)},
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion.num_tokens if completion else 0},
         "error": error,
     }
     kept = corpus.meta(value)
     if kept:
         output["meta"] = kept
     if return_token_ids:
-        output["token_ids"] = list(token_ids)
+        output["token_ids"] = list(completion.token_ids if completion else ())
+    if completion and completion.logprobs is not None:
+        output["logprobs"] = _logprobs(completion.samples[0])
+    if completion and completion.others:
+        output["samples"] = [_sample(sample, return_token_ids) for sample in completion.samples]
     try:
         return json.dumps(output, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair in "id" or "meta": JSON can carry it, UTF-8 cannot
         return json.dumps(output, allow_nan=False).encode() + b"\n"
+
+
+def _sample(sample: Sample, return_token_ids: bool) -> dict[str, Any]:
+    output: dict[str, Any] = {
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+        "usage": {"completion_tokens": len(sample.token_ids)},
+    }
+    if return_token_ids:
+        output["token_ids"] = list(sample.token_ids)
+    if sample.logprobs is not None:
+        output["logprobs"] = _logprobs(sample)
+    return output
+
+
+def _logprobs(sample: Sample) -> dict[str, Any]:
+    """Return log probabilities as lists beside that of the tokens."""
+    values = sample.logprobs or ()
+    output: dict[str, Any] = {
+        "token_ids": list(sample.token_ids),
+        "token_logprobs": [chosen for chosen, _ in values],
+    }
+    if any(top for _, top in values):
+        output["top_logprobs"] = [top for _, top in values]
+    return output

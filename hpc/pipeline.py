@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hpc import bucket, comm, corpus, output, read, scatter, shard, summary
+from hpc import comm, corpus, output, read, scatter, summary
 from hpc.attempt import Attempt, begin, run_path
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
-from hpc.cost import CostModel
 from hpc.follow import follow
 from hpc.gather import Gathering, OwnRecords
 from hpc.job import Job, Refusal
@@ -25,6 +24,7 @@ from hpc.journal import JournalIndex, JournalWriter
 from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.output import Counts
+from hpc.plan import arrange
 from hpc.progress import Progress, Work
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
@@ -167,14 +167,8 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
         if rows[index] != asked_by[which[index]]:
             also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
     pending = np.sort(asked_by[~found])
-    lengths, new_tokens = tokens.prompt_lengths(pending), tokens.new_tokens[pending]
-    cost = CostModel()
-    costs = cost.requests(lengths, new_tokens)
-    bucket_of, least = lengths, 0.0
-    if len(pending):
-        chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
-        bucket_of = bucket.assign(lengths, chosen)
-        least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
+    asked = np.sort(asked_by)  # of the whole corpus, not of what is pending: see `hpc.prefix`
+    arranged = arrange(tokens.prompts(asked), np.searchsorted(asked, pending), job, size)
     work = Work(
         rows=tokens.num_rows,
         refused=tokens.num_rows - len(rows),
@@ -182,11 +176,10 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
         requests=len(pending),
         duplicates=len(rows) - len(unique),
     )
-    attempt.padding = 1 - float(lengths.sum() / bucket_of.sum()) if len(pending) else 0.0
+    padded = int(arranged.buckets.sum())
+    attempt.padding = 1 - int(tokens.prompt_lengths(pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(work))
-    shards = shard.plan(costs, bucket_of, size, job.tail, least)
-    dispatcher = Dispatcher(tokens, pending, also, bucket_of, costs, shards, scatter.piece_bytes(size), least)
-    return work, dispatcher
+    return work, Dispatcher(tokens, pending, also, arranged, scatter.piece_bytes(size))
 
 
 def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRecords:

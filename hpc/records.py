@@ -13,6 +13,8 @@ from hpc.job import SamplingParams
 Tokens = npt.NDArray[np.int32]
 RowId = int | str
 FinishReason = Literal["stop", "length", "error"]
+TokenLogprobs = tuple[float, tuple[tuple[int, float], ...]]
+"""The log probability of a generated token, and the most probable tokens at its place with theirs."""
 
 KEY_BYTES = 16
 
@@ -31,27 +33,58 @@ class Request:
     """Identity of its completion, `KEY_BYTES` long; see `completion_key`."""
     bucket: int
     """Length in tokens to which prompts of its bucket are padded, at least n."""
+    prefix: int = 0
+    """How many of its first tokens it shares with other requests of the corpus; less than n."""
+
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens, padding included, that one sample holds in memory when it ends at its limit."""
+        return self.bucket + self.sampling.max_new_tokens
 
     @property
     def most_tokens(self) -> int:
-        """Tokens, padding included, that it holds in memory when it ends at its limit."""
-        return self.bucket + self.sampling.max_new_tokens
+        """Tokens, padding included, that all its samples hold in memory when they end at their limit."""
+        return self.sampling.n * self.sample_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """The answer to a request."""
+class Sample:
+    """What was generated once for a prompt."""
 
-    key: bytes
-    row: int
-    id: RowId
     token_ids: tuple[int, ...]
     """Generated tokens, the ending one included."""
     text: str | None
     """Text before the end-of-sequence token or the stop string; None with an error."""
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of each token, where asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to a request: its first sample, and the others where it asks for several."""
+
+    key: bytes
+    row: int
+    id: RowId
+    token_ids: tuple[int, ...]
+    text: str | None
+    finish_reason: FinishReason
     error: dict[str, str] | None = None
     """`kind` and `message` of what went wrong with this request."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    others: tuple[Sample, ...] = ()
+    """The samples after the first."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples, the first too."""
+        return (Sample(self.token_ids, self.text, self.finish_reason, self.logprobs), *self.others)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens were generated, over all samples."""
+        return sum(len(sample.token_ids) for sample in self.samples)
 
 
 def completion_key(token_ids: Tokens, sampling: SamplingParams, row_id: RowId) -> bytes:

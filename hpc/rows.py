@@ -52,7 +52,7 @@ class Checker:
     def check_block(self, block: Block) -> store.Arrays:
         """Return the rows of a block as arrays, a refused row as one without tokens.
 
-        lengths, lines, new_tokens, request_bytes [rows] int64; refused [rows] uint8; id_hashes
+        lengths, lines, new_tokens, samples, request_bytes [rows] int64; refused [rows] uint8; id_hashes
         [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests and errors are
         JSON lines as bytes.
         """
@@ -75,6 +75,7 @@ class Checker:
             "lengths": np.array([len(prompt) for prompt in prompts], dtype=np.int64),
             "lines": np.array([entry.line for entry in found], dtype=np.int64),
             "new_tokens": np.array([entry.sampling.max_new_tokens for entry in found], dtype=np.int64),
+            "samples": np.array([entry.sampling.n for entry in found], dtype=np.int64),
             "refused": np.array([entry.error is not None for entry in found], dtype=np.uint8),
             "id_hashes": np.array([_id_hash(entry.identity) for entry in found], dtype=np.uint64),
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES),
@@ -155,7 +156,9 @@ class Checker:
             room = context - min(new, context // 2)
             left = self.limits.truncate_prompts == "left"
             entry.token_ids = entry.token_ids[-room:] if left else entry.token_ids[:room]
-        entry.sampling = replace(entry.sampling, max_new_tokens=min(new, context - len(entry.token_ids)))
+        new = min(new, context - len(entry.token_ids))
+        least = min(entry.sampling.min_new_tokens, new)
+        entry.sampling = replace(entry.sampling, max_new_tokens=new, min_new_tokens=least)
 
     def _overrides(self, entry: "_Entry") -> dict[str, Any]:
         if entry.sampling == self.defaults:

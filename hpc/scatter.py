@@ -13,11 +13,11 @@ import numpy.typing as npt
 from hpc import shard, store
 from hpc.comm import Buffer, pack, unpack
 from hpc.job import SamplingParams
+from hpc.plan import Arrangement
 from hpc.records import KEY_BYTES, Request
 from hpc.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 def piece_bytes(size: int) -> int:
@@ -33,27 +33,21 @@ class Dispatcher:
         tokens: TokenStore,
         rows: Ints,
         also: dict[int, list[int]],
-        buckets: Ints,
-        costs: Floats,
-        plan: shard.Plan,
+        plan: Arrangement,
         max_bytes: int,
-        least: float = 0.0,
     ) -> None:
         """Hold the plan.
 
-        `rows`, `buckets` and `costs`, of shape [requests], are the first row that asks for a request,
-        its bucket length and its predicted seconds; `also` names the further rows that ask for it. A
-        piece has at most `max_bytes`, and of the tail at least `least` seconds.
+        `rows`, of shape [requests], is the first row that asks for a request; `also` names the further
+        rows that ask for it. A piece has at most `max_bytes`.
         """
         self._tokens = tokens
         self._rows = rows
         self._also = also
-        self._buckets = buckets
-        self._costs = costs
-        self._shards = list(plan.shards)
-        self._tail = plan.tail
+        self._plan = plan
+        self._shards = list(plan.shards.shards)
+        self._tail = plan.shards.tail
         self._max_bytes = max_bytes
-        self._least = least
 
     def next_piece(self, rank: int) -> Buffer:
         """Return the next piece for a rank; it says whether it is the last."""
@@ -62,7 +56,7 @@ class Dispatcher:
             count = len(indices)
         else:
             indices = self._tail
-            count = shard.next_piece(self._costs[indices], len(self._shards), self._least)
+            count = shard.next_piece(self._plan.costs[indices], len(self._shards), self._plan.least)
         count = self._fitting(indices[:count])
         chosen, rest = indices[:count], indices[count:]
         if len(self._shards[rank]):
@@ -88,7 +82,8 @@ class Dispatcher:
         return pack(
             {"last": last},
             rows=rows,
-            buckets=self._buckets[indices],
+            buckets=self._plan.buckets[indices],
+            prefixes=self._plan.prefixes[indices],
             keys=np.frombuffer(b"".join(self._tokens.key(row) for row in rows.tolist()), dtype=np.uint8),
             lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
             tokens=np.concatenate([np.empty(0, np.int32), *prompts]),
@@ -102,8 +97,9 @@ class Dispatcher:
 class Backlog:
     """A rank's requests that no engine has taken yet: the `Source` of its engine.
 
-    It asks for more before it is empty, so that the answer is there when it is needed; not while
-    it is `expecting` a piece, as at first one that comes without being asked for.
+    It asks for more before its engine is idle, so that the answer is there when it is needed; not while
+    it is `expecting` a piece, as at first one that comes without being asked for, nor while most of
+    what the engine has taken is under way: an engine with room would take what others will need.
     """
 
     def __init__(self, defaults: SamplingParams, ask: Callable[[], None], expecting: bool = False) -> None:
@@ -113,6 +109,7 @@ class Backlog:
         self._tokens = 0
         self._expecting = expecting
         self._last = False
+        self._under_way = self._most_under_way = 0
         self.also: dict[int, list[int]] = {}
         """For a request's row, the further rows that it answers."""
         self.waited_s = 0.0
@@ -133,11 +130,19 @@ class Backlog:
             room -= request.most_tokens
             self._tokens -= request.most_tokens
             taken.append(request)
-        if self._tokens < num_tokens and not self._expecting and not self._last:
+        enough = self._tokens >= num_tokens or self._under_way > 3 * self._most_under_way // 4
+        self._under_way += len(taken)
+        self._most_under_way = max(self._most_under_way, self._under_way)
+        if not (enough or self._expecting or self._last):
             self._expecting = True
             self._ask()
         self._note_waiting(not taken and not self.exhausted)
         return taken
+
+    def done(self, row: int) -> list[int]:
+        """Note that the request of a row has ended; return the further rows that it answers."""
+        self._under_way -= 1
+        return self.also.pop(row, [])
 
     def add(self, piece: Buffer) -> None:
         """Take a piece that rank 0 has sent."""
@@ -155,6 +160,7 @@ class Backlog:
                 keys[KEY_BYTES * index : KEY_BYTES * (index + 1)],
                 int(arrays["buckets"][index]),
                 self._defaults,
+                int(arrays["prefixes"][index]),
             )
             if arrays["also_lengths"][index]:
                 self.also[row] = arrays["also"][

@@ -20,30 +20,38 @@ class Plan:
     """Indices that rank 0 keeps back and hands out on demand, in that order."""
 
 
-def plan(costs: Floats, bucket_of: Ints, size: int, tail: float, least: float = 0.0) -> Plan:
+def plan(
+    costs: Floats, bucket_of: Ints, size: int, tail: float, least: float = 0.0, groups: Ints | None = None
+) -> Plan:
     """Share out requests over `size` ranks.
 
     `costs` (seconds) and `bucket_of` (tokens) have shape [requests]. The cheapest requests, with at
     least the share `tail` of all cost, stay back. The rest goes by longest processing time first: the
     dearest to the rank with the least so far, at most 4/3 - 1/(3*size) times the best makespan
     (Graham 1969). Within a shard, buckets come longest first, so that batches are of one bucket
-    and the dear ones start early. One rank needs no tail; nor is there one that would not give every
+    and the dear ones start early. Requests with the same number in `groups`, but for -1, stay together
+    as far as balance allows. One rank needs no tail; nor is there one that would not give every
     rank a piece of `least` seconds.
     """
-    order = np.argsort(-costs, kind="stable")
-    spent = np.cumsum(costs[order])
+    unit_of = _units(costs, groups, size)
+    unit_costs = np.bincount(unit_of, weights=costs) if len(costs) else costs
+    order = np.argsort(-unit_costs, kind="stable")
+    spent = np.cumsum(unit_costs[order])
     kept = len(order)
     if size > 1 and tail > 0 and kept and spent[-1] * tail >= size * least:
         # Rounding down: with tail 1 nothing is dealt out beforehand.
         kept = int(np.searchsorted(spent, spent[-1] * (1 - tail), side="right"))
-    dealt: list[list[int]] = [[] for _ in range(size)]
+    holder = np.full(len(order), size)  # of each unit: a rank, or the tail
     loads = [(0.0, rank) for rank in range(size)]
-    for index, cost in zip(order[:kept].tolist(), costs[order[:kept]].tolist(), strict=True):
+    for unit, cost in zip(order[:kept].tolist(), unit_costs[order[:kept]].tolist(), strict=True):
         load, rank = loads[0]
-        dealt[rank].append(index)
+        holder[unit] = rank
         heapq.heapreplace(loads, (load + cost, rank))
-    shards = tuple(_by_bucket(np.asarray(shard, dtype=np.int64), costs, bucket_of) for shard in dealt)
-    return Plan(shards, _by_bucket(order[kept:].astype(np.int64), costs, bucket_of))
+    ordered = np.lexsort((-costs, -bucket_of))
+    held_by = holder[unit_of[ordered]] if len(ordered) else ordered
+    by_holder = ordered[np.argsort(held_by, kind="stable")]
+    parts = np.split(by_holder, np.cumsum(np.bincount(held_by, minlength=size + 1))[:size])
+    return Plan(tuple(parts[:size]), parts[size])
 
 
 def next_piece(remaining_cost: Floats, size: int, least: float = 0.0) -> int:
@@ -60,5 +68,21 @@ def next_piece(remaining_cost: Floats, size: int, least: float = 0.0) -> int:
     return max(1, int(np.searchsorted(spent, max(least, spent[-1] / (2 * size)), side="right")))
 
 
-def _by_bucket(indices: Ints, costs: Floats, bucket_of: Ints) -> Ints:
-    return indices[np.lexsort((-costs[indices], -bucket_of[indices]))] if len(indices) else indices
+def _units(costs: Floats, groups: Ints | None, size: int) -> Ints:
+    """Return for each request the number of what it is dealt out with: a group, or a part of a large one.
+
+    A part costs at most an eighth of a rank's share, so that LPT can still balance.
+    """
+    if groups is None or not (groups >= 0).any():
+        return np.arange(len(costs))
+    most = max(costs.sum() / (8 * size), 1e-12)
+    order = np.lexsort((-costs, groups))
+    grouped = groups[order]
+    begins = np.diff(grouped, prepend=-2) != 0
+    spent = np.cumsum(costs[order]) - costs[order]
+    before = np.maximum.accumulate(np.where(begins, spent, 0.0))  # spent when the request's group began
+    part = ((spent - before) // most).astype(np.int64)
+    new = begins | (grouped < 0) | (np.diff(part, prepend=0) != 0)
+    units = np.empty(len(costs), dtype=np.int64)
+    units[order] = np.cumsum(new) - 1
+    return units

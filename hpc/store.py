@@ -1,7 +1,7 @@
 """The token store: what reading a corpus found, as files in the run directory, so that rank 0 need not hold it.
 
 `tokens.i32`      the prompts' token ids, one after the other
-`offsets.i64`     [rows + 1, 6]: see `Column`; the last line ends the others
+`offsets.i64`     [rows + 1, 7]: see `Column`; the last line ends the others
 `keys.b16`        [rows, 16] bytes: the key of each row's completion
 `requests.jsonl`  a line a row: its id, and its sampling parameters where they are not the job's
 `errors.jsonl`    a line a refused row, in the order of rows: its index and what was wrong
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from hpc import atomic
 from hpc.corpus import Block
 from hpc.job import SamplingParams
+from hpc.plan import Prompts
 from hpc.records import KEY_BYTES, Request
 
 Ints = npt.NDArray[np.int64]
@@ -45,6 +46,8 @@ class Column(IntEnum):
     """number of its line in that file, from 1"""
     REFUSED = 5
     """1 for a row with an error"""
+    SAMPLES = 6
+    """samples to generate of its prompt"""
 
 
 class StoreError(Exception):
@@ -74,6 +77,7 @@ class StoreWriter:
         offsets[:, Column.FILE] = block.file
         offsets[:, Column.LINE] = rows["lines"]
         offsets[:, Column.REFUSED] = rows["refused"]
+        offsets[:, Column.SAMPLES] = rows["samples"]
         self._files[_OFFSETS].write(offsets.tobytes())
         for name, array in ((_TOKENS, "tokens"), (_KEYS, "keys"), (_REQUESTS, "requests"), (_ERRORS, "errors")):
             self._files[name].write(rows[array].tobytes())
@@ -94,7 +98,7 @@ class StoreWriter:
         `inputs` is all that the store depends on, `digests` are those of the corpus files. What
         `check_keys` raises, given the keys of the rows, leaves an earlier store in place.
         """
-        end = np.array([[self._tokens, self._bytes, 0, 0, 0, 0]], dtype=np.int64)
+        end = np.array([[self._tokens, self._bytes, 0, 0, 0, 0, 0]], dtype=np.int64)
         self._files[_OFFSETS].write(end.tobytes())
         for file in self._files.values():
             file.close()
@@ -186,8 +190,13 @@ class TokenStore:
 
     @property
     def new_tokens(self) -> Ints:
-        """Most tokens that each row may generate, shape [rows]."""
+        """Most tokens that each sample of each row may have, shape [rows]."""
         return self.offsets[:-1, Column.NEW_TOKENS]
+
+    @property
+    def samples(self) -> Ints:
+        """How many samples each row asks for, shape [rows]."""
+        return self.offsets[:-1, Column.SAMPLES]
 
     @property
     def good(self) -> npt.NDArray[np.bool_]:
@@ -206,6 +215,11 @@ class TokenStore:
         """Return the prompt of a row."""
         begin, end = self.offsets[row : row + 2, Column.TOKENS]
         return self._tokens[begin:end]
+
+    def prompts(self, rows: Ints) -> Prompts:
+        """Return what a plan needs to know of the prompts of these rows."""
+        starts: Ints = self.offsets[rows, Column.TOKENS]
+        return Prompts(self._tokens, starts, self.prompt_lengths(rows), self.new_tokens[rows], self.samples[rows])
 
     def prompt_lengths(self, rows: Ints) -> Ints:
         """Return the lengths of the prompts of some rows, in tokens."""
@@ -239,12 +253,18 @@ def request_line(identity: int | str, sampling: dict[str, Any]) -> bytes:
 
 
 def parse_request(
-    line: bytes, row: int, token_ids: npt.NDArray[np.int32], key: bytes, bucket: int, defaults: SamplingParams
+    line: bytes,
+    row: int,
+    token_ids: npt.NDArray[np.int32],
+    key: bytes,
+    bucket: int,
+    defaults: SamplingParams,
+    prefix: int = 0,
 ) -> Request:
     """Make the request that a line of requests.jsonl and the arrays beside it stand for."""
     value = json.loads(line)
     sampling = defaults.override(value["sampling"]) if "sampling" in value else defaults
-    return Request(row, value["id"], token_ids, sampling, key, bucket)
+    return Request(row, value["id"], token_ids, sampling, key, bucket, prefix)
 
 
 def _starts(lengths: Ints) -> Ints:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpc.comm import Place
-from hpc.engine import OnStep, Source, pull
+from hpc.engine import OnStep, Source, begin, pull
 from hpc.engine import Sequence as Growing
 from hpc.job import Job
 from hpc.loader import Loader, Replica
@@ -38,7 +38,10 @@ class ByteTokenizer:
 
 
 class EchoEngine:
-    """Answers a prompt with the prompt, again and again, up to max_new_tokens; one token a slot and step."""
+    """Answers a prompt with the prompt, again and again, up to max_new_tokens; one token a slot and step.
+
+    Sample i begins at the i-th token of the prompt; each token has the log probability -0.5, as have its neighbours.
+    """
 
     def __init__(self, steps_per_s: float | None = None, slots: int = 8, raise_at: int | str | None = None) -> None:
         self._pause = 1 / steps_per_s if steps_per_s else 0.0
@@ -50,14 +53,17 @@ class EchoEngine:
         while True:
             if len(live) < self._slots:
                 room = self._slots * CONTEXT
-                live += [Growing(request) for request in (source.pull(room) if live else pull(source, room, on_step))]
+                live += begin(source.pull(room) if live else pull(source, room, on_step))
             if not live:
                 return
             for growing in live[: self._slots]:
                 if growing.request.id == self._raise_at:
                     raise RuntimeError(f"the engine broke on request {growing.request.id!r}")
                 prompt = growing.request.token_ids
-                growing.token_ids.append(int(prompt[len(growing.token_ids) % len(prompt)]))
+                token = int(prompt[(len(growing.token_ids) + growing.sample) % len(prompt)])
+                growing.token_ids.append(token)
+                if (count := growing.request.sampling.logprobs) is not None:
+                    growing.logprobs.append((-0.5, tuple((token + near, -0.5) for near in range(count))))
             time.sleep(self._pause)
             ended = [g for g in live if len(g.token_ids) >= g.request.sampling.max_new_tokens]
             if ended:

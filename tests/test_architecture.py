@@ -11,7 +11,8 @@ from tests.conftest import ROOT, Ended, finish, start
 LAYERS = (
     ("job", "log", "stop", "atomic"),
     ("records",),
-    ("bucket", "cost", "shard", "trim"),
+    ("bucket", "cost", "shard", "prefix", "trim"),
+    ("plan",),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
     ("store", "merge", "model", "gather"),
     ("rows", "scatter", "read", "verify"),
@@ -35,7 +36,7 @@ ONLY_IN = {
     "safetensors": ("comm.py", "engine/"),
 }
 
-PURE = ("bucket", "cost", "shard", "trim", "merge", "records", "job")
+PURE = ("bucket", "cost", "shard", "prefix", "plan", "trim", "merge", "records", "job")
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
 

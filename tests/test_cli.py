@@ -12,6 +12,8 @@ FLAGS = {
     "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail", "--buckets",
     "--batch-tokens", "--return-token-ids", "--truncate-prompts", "--max-error-rate", "--retry-errors", "--force",
     "--show", "--sampling.max-new-tokens", "--sampling.temperature", "--sampling.top-p", "--sampling.top-k",
+    "--sampling.min-p", "--sampling.repetition-penalty", "--sampling.presence-penalty", "--sampling.frequency-penalty",
+    "--sampling.n", "--sampling.min-new-tokens", "--sampling.logprobs",
     "--sampling.stop", "--sampling.stop-token-ids", "--sampling.ignore-eos", "--sampling.seed",
 }  # fmt: skip
 
@@ -43,6 +45,8 @@ def test_a_mistyped_verb_is_exit_code_2_with_the_verbs() -> None:
         ("--tail", "1.5", "from 0 (static) to 1"),
         ("--sampling.max-new-tokens", "0", "at least 1"),
         ("--sampling.top-p", "2", "at most 1"),
+        ("--sampling.n", "2", "set a temperature above 0"),
+        ("--sampling.logprobs", "21", "from 0 (the chosen tokens' alone) to 20"),
         ("--name", "a/b", "one folder name"),
         ("--limit", "0", "at least 1"),
     ],

@@ -107,7 +107,7 @@ def test_a_greeting_says_the_threads_that_the_environment_asks_for(
 
 def test_a_greeting_without_a_wish_for_threads_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert places([hello()]) == [Place(socket.gethostname(), 0, len(os.sched_getaffinity(0)))]
+    assert places([hello()]) == [Place(socket.gethostname(), 0, len(os.sched_getaffinity(0)), 1)]
 
 
 SIZES = ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]

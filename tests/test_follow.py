@@ -10,6 +10,7 @@ import numpy as np
 from hpc.comm import Buffer, Message, Place, Tag, pack, unpack
 from hpc.follow import follow
 from hpc.job import Job, SamplingParams
+from hpc.plan import Arrangement
 from hpc.rundir import RunDirectory
 from hpc.scatter import Dispatcher
 from hpc.shard import Plan
@@ -54,7 +55,8 @@ def test_a_piece_that_comes_together_with_the_start_is_generated(tmp_path: Path)
     directory.create()
     store = read_store(tmp_path, [corpus], job.sampling)
     rows, none = np.array([0]), np.empty(0, dtype=np.int64)
-    dispatcher = Dispatcher(store, rows, {}, np.array([3]), np.array([1.0]), Plan((none, rows), none), 1 << 20)
+    arranged = Arrangement(np.array([3]), np.array([0]), np.array([1.0]), 0.0, Plan((none, rows), none))
+    dispatcher = Dispatcher(store, rows, {}, arranged, 1 << 20)
     introduction = pack(
         {
             "job": asdict(job),

@@ -46,6 +46,32 @@ JOB = Job("model", ("corpus.jsonl",))
         ("ignore_eos", 1, "true or false"),
         ("seed", 0.5, "an integer"),
         ("seed", None, "an integer"),
+        ("min_p", -0.1, "from 0 .off. to 1"),
+        ("min_p", 1.1, "from 0 .off. to 1"),
+        ("min_p", float("nan"), "from 0 .off. to 1"),
+        ("min_p", "0.1", "a number"),
+        ("repetition_penalty", 0, "from 0.01 to 100"),
+        ("repetition_penalty", 101, "from 0.01 to 100"),
+        ("repetition_penalty", float("inf"), "from 0.01 to 100"),
+        ("repetition_penalty", True, "a number"),
+        ("presence_penalty", -2.1, "from -2 to 2"),
+        ("presence_penalty", 2.1, "from -2 to 2"),
+        ("presence_penalty", None, "a number"),
+        ("frequency_penalty", -2.1, "from -2 to 2"),
+        ("frequency_penalty", float("nan"), "from -2 to 2"),
+        ("frequency_penalty", "1", "a number"),
+        ("n", 0, "from 1 to 10000"),
+        ("n", 10_001, "from 1 to 10000"),
+        ("n", 2.0, "an integer"),
+        ("n", True, "an integer"),
+        ("n", 2, "1 where the temperature is 0.*set a temperature above 0"),
+        ("min_new_tokens", -1, "from 0 .off. to max_new_tokens .256."),
+        ("min_new_tokens", 257, "from 0 .off. to max_new_tokens .256."),
+        ("min_new_tokens", 1.0, "an integer"),
+        ("logprobs", -1, "from 0 .* to 20"),
+        ("logprobs", 21, "from 0 .* to 20"),
+        ("logprobs", True, "an integer"),
+        ("logprobs", 1.5, "an integer"),
     ],
 )
 def test_a_wrong_sampling_value_is_refused_with_its_name_value_and_rule(name: str, value: Any, rule: str) -> None:
@@ -64,6 +90,15 @@ def test_a_wrong_sampling_value_is_refused_with_its_name_value_and_rule(name: st
         ("top_p", 1),
         ("top_k", 0),
         ("seed", -1),
+        ("min_p", 1),
+        ("repetition_penalty", 0.01),
+        ("repetition_penalty", 100),
+        ("presence_penalty", -2),
+        ("frequency_penalty", 2),
+        ("min_new_tokens", 256),
+        ("logprobs", 0),
+        ("logprobs", 20),
+        ("logprobs", None),
     ],
 )
 def test_a_sampling_value_at_the_edge_of_its_rule_is_taken(name: str, value: Any) -> None:
@@ -92,6 +127,28 @@ def test_a_wrong_job_value_is_refused_with_its_name_and_value(name: str, value: 
     with pytest.raises(ValueError, match="; it must ") as caught:
         dataclasses.replace(JOB, **{name: value})
     assert str(caught.value).startswith(f'"{name}" is {value!r}')
+
+
+def test_a_sampled_request_may_have_several_samples() -> None:
+    assert SamplingParams(n=10_000, temperature=0.5).n == 10_000
+
+
+def test_an_override_that_makes_several_samples_greedy_is_refused() -> None:
+    with pytest.raises(ValueError, match='"n" is 4; it must be 1 where the temperature is 0'):
+        SamplingParams(n=4, temperature=0.5).override({"temperature": 0})
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        ({}, False),
+        ({"repetition_penalty": 0.9}, True),
+        ({"presence_penalty": 1}, True),
+        ({"frequency_penalty": 1}, True),
+    ],
+)
+def test_what_is_penalised(penalty: dict[str, Any], expected: bool) -> None:
+    assert SamplingParams(**penalty).penalised == expected
 
 
 def test_the_default_is_greedy() -> None:
@@ -134,7 +191,7 @@ def test_an_override_is_checked_as_a_value_is(value: Any) -> None:
         SamplingParams().override({"max_new_tokens": value})
 
 
-@pytest.mark.parametrize("drawing", [{"seed": 1}, {"top_p": 0.5}, {"top_k": 5}])
+@pytest.mark.parametrize("drawing", [{"seed": 1}, {"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.1}])
 def test_a_greedy_identity_does_not_depend_on_how_tokens_are_drawn(drawing: dict[str, Any]) -> None:
     assert SamplingParams(**drawing).identity() == SamplingParams().identity()
 
@@ -150,9 +207,53 @@ def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
         "stop_token_ids": (1,),
         "ignore_eos": True,
         "seed": 1,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "n": 2,
+        "min_new_tokens": 1,
+        "logprobs": 0,
     }
     drawn = SamplingParams(temperature=1.0)
     assert dataclasses.replace(drawn, **{field: other[field]}).identity() != drawn.identity()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+        {"min_new_tokens": 1},
+        {"logprobs": 0},
+    ],
+    ids=str,
+)
+def test_a_greedy_identity_depends_on_what_changes_the_output(other: dict[str, Any]) -> None:
+    assert SamplingParams(**other).identity() != SamplingParams().identity()
+
+
+def test_the_identity_of_the_first_parameters_never_changes() -> None:
+    assert SamplingParams().identity() == {
+        "max_new_tokens": 256,
+        "stop": (),
+        "stop_token_ids": (),
+        "ignore_eos": False,
+    }
+
+
+def test_the_sampled_identity_of_the_first_parameters_never_changes() -> None:
+    assert list(SamplingParams(temperature=1, n=1, min_p=-0.0).identity()) == [
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "seed",
+    ]
 
 
 def test_a_job_comes_back_from_json_as_it_was() -> None:

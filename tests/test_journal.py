@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpc.journal import JournalError, JournalIndex, JournalWriter, decode, encode
-from hpc.records import KEY_BYTES, Completion
+from hpc.records import KEY_BYTES, Completion, Sample
 from tests.conftest import finish, start
 
 FAILED = {"kind": "engine", "message": "out of memory"}
@@ -44,6 +44,17 @@ def found(paths: Sequence[Path], numbers: Iterable[int], retry_errors: bool = Fa
 
 
 TEXT = st.text(st.characters())
+LOGPROB = st.floats(-9999, 0)
+LOGPROBS = st.none() | st.lists(
+    st.tuples(LOGPROB, st.lists(st.tuples(st.integers(0, 2**31 - 1), LOGPROB), max_size=3).map(tuple)), max_size=3
+).map(tuple)
+SAMPLE = st.builds(
+    Sample,
+    token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
+    text=TEXT,
+    finish_reason=st.sampled_from(["stop", "length"]),
+    logprobs=LOGPROBS,
+)
 COMPLETION = st.builds(
     Completion,
     key=st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES),
@@ -53,6 +64,8 @@ COMPLETION = st.builds(
     text=st.none() | TEXT,
     finish_reason=st.sampled_from(["stop", "length", "error"]),
     error=st.none() | st.fixed_dictionaries({"kind": TEXT, "message": TEXT}),
+    logprobs=LOGPROBS,
+    others=st.lists(SAMPLE, max_size=3).map(tuple),
 )
 
 
@@ -66,6 +79,31 @@ def test_a_record_is_one_line_that_comes_back_as_it_was(given_completion: Comple
     assert record.isascii()
     assert record.splitlines(keepends=True) == [record]
     assert decode(record) == given_completion
+
+
+OLD = (
+    b'{"crc":"129b191d","key":"00000000000000000000000000000001","row":1,"id":"id1","finish_reason":"stop",'
+    b'"token_ids":[1,2,1],"text":"text","error":null}\n'
+)
+"""A record as it was before there were samples and log probabilities."""
+
+
+def test_a_record_of_the_first_journals_is_read() -> None:
+    assert decode(OLD) == completion(1)
+
+
+def test_a_completion_without_samples_is_written_as_in_the_first_journals() -> None:
+    assert encode(completion(1)) == OLD
+
+
+@pytest.mark.parametrize(("error", "count"), [(None, 1), (FAILED, 0)])
+def test_a_completion_of_several_samples_is_told_from_an_error(
+    tmp_path: Path, error: dict[str, str] | None, count: int
+) -> None:
+    other = Sample((3,), "other", "length", ((-0.5, ((3, -0.5),)),))
+    one = Completion(key(1), 1, 1, (1,), None if error else "a", "stop", error, ((-1.0, ()),), (other,))
+    index = JournalIndex([written(tmp_path / "j", [one])], retry_errors=True)
+    assert len(index) == count
 
 
 def test_a_record_with_a_wrong_checksum_is_no_completion() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpc.journal import encode
 from hpc.merge import MergeError, OutputRow, merge
-from hpc.records import Completion
+from hpc.records import Completion, Sample
 
 Record = tuple[int, bytes]
 REFUSED = {"kind": "empty", "message": "c:1: empty"}
@@ -104,6 +104,65 @@ def test_the_id_is_the_rows_own_where_it_shares_a_completion() -> None:
 def test_token_ids_are_written_where_asked_for() -> None:
     [row] = merged(prompts(1), [record(0)], return_token_ids=True)
     assert output(row)["token_ids"] == [7, 8]
+
+
+LOGPROBS = ((-0.25, ((7, -0.25), (9, -2.5))), (-1.5, ((9, -0.5), (8, -1.5))))
+WRITTEN = {
+    "token_ids": [7, 8],
+    "token_logprobs": [-0.25, -1.5],
+    "top_logprobs": [[[7, -0.25], [9, -2.5]], [[9, -0.5], [8, -1.5]]],
+}
+
+
+def several(logprobs: bool = False) -> Record:
+    """Return a record of three samples."""
+    others = Sample((7,), "two", "length", LOGPROBS[:1] if logprobs else None), Sample((), "", "stop")
+    first = LOGPROBS if logprobs else None
+    return 0, encode(Completion(bytes(16), 0, "id0", (7, 8), "one", "stop", None, first, others))
+
+
+def test_all_samples_are_written_and_the_row_says_what_the_first_is() -> None:
+    [row] = merged(prompts(1), [several()])
+    found = output(row)
+    assert (found["text"], found["finish_reason"]) == ("one", "stop")
+    assert found["samples"] == [
+        {"text": "one", "finish_reason": "stop", "usage": {"completion_tokens": 2}},
+        {"text": "two", "finish_reason": "length", "usage": {"completion_tokens": 1}},
+        {"text": "", "finish_reason": "stop", "usage": {"completion_tokens": 0}},
+    ]
+
+
+def test_the_tokens_of_all_samples_are_the_rows() -> None:
+    [row] = merged(prompts(1), [several()])
+    assert output(row)["usage"] == {"prompt_tokens": 10, "completion_tokens": 3}
+    assert row.completion_tokens == 3
+
+
+def test_the_token_ids_of_all_samples_are_written_where_asked_for() -> None:
+    [row] = merged(prompts(1), [several()], return_token_ids=True)
+    assert (output(row)["token_ids"], [s["token_ids"] for s in output(row)["samples"]]) == ([7, 8], [[7, 8], [7], []])
+
+
+def test_one_sample_is_no_list_of_samples() -> None:
+    assert "samples" not in output(merged(prompts(1), [record(0)])[0])
+
+
+def test_log_probabilities_are_written_beside_their_tokens() -> None:
+    one = Completion(bytes(16), 0, "id0", (7, 8), "one", "stop", logprobs=LOGPROBS)
+    [row] = merged(prompts(1), [(0, encode(one))])
+    assert output(row)["logprobs"] == WRITTEN
+
+
+def test_log_probabilities_of_the_chosen_tokens_alone_have_no_others_beside_them() -> None:
+    one = Completion(bytes(16), 0, "id0", (7, 8), "one", "stop", logprobs=((-0.25, ()), (-1.5, ())))
+    [row] = merged(prompts(1), [(0, encode(one))])
+    assert output(row)["logprobs"] == {"token_ids": [7, 8], "token_logprobs": [-0.25, -1.5]}
+
+
+def test_each_sample_is_written_with_its_log_probabilities() -> None:
+    found = output(merged(prompts(1), [several(logprobs=True)])[0])
+    assert [found["logprobs"], found["samples"][0]["logprobs"]] == [WRITTEN] * 2
+    assert found["samples"][1]["logprobs"]["token_logprobs"] == [-0.25]
 
 
 def test_text_is_written_as_utf_8() -> None:

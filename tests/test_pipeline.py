@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hpc import view
 from hpc.comm import Place, Single
-from hpc.engine import OnStep, Sequence, Source, pull
+from hpc.engine import OnStep, Sequence, Source, begin, pull
 from hpc.job import Job, Refusal, SamplingParams
-from hpc.loader import Replica
+from hpc.loader import Loader, Replica
 from hpc.pipeline import generate
 from hpc.rows import Checker
 from hpc.stop import Stop
@@ -47,7 +49,7 @@ class FailingEngine(EchoEngine):
             ]
 
 
-def run(tmp_path: Path, rows: list[object], loader: EchoLoader | None = None, **knobs: object) -> int:
+def run(tmp_path: Path, rows: list[object], loader: Loader | None = None, **knobs: object) -> int:
     """Run a job over rows, in the run directory tmp_path/runs/rows."""
     corpus = write_corpus(tmp_path / "rows.jsonl", rows) if rows else tmp_path / "rows.jsonl"
     values = {"model": "echo", "corpus": (str(corpus),), "runs": str(tmp_path / "runs"), "sampling": SHORT, **knobs}
@@ -237,3 +239,153 @@ def test_a_corpus_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> No
     with pytest.raises(Refusal, match="none of them is for a row"):
         run(tmp_path, [{"prompt": "quite another"}])
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+# Several samples, and log probabilities.
+
+SEVERAL = {"temperature": 1, "n": 3}
+
+
+def texts(row: dict[str, object]) -> list[str]:
+    samples = row["samples"]
+    assert isinstance(samples, list)
+    return [sample["text"] for sample in samples]
+
+
+def test_a_row_that_asks_for_samples_gets_them_all(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}])
+    [row] = output(tmp_path)
+    assert (row["text"], texts(row)) == ("abca", ["abca", "bcab", "cabc"])
+
+
+def test_the_samples_of_a_row_that_are_more_than_the_slots_of_an_engine_are_all_there(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        [{"prompt": "abc", "sampling": {**SEVERAL, "n": 20}}, {"prompt": "x"}],
+        EchoLoader(EchoEngine(slots=3)),
+    )
+    assert [len(texts(output(tmp_path)[0])), output(tmp_path)[1]["text"]] == [20, "xxxx"]
+
+
+def test_the_tokens_of_all_samples_are_accounted_for(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}, {"prompt": "x"}])
+    assert [row["usage"] for row in output(tmp_path)] == [
+        {"prompt_tokens": 3, "completion_tokens": 12},
+        {"prompt_tokens": 1, "completion_tokens": 4},
+    ]
+    figures = summary(tmp_path)
+    assert [figures[name] for name in ("prompt_tokens", "completion_tokens", "generated_tokens")] == [4, 16, 16]
+
+
+def test_a_second_run_over_rows_with_samples_generates_nothing_and_writes_the_same(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": {**SEVERAL, "logprobs": 2}}, {"prompt": "x"}])
+    before, loader = (tmp_path / "runs/rows/completions.jsonl").read_bytes(), CountingLoader()
+    (tmp_path / "runs/rows/completions.jsonl").unlink()
+    assert run(tmp_path, [], loader) == 0
+    assert (loader.loads, (tmp_path / "runs/rows/completions.jsonl").read_bytes()) == (0, before)
+
+
+def test_another_number_of_samples_is_generated_anew(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}, {"prompt": "x"}])
+    run(tmp_path, [{"prompt": "abc", "sampling": {**SEVERAL, "n": 4}}, {"prompt": "x"}])
+    assert (len(texts(output(tmp_path)[0])), summary(tmp_path)["generated_tokens"]) == (4, 16)
+
+
+def test_a_run_with_samples_is_verified(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": {**SEVERAL, "logprobs": 1}}, {"prompt": "x"}])
+    assert view.verify(tmp_path / "runs/rows") == 0
+
+
+def test_a_changed_sample_is_named_by_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}, {"prompt": "x"}])
+    path = tmp_path / "runs/rows/completions.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"bcab", b"oops"))
+    assert (view.verify(tmp_path / "runs/rows"), "row 0" in capsys.readouterr().out) == (1, True)
+
+
+def test_merge_writes_samples_again_from_the_journals(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "abc", "sampling": {**SEVERAL, "logprobs": 0}}, {"prompt": "x"}])
+    path = tmp_path / "runs/rows/completions.jsonl"
+    before = path.read_bytes()
+    path.unlink()
+    assert (view.merge(tmp_path / "runs/rows"), path.read_bytes()) == (0, before)
+
+
+def test_a_sample_that_fails_makes_its_row_an_error_row(tmp_path: Path) -> None:
+    class OneFails(FailingEngine):
+        def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+            while requests := pull(source, 100, on_step):
+                for one in begin(requests):
+                    error = "it broke" if one.sample == 1 else None
+                    yield [Sequence(one.request, [65] * 4, error, one.sample)]
+
+    run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}, {"prompt": "x"}], EchoLoader(OneFails()))
+    assert [row["error"] for row in output(tmp_path)] == [
+        {"kind": "engine", "message": "id 0, sample 1: it broke"}, None,
+    ]  # fmt: skip
+
+
+def test_log_probabilities_are_given_where_a_row_asks(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "AB", "sampling": {"logprobs": 2}}, {"prompt": "AB"}])
+    asked, other = output(tmp_path)
+    assert asked["logprobs"] == {
+        "token_ids": [65, 66, 65, 66],
+        "token_logprobs": [-0.5] * 4,
+        "top_logprobs": [[[65, -0.5], [66, -0.5]], [[66, -0.5], [67, -0.5]]] * 2,
+    }
+    assert "logprobs" not in other
+
+
+def test_rows_of_one_prompt_with_and_without_log_probabilities_are_no_duplicates(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "AB", "sampling": {"logprobs": 0}}, {"prompt": "AB"}, {"prompt": "AB"}])
+    assert summary(tmp_path)["duplicates"] == 1
+
+
+def test_more_samples_than_one_without_a_temperature_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "AB", "sampling": {"n": 2}}, {"prompt": "x"}])
+    assert "set a temperature above 0" in str(output(tmp_path)[0]["error"])
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> list[dict[str, object]]:
+    """The output of the hf engine with the tiny model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    sampled = {"temperature": 1.2, "max_new_tokens": 8, "seed": 3}
+    rows: list[object] = [
+        {"id": "few", "prompt": "once upon", "sampling": {**sampled, "n": 2}},
+        {"id": "many", "prompt": "once upon", "sampling": {**sampled, "n": 5, "logprobs": 1}},
+        {"id": "least", "prompt": "once upon", "sampling": {**sampled, "min_new_tokens": 8}},
+    ]
+    run(folder, rows, Loader(), model=str(tiny_model), device="cpu", engine="hf", return_token_ids=True)
+    return output(folder)
+
+
+def test_samples_of_a_model_differ(tiny_run: list[dict[str, object]]) -> None:
+    assert len(set(texts(tiny_run[1]))) == 5
+
+
+def test_samples_of_a_model_are_counted(tiny_run: list[dict[str, object]]) -> None:
+    samples: Any = tiny_run[1]["samples"]
+    usage: Any = tiny_run[1]["usage"]
+    assert usage["completion_tokens"] == sum(len(sample["token_ids"]) for sample in samples)
+
+
+def test_samples_of_a_model_have_log_probabilities(tiny_run: list[dict[str, object]]) -> None:
+    samples: Any = tiny_run[1]["samples"]
+    assert [len(sample["logprobs"]["token_logprobs"]) for sample in samples] == [
+        len(sample["token_ids"]) for sample in samples
+    ]
+
+
+def test_a_row_of_a_model_has_at_least_min_new_tokens(tiny_run: list[dict[str, object]]) -> None:
+    usage: Any = tiny_run[2]["usage"]
+    assert usage["completion_tokens"] == 8
+
+
+def test_the_first_samples_do_not_depend_on_how_many_there_are(
+    tmp_path: Path, tiny_model: Path, tiny_run: list[dict[str, object]]
+) -> None:
+    sampled = {"temperature": 1.2, "max_new_tokens": 8, "seed": 3, "n": 3}
+    rows: list[object] = [{"id": "many", "prompt": "once upon", "sampling": sampled}]
+    run(tmp_path, rows, Loader(), model=str(tiny_model), device="cpu", engine="hf")
+    assert texts(output(tmp_path)[0]) == texts(tiny_run[1])[:3]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc.job import SamplingParams
-from hpc.records import KEY_BYTES, Request, RowId, Tokens, completion_key
+from hpc.records import KEY_BYTES, Completion, Request, RowId, Sample, Tokens, completion_key
 
 DRAWN = SamplingParams(temperature=1.0)
 TOKEN_IDS = st.lists(st.integers(0, 3), max_size=6)
@@ -68,3 +68,25 @@ def test_a_lone_surrogate_in_an_id_has_a_key() -> None:
 def test_a_request_holds_its_padded_prompt_and_its_completion() -> None:
     request = Request(0, 0, int32(1, 2, 3), SamplingParams(max_new_tokens=10), bytes(KEY_BYTES), bucket=8)
     assert request.most_tokens == 18
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (SamplingParams(), "4b9b4797a9f11e6c01c087b763c15508"),
+        (SamplingParams(temperature=0.7, top_p=0.9, seed=7, stop=("a",)), "ed8ff4d10ac84c273a3d6e9d6588dcfe"),
+    ],
+    ids=["greedy", "sampled"],
+)
+def test_a_key_of_the_first_journals_never_changes(sampling: SamplingParams, expected: str) -> None:
+    assert completion_key(int32(1, 2, 3), sampling, "x").hex() == expected
+
+
+def test_a_completion_of_one_sample_has_that_sample() -> None:
+    one = Completion(bytes(16), 0, 0, (1, 2), "text", "stop", logprobs=((-0.5, ()), (-1.5, ())))
+    assert (one.samples, one.num_tokens) == ((Sample((1, 2), "text", "stop", one.logprobs),), 2)
+
+
+def test_a_completion_of_several_samples_counts_the_tokens_of_all() -> None:
+    others = Sample((3,), "more", "length"), Sample((), "", "stop")
+    assert Completion(bytes(16), 0, 0, (1, 2), "text", "stop", others=others).num_tokens == 3

@@ -285,6 +285,30 @@ def test_max_new_tokens_is_clamped_to_what_the_context_leaves(tmp_path: Path, le
     assert rows["new_tokens"].tolist() == [new_tokens]
 
 
+@pytest.mark.parametrize(("length", "least"), [(5, 4), (7, 3), (9, 1)])
+def test_min_new_tokens_is_clamped_with_max_new_tokens(tmp_path: Path, length: int, least: int) -> None:
+    sampling = SamplingParams(max_new_tokens=5, min_new_tokens=4)
+    rows = check(tmp_path, {"prompt": "a" * length}, sampling=sampling, context_tokens=10)
+    assert (errors(rows), requests(rows)[0].get("sampling", {}).get("min_new_tokens", 4)) == ([], least)
+
+
+def test_min_new_tokens_above_max_new_tokens_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "a", "sampling": {"max_new_tokens": 3, "min_new_tokens": 4}}
+    [(_, kind, message)] = errors(check(tmp_path, row))
+    assert (kind, "it must be from 0 (off) to max_new_tokens (3)" in message) == ("sampling", True)
+
+
+def test_a_row_says_how_many_samples_it_asks_for(tmp_path: Path) -> None:
+    several = {"prompt": "a", "sampling": {"n": 4, "temperature": 1}}
+    assert check(tmp_path, {"prompt": "a"}, several)["samples"].tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_row_may_ask_for_log_probabilities_or_for_none(tmp_path: Path, value: int | None) -> None:
+    rows = check(tmp_path, {"prompt": "a", "sampling": {"logprobs": value}}, sampling=SamplingParams(logprobs=1))
+    assert requests(rows)[0]["sampling"] == {"logprobs": value}
+
+
 def test_a_model_without_a_context_limit_takes_any_prompt(tmp_path: Path) -> None:
     rows = check(tmp_path, {"prompt": "a" * 5000}, context_tokens=None)
     assert (rows["lengths"].tolist(), rows["new_tokens"].tolist()) == ([5000], [256])

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hpc import shard
 from hpc.comm import Buffer, unpack
 from hpc.job import SamplingParams
+from hpc.plan import Arrangement
 from hpc.records import Request
-from hpc.scatter import Backlog, Dispatcher, Floats, Ints, piece_bytes
+from hpc.scatter import Backlog, Dispatcher, Ints, piece_bytes
+from hpc.shard import Floats
 from hpc.store import TokenStore
 from tests.conftest import write_corpus
 from tests.stores import read_store
@@ -44,7 +46,8 @@ def dispatch(
     chosen = np.array(rows, dtype=np.int64)
     costs, buckets = costs_and_buckets(len(chosen))
     planned = planned or shard.plan(costs, buckets, size, tail)
-    return Dispatcher(tokens, chosen, also or {}, buckets, costs, planned, max_bytes)
+    arranged = Arrangement(buckets, np.arange(len(chosen)) % 3, costs, 0.0, planned)
+    return Dispatcher(tokens, chosen, also or {}, arranged, max_bytes)
 
 
 def costs_and_buckets(number: int) -> tuple[Floats, Ints]:
@@ -62,10 +65,13 @@ def is_last(piece: Buffer) -> bool:
 
 
 def drain(backlog: Backlog, num_tokens: int = 1 << 20) -> list[Request]:
-    """Pull until it is exhausted; its asking must have answers."""
+    """Pull until it is exhausted, each request being done at once; its asking must have answers."""
     pulled: list[Request] = []
     while not backlog.exhausted:
-        pulled += backlog.pull(num_tokens)
+        taken = backlog.pull(num_tokens)
+        pulled += taken
+        for request in taken:
+            backlog.done(request.row)
     return pulled
 
 
@@ -127,7 +133,7 @@ def test_a_request_comes_out_as_the_store_has_it(tokens: TokenStore) -> None:
 def test_further_rows_travel_with_the_request_they_share(tokens: TokenStore) -> None:
     backlog = Backlog(DEFAULTS, lambda: None)
     backlog.add(dispatch(tokens, range(4), also={1: [7, 9], 3: [8]}).next_piece(0))
-    assert backlog.also == {1: [7, 9], 3: [8]}
+    assert [backlog.done(row) for row in range(4)] == [[], [7, 9], [], [8]]
 
 
 @settings(deadline=None)
@@ -218,6 +224,24 @@ def test_a_backlog_asks_once_until_it_is_answered(tokens: TokenStore) -> None:
     for _ in range(3):
         asker.backlog.pull(3 * ONE_REQUEST)
     assert asker.asked == 2
+
+
+def test_a_backlog_does_not_ask_while_most_of_what_was_taken_is_under_way(tokens: TokenStore) -> None:
+    asker = Asker(tokens, kept_back=1)
+    asker.answer()
+    for _ in range(4):
+        asker.backlog.pull(1)
+    assert asker.asked == 0
+
+
+def test_a_backlog_asks_when_a_quarter_of_what_was_taken_is_done(tokens: TokenStore) -> None:
+    asker = Asker(tokens, kept_back=1)
+    asker.answer()
+    taken = [asker.backlog.pull(1)[0] for _ in range(3)]
+    before = asker.asked
+    asker.backlog.done(taken[0].row)
+    asker.backlog.pull(1)
+    assert (before, asker.asked) == (0, 1)
 
 
 def test_a_backlog_does_not_ask_after_the_last_piece(tokens: TokenStore) -> None:

@@ -105,6 +105,36 @@ def test_half_of_a_stop_character_is_no_stop() -> None:
     assert trimmed("a€".encode()[:-1], stop=("€",))[2] is None
 
 
+def test_an_ending_token_before_min_new_tokens_does_not_end() -> None:
+    tokens = [EOS, *b"a", EOS, *b"b"]
+    assert trimmed(tokens, min_new_tokens=1) == ((EOS, *b"a", EOS), "a", "stop")
+
+
+def test_an_ending_token_right_behind_min_new_tokens_ends() -> None:
+    assert trimmed([*b"ab", EOS, *b"c"], min_new_tokens=2) == ((*b"ab", EOS), "ab", "stop")
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0, b"a|"), (2, b"a|"), (3, b"a|b|"), (4, b"a|b|"), (5, b"a|b|cd")])
+def test_a_stop_string_complete_before_min_new_tokens_does_not_end(least: int, kept: bytes) -> None:
+    assert trimmed(b"a|b|cd", stop=("|",), min_new_tokens=least, max_new_tokens=6)[0] == tuple(kept)
+
+
+def test_a_stop_string_that_begins_before_min_new_tokens_and_ends_there_ends() -> None:
+    assert trimmed(b"xENDy", stop=("END",), min_new_tokens=4) == (tuple(b"xEND"), "x", "stop")
+
+
+def test_a_stop_string_that_does_not_count_stays_in_the_text() -> None:
+    assert trimmed(b"a|b|c", stop=("|",), min_new_tokens=3)[1] == "a|b"
+
+
+def test_a_stop_character_whose_last_token_is_the_least_ends() -> None:
+    assert trimmed("a€b".encode(), stop=("€",), min_new_tokens=4) == (tuple("a€".encode()), "a", "stop")
+
+
+def test_a_stop_character_whose_last_token_is_before_the_least_does_not_end() -> None:
+    assert trimmed("a€b".encode(), stop=("€",), min_new_tokens=5)[2] is None
+
+
 STOPS = ["a", "ab", "aab", "b a", "é", "€", "𝄞", "𝄞€"]
 TOKEN_IDS = st.lists(
     st.sampled_from(["a", "b", " ", "é", "€", "𝄞"]).map(lambda text: list(text.encode()))
@@ -113,7 +143,8 @@ TOKEN_IDS = st.lists(
 ).map(lambda parts: [token for part in parts for token in part])
 """Whole characters, and what a model that is cut or confused makes of them."""
 SAMPLING = st.builds(
-    SamplingParams,
+    lambda least, **other: SamplingParams(min_new_tokens=min(least, other["max_new_tokens"]), **other),
+    least=st.just(0) | st.integers(0, 12),
     max_new_tokens=st.integers(1, 20),
     stop=st.lists(st.sampled_from(STOPS), max_size=2).map(tuple),
     stop_token_ids=st.lists(st.sampled_from([*b"a "]), max_size=1).map(tuple),
@@ -146,13 +177,27 @@ def test_what_comes_behind_the_end_changes_nothing(
 
 
 @settings(deadline=None)
-@given(TOKEN_IDS, st.lists(st.sampled_from(STOPS), min_size=1, max_size=2))
-def test_a_check_of_the_last_tokens_finds_the_end_where_trim_cuts(token_ids: list[int], stop: list[str]) -> None:
-    sampling = SamplingParams(stop=tuple(stop), ignore_eos=True, max_new_tokens=100)
+@given(TOKEN_IDS, st.lists(st.sampled_from(STOPS), min_size=1, max_size=2), st.just(0) | st.integers(0, 14))
+def test_a_check_of_the_last_tokens_finds_the_end_where_trim_cuts(
+    token_ids: list[int], stop: list[str], least: int
+) -> None:
+    sampling = SamplingParams(stop=tuple(stop), ignore_eos=True, max_new_tokens=100, min_new_tokens=least)
     kept, _, reason = trim(token_ids, sampling, (), decode)
     lengths = range(1, len(token_ids) + 1)
-    found = next((n for n in lengths if ends_with_stop(token_ids[:n], tuple(stop), decode)), None)
+    found = next((n for n in lengths if ends_with_stop(token_ids[:n], tuple(stop), decode, least)), None)
     assert found == (len(kept) if reason == "stop" else None)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(2, [2, 3, 4]), (3, [4]), (4, [4]), (5, [])])
+def test_a_check_of_the_last_tokens_passes_over_what_was_complete_before_min_new_tokens(
+    least: int, expected: list[int]
+) -> None:
+    found = [n for n in range(1, 5) if ends_with_stop(b"a|b|"[:n], ("|",), decode, least)]
+    assert found == expected
+
+
+def test_a_check_of_the_last_tokens_may_begin_behind_min_new_tokens() -> None:
+    assert ends_with_stop(b"a" * 50 + b"|", ("|",), decode, 10)
 
 
 def test_without_stop_strings_nothing_ends_with_one() -> None:

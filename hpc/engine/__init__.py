@@ -5,11 +5,11 @@ seam, and imports no engine: torch is loaded with the first engine, not with the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpc.records import Request
+from hpc.records import Request, TokenLogprobs
 
 OnStep = Callable[[], bool]
 """Called once a decoding step; True means: stop now, and leave what is in flight."""
@@ -24,13 +24,17 @@ class EngineFault(Exception):
 
 @dataclass(slots=True)
 class Sequence:
-    """A request while it grows, and when it has ended."""
+    """A sample of a request while it grows, and when it has ended."""
 
     request: Request
     token_ids: list[int] = field(default_factory=list)
     """Generated so far; an engine may run past the end, which is then trimmed."""
     error: str | None = None
     """Why this request cannot be completed, for example that it alone does not fit in memory."""
+    sample: int = 0
+    """Index among the `n` samples of its request, each of which is a sequence of its own."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of each token, where the request asks for them."""
 
 
 class Source(Protocol):
@@ -52,6 +56,11 @@ class Engine(Protocol):
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""
+
+
+def begin(requests: Iterable[Request]) -> list[Sequence]:
+    """Return the sequences of requests, in order: one for each sample."""
+    return [Sequence(request, sample=sample) for request in requests for sample in range(request.sampling.n)]
 
 
 def pull(source: Source, num_tokens: int, on_step: OnStep) -> list[Request]:

@@ -3,16 +3,17 @@
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from hpc.engine import EngineFault, Sequence
-from hpc.records import Request
 
 LOGGER = logging.getLogger(__name__)
 
 FAULT_AFTER = 8
 """So many requests that fail one after the other, none succeeding between them, are the engine's fault."""
 
-GenerateBatch = Callable[[list[Request]], list[Sequence]]
+GenerateBatch = Callable[[list[Sequence]], list[Sequence]]
+"""Takes sequences as they begin, and returns grown ones; it leaves those that it was given as they are."""
 
 
 class Halver:
@@ -34,10 +35,10 @@ class Halver:
         self._failed: list[Sequence] = []
         self._faults = 0
 
-    def run(self, batch: list[Request]) -> Iterator[list[Sequence]]:
-        """Yield the sequences of a batch as its parts succeed.
+    def run(self, batch: list[Sequence]) -> Iterator[list[Sequence]]:
+        """Yield the sequences of a batch, grown, as its parts succeed.
 
-        A request that fails alone is yielded as an error once another has succeeded after it, or at
+        One that fails alone is yielded as an error once another has succeeded after it, or at
         the `flush`. Raises `EngineFault` if `FAULT_AFTER` fail in a row, and not for memory: rather
         end with the good rows safe than write a corpus full of errors.
         """
@@ -66,20 +67,21 @@ class Halver:
             yield self._failed
             self._failed = []
 
-    def _try(self, batch: list[Request]) -> tuple[list[Sequence], str | None, bool]:
+    def _try(self, batch: list[Sequence]) -> tuple[list[Sequence], str | None, bool]:
         """Return the sequences, or in words why there are none, and whether that was for want of memory."""
         try:
             return self._generate_batch(batch), None, False
         except Exception as error:
             # As text: a handler that keeps its records would keep what the traceback holds, and not free it.
             LOGGER.debug("a batch of %d requests failed:\n%s", len(batch), traceback.format_exc())
-            return [], _one_line(error), self._is_out_of_memory(error)
+            return [], one_line(error), self._is_out_of_memory(error)
 
-    def _fail(self, request: Request, failure: str, out_of_memory: bool) -> None:
+    def _fail(self, sequence: Sequence, failure: str, out_of_memory: bool) -> None:
         reason = "it does not fit in memory, even alone" if out_of_memory else failure
-        self._failed.append(Sequence(request, error=reason))
-        self._faults += not out_of_memory
-        LOGGER.warning("request %r failed alone: %s", request.id, failure)
+        again = any(failed.request is sequence.request for failed in self._failed)  # another of its samples
+        self._failed.append(replace(sequence, error=reason))
+        self._faults += not out_of_memory and not again
+        LOGGER.warning("request %r failed alone: %s", sequence.request.id, failure)
         if self._faults >= FAULT_AFTER:
             ids = ", ".join(repr(sequence.request.id) for sequence in self._failed)
             raise EngineFault(
@@ -87,6 +89,7 @@ class Halver:
             )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Say in one line what an exception says."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from hpc.engine import OnStep, Sequence, Source, pull
+from hpc.engine import OnStep, Sequence, Source, begin, pull
 from hpc.engine.batch import Halver
-from hpc.engine.sample import Sampler
-from hpc.records import Request
+from hpc.engine.sample import Choice, Sampler
+from hpc.records import TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -57,42 +57,46 @@ class HFEngine:
         halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
-                for batch in batches(requests, self._batch_tokens):
+                for batch in batches(begin(requests), self._batch_tokens):
                     yield from halver.run(batch)
                     if stop.told:
                         return
             yield from halver.flush()
 
     @torch.inference_mode()
-    def _generate_batch(self, batch: list[Request], on_step: "_Stop") -> list[Sequence]:
+    def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:
         device = self._model.device
-        width = max(len(request.token_ids) for request in batch)
+        prompts = [torch.from_numpy(sequence.request.token_ids.astype("int64")) for sequence in batch]
+        width = max(len(prompt) for prompt in prompts)
         input_ids = torch.zeros(len(batch), width, dtype=torch.long)
         attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, request in enumerate(batch):
-            length = len(request.token_ids)
+        for row, prompt in enumerate(prompts):
             # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
-            input_ids[row] = int(request.token_ids[0])
-            input_ids[row, width - length :] = torch.from_numpy(request.token_ids.astype("int64"))
-            attention_mask[row, width - length :] = 1
-        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step, width)
+            input_ids[row] = prompt[0]
+            input_ids[row, width - len(prompt) :] = prompt
+            attention_mask[row, width - len(prompt) :] = 1
+        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step)
         exact = len(batch) > 1 and self._model.dtype == torch.float32
-        chooser = _Chooser(batch, growing, device, NOISE if exact else 0.0)
+        sampler = Sampler(len(batch), device, NOISE if exact else 0.0, self._eos_token_ids)
+        for slot, sequence in enumerate(batch):
+            sampler.set(slot, sequence.request, sequence.sample)
         config = GenerationConfig(
-            max_new_tokens=max(request.sampling.max_new_tokens for request in batch), do_sample=False, pad_token_id=0
+            max_new_tokens=max(sequence.request.sampling.max_new_tokens for sequence in batch),
+            do_sample=False,
+            pad_token_id=0,
         )
         with contextlib.suppress(_Stopped):
             self._model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([chooser]),
+                logits_processor=LogitsProcessorList([_Chooser(sampler, growing)]),
                 stopping_criteria=StoppingCriteriaList([growing]),
             )
         done = [sequence for row, sequence in enumerate(growing.sequences) if growing.ended[row]]
-        for request in growing.close():
+        for sequence in growing.close():
             if not on_step():
-                done += self._generate_batch([request], on_step)
+                done += self._generate_batch([sequence], on_step)
         return done
 
     def _shrink(self) -> None:
@@ -103,16 +107,17 @@ class HFEngine:
             torch.cuda.empty_cache()
 
 
-def batches(requests: list[Request], batch_tokens: int) -> Iterator[list[Request]]:
-    """Cut requests into batches of one bucket that hold at most `batch_tokens`, padding included."""
-    batch: list[Request] = []
+def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequence]]:
+    """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included."""
+    batch: list[Sequence] = []
     longest = 0
-    for request in requests:
-        most = max(longest, request.most_tokens)
-        if batch and (request.bucket != batch[0].bucket or most * (len(batch) + 1) > batch_tokens):
+    for sequence in sequences:
+        request = sequence.request
+        most = max(longest, request.sample_tokens)
+        if batch and (request.bucket != batch[0].request.bucket or most * (len(batch) + 1) > batch_tokens):
             yield batch
-            batch, most = [], request.most_tokens
-        batch.append(request)
+            batch, most = [], request.sample_tokens
+        batch.append(sequence)
         longest = most
     if batch:
         yield batch
@@ -168,38 +173,41 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
     def __init__(
         self,
-        batch: list[Request],
+        batch: list[Sequence],
         eos_token_ids: Collection[int],
         decode: Decode,
         on_step: Callable[[], bool],
-        prompt_width: int,
     ) -> None:
-        self.sequences = [Sequence(request) for request in batch]
+        self.sequences = [Sequence(begun.request, sample=begun.sample) for begun in batch]
         self.ended = [False] * len(batch)
-        self.prompt_width = prompt_width
+        self._batch = batch
         self._was_close = [False] * len(batch)
-        self._endings = [ending_tokens(request.sampling, eos_token_ids) for request in batch]
+        self._endings = [ending_tokens(begun.request.sampling, eos_token_ids) for begun in batch]
         self._decode = decode
         self._on_step = on_step
+        self._logprobs: dict[int, TokenLogprobs] = {}
 
-    def note(self, close: torch.Tensor, finite: torch.Tensor) -> None:
-        """Take for each row whether its next token is a close choice, and whether its logits are numbers."""
-        for row in close.nonzero()[:, 0].tolist():
-            self._was_close[row] |= not self.ended[row]
-        for row in (~finite).nonzero()[:, 0].tolist():
-            if not (self.ended[row] or self._was_close[row]):
+    def note(self, choice: Choice) -> None:
+        """Take what is to be known of each row's next token, before the token itself."""
+        for row, close in enumerate(choice.close.tolist()):
+            self._was_close[row] |= close and not self.ended[row]
+        for row, finite in enumerate(choice.finite.tolist()):
+            if not (finite or self.ended[row] or self._was_close[row]):
                 self.sequences[row].error = "the model's logits are not finite numbers; try another dtype"
                 self.ended[row] = True
+        self._logprobs = choice.logprobs.read() if choice.logprobs else {}
 
-    def close(self) -> list[Request]:
-        """Return the requests that are to be generated again, alone."""
-        return [s.request for s, close in zip(self.sequences, self._was_close, strict=True) if close]
+    def close(self) -> list[Sequence]:
+        """Return the sequences that are to be generated again, alone."""
+        return [begun for begun, close in zip(self._batch, self._was_close, strict=True) if close]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
         """Take the token just chosen for each row; return which rows need no more, shape [rows]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not (self.ended[row] or self._was_close[row]):
                 self.sequences[row].token_ids.append(token)
+                if row in self._logprobs:
+                    self.sequences[row].logprobs.append(self._logprobs[row])
                 self.ended[row] = self._has_ended(row, token)
         if self._on_step():
             return torch.ones(len(self.ended), dtype=torch.bool, device=input_ids.device)
@@ -212,22 +220,19 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         return (
             token in self._endings[row]
             or len(sequence.token_ids) >= sampling.max_new_tokens
-            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode)
+            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
         )
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
     """Chooses the tokens: `generate`'s own argmax then finds only the chosen one."""
 
-    def __init__(self, batch: list[Request], growing: _Growing, device: torch.device, noise: float) -> None:
-        sampling, ids = [request.sampling for request in batch], [request.id for request in batch]
-        self._sampler = Sampler(sampling, ids, device, noise)
+    def __init__(self, sampler: Sampler, growing: _Growing) -> None:
+        self._sampler = sampler
         self._growing = growing
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return scores of shape [rows, vocabulary] that are 0 at the chosen token and -inf elsewhere."""
-        finite = scores.amax(dim=-1).isfinite()
-        scores = scores.masked_fill(~finite[:, None], 0.0)
-        tokens, close = self._sampler.choose(scores, position=input_ids.shape[1] - self._growing.prompt_width)
-        self._growing.note(close.cpu(), finite.cpu())
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+        choice = self._sampler.choose(scores, list(range(len(scores))))
+        self._growing.note(choice)
+        return torch.full_like(scores, -torch.inf).scatter_(1, choice.tokens[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""Choose the next token of each row: from its logits, its parameters and one uniform number.
+"""Choose the next token of each row: from its logits, its parameters, its tokens and one uniform number.
 
 The number is a hash of (seed, id, sample index, position) and of nothing else, so what is drawn does
 not depend on the batch, the order or the rank. The token is drawn by inverting the cumulative
@@ -7,16 +7,25 @@ distribution.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hpc.job import SamplingParams
-from hpc.records import RowId
+from hpc.records import Request, RowId, TokenLogprobs
+from hpc.trim import ending_tokens
 
 _MASKED = 1e9
+_BLOCK = 1024
+_LEAST_LOGPROB = -9999.0
+_FEW = 128
+_ALL = 2**31
+_DRAWING = ("temperature", "top_p", "top_k", "min_p")
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,52 +49,367 @@ def uniforms(streams: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64])
     return fraction
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The next token of each row; nothing here has been read from the device."""
+
+    tokens: torch.Tensor
+    """[rows] int64; of a row that is not finite some valid token."""
+    close: torch.Tensor
+    """[rows] bool: noise could have made it another token."""
+    finite: torch.Tensor
+    """[rows] bool: the row's logits are numbers."""
+    logprobs: "Logprobs | None" = None
+    """None where no row asks for them."""
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Log probabilities of the chosen and of the most probable tokens of some rows, still on the device."""
+
+    rows: tuple[int, ...]
+    """The rows of the batch that asked."""
+    counts: tuple[int, ...]
+    """How many of the most probable tokens each of them asked for."""
+    chosen: torch.Tensor
+    """[len(rows)]"""
+    top: torch.Tensor
+    """[len(rows), the largest count]; descending"""
+    top_tokens: torch.Tensor
+    """[len(rows), the largest count]"""
+
+    def read(self) -> dict[int, TokenLogprobs]:
+        """Return them by row; this waits for the device."""
+        chosen, top, tokens = self.chosen.tolist(), self.top.tolist(), self.top_tokens.tolist()
+        found: dict[int, TokenLogprobs] = {}
+        for at, (row, count) in enumerate(zip(self.rows, self.counts, strict=True)):
+            pairs = zip(tokens[at][:count], top[at][:count], strict=True)
+            found[row] = _written(chosen[at]), tuple((token, _written(value)) for token, value in pairs)
+        return found
+
+
 class Sampler:
-    """Chooses tokens for a fixed batch of rows.
+    """Chooses tokens for rows that live in numbered slots, and come and go.
 
     `noise` is by how much rounding may change a logit from one batch to another, as a share of the
-    row's largest; 0 where that is not of interest.
+    row's largest; 0 where that is not of interest. `eos_token_ids` are the model's ending tokens,
+    which `min_new_tokens` holds back.
+
+    Everything that decides what is computed follows from the requests, and is known to the host:
+    nothing is read from the device, which may lag behind.
     """
 
     def __init__(
-        self, sampling: Sequence[SamplingParams], ids: Sequence[RowId], device: torch.device, noise: float = 0.0
+        self, slots: int, device: torch.device, noise: float = 0.0, eos_token_ids: Collection[int] = ()
     ) -> None:
         self._device = device
         self._noise = noise
-        drawn = [row for row, params in enumerate(sampling) if not params.greedy]
-        self._drawn = torch.tensor(drawn, dtype=torch.long, device=device)
-        self._streams = np.array([stream(sampling[row].seed, ids[row]) for row in drawn], dtype=np.uint64)
-        self._temperature = self._column([sampling[row].temperature for row in drawn])
-        self._top_p = self._column([sampling[row].top_p for row in drawn])
-        self._top_k = self._column([sampling[row].top_k for row in drawn])
+        self._eos_token_ids = eos_token_ids
+        self._requests: list[Request | None] = [None] * slots
+        self._endings: list[tuple[int, ...]] = [()] * slots
+        self._streams = np.zeros(slots, dtype=np.uint64)
+        self._positions = np.zeros(slots, dtype=np.uint64)
+        self._seen: torch.Tensor | None = None
+        """[slots, vocabulary] bool: the token is in the prompt or was generated."""
+        self._counts: torch.Tensor | None = None
+        """[slots, vocabulary] int32: how often the token was generated."""
+        self._stale = [True] * slots
+        """Whose lines in these two are a previous request's."""
+        self._plan: _Plan | None = None
+        self._held: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
 
-    def choose(self, logits: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a token for each row and whether noise could have made it another, both of shape [rows].
+    def set(self, slot: int, request: Request, sample: int = 0) -> None:
+        """Let a sample of a new request take a slot; nothing of the previous one is left."""
+        sampling = request.sampling
+        self._requests[slot] = request
+        self._endings[slot] = tuple(ending_tokens(sampling, self._eos_token_ids)) if sampling.min_new_tokens else ()
+        self._streams[slot] = stream(sampling.seed, request.id, sample)
+        self._positions[slot] = 0
+        self._stale[slot] = True
+        self._plan = self._held = None
 
-        `logits` has shape [rows, vocabulary]; `position` counts the tokens generated before, the same
-        for all rows. Greedy rows take the first of the most probable tokens.
+    def choose(self, logits: torch.Tensor, slots: list[int]) -> Choice:
+        """Return the next tokens of the requests in these slots, whose positions advance by one.
+
+        `logits` has shape [rows, vocabulary], a row for each slot. Greedy rows take the first of the
+        most probable tokens.
         """
-        best = logits.topk(2, dim=-1).values
-        tokens = logits.argmax(dim=-1)
+        plan = self._plan_of(slots)
+        scores = self._altered(logits, plan)
+        best, tokens, second = most_probable(scores)
+        finite = (best if scores is logits else logits.amax(dim=-1)).isfinite()
+        noise = None
+        close = torch.zeros_like(finite)
+        if self._noise:
+            noise = self._noise_of(logits) * plan.gain
+            close = best - second < noise
+        if plan.drawn:
+            numbers = self._upload(uniforms(self._streams[plan.drawn_slots], self._positions[plan.drawn_slots]))
+        for group in plan.drawn:
+            tokens[group.rows], close[group.rows] = draw(
+                scores[group.rows],
+                group.temperature,
+                group.top_p,
+                group.top_k,
+                group.min_p,
+                numbers[group.part, None],
+                None if noise is None else noise[group.rows, None],
+                group.most,
+            )
+        self._note(tokens, plan)
+        self._positions[plan.slots] += np.uint64(1)
+        return Choice(tokens, close, finite, _logprobs_of(logits, tokens, plan))
+
+    def _plan_of(self, slots: list[int]) -> "_Plan":
+        if self._plan is None or self._plan.slots != slots:
+            self._plan, self._held = self._make_plan(list(slots)), None
+        return self._plan
+
+    def _make_plan(self, slots: list[int]) -> "_Plan":
+        sampling = [request.sampling for request in (self._requests[slot] for slot in slots) if request is not None]
+        if len(sampling) < len(slots):
+            raise ValueError("a slot is chosen for that no request has taken")
+        groups: dict[int, list[int]] = {}
+        for row, params in enumerate(sampling):
+            if not params.greedy:
+                groups.setdefault(_most(params), []).append(row)
+        drawn, ends = [], 0
+        for most, rows in groups.items():
+            begins, ends = ends, ends + len(rows)
+            columns = self._columns([sampling[row] for row in rows], _DRAWING, np.float64)
+            drawn.append(_Drawn(rows=self._indices(rows), part=slice(begins, ends), most=most, **columns))
+        asked = [row for row, params in enumerate(sampling) if params.logprobs is not None]
+        gains = [max(params.repetition_penalty, 1 / params.repetition_penalty) for params in sampling]
+        return _Plan(
+            slots=slots,
+            drawn=drawn,
+            drawn_slots=np.array([slots[row] for rows in groups.values() for row in rows], dtype=np.int64),
+            penalised=self._make_penalised(slots, sampling),
+            held=[row for row, slot in enumerate(slots) if self._endings[slot]],
+            gain=self._upload(np.array(gains)) if self._noise and any(gain > 1 for gain in gains) else 1.0,
+            asked=tuple(asked),
+            asked_rows=self._indices(asked),
+            asked_counts=tuple(sampling[row].logprobs or 0 for row in asked),
+        )
+
+    def _make_penalised(self, slots: list[int], sampling: list[SamplingParams]) -> "_Penalised | None":
+        rows = [row for row, params in enumerate(sampling) if params.penalised]
+        if not rows:
+            return None
+        own = [sampling[row] for row in rows]
+        return _Penalised(
+            rows=self._indices(rows),
+            slots=self._indices([slots[row] for row in rows]),
+            slot_numbers=tuple(slots[row] for row in rows),
+            repeats=any(params.repetition_penalty != 1 for params in own),
+            counts=any(params.presence_penalty or params.frequency_penalty for params in own),
+            **self._columns(own, _PENALTIES, np.float32),
+        )
+
+    def _altered(self, logits: torch.Tensor, plan: "_Plan") -> torch.Tensor:
+        """Return the logits with penalties, and without the tokens that must not be chosen yet.
+
+        The logits themselves where nothing is altered, a copy in float32 otherwise.
+        """
+        held = self._held_back(plan, logits.shape[-1])
+        if plan.penalised is None and held is None:
+            return logits
+        scores = logits.to(torch.float32, copy=True)
+        if plan.penalised is not None:
+            self._renew(plan.penalised, logits.shape[-1])
+            rows, slots = plan.penalised.rows, plan.penalised.slots
+            scores[rows] = penalise(
+                scores[rows],
+                None if self._seen is None or not plan.penalised.repeats else self._seen[slots],
+                None if self._counts is None or not plan.penalised.counts else self._counts[slots],
+                plan.penalised.repetition_penalty,
+                plan.penalised.presence_penalty,
+                plan.penalised.frequency_penalty,
+            )
+        if held is not None:
+            scores[held] = -torch.inf
+        return scores
+
+    def _held_back(self, plan: "_Plan", vocabulary: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return rows and tokens, as indices of the logits, that must not be chosen yet."""
+        young = tuple(row for row in plan.held if self._positions[plan.slots[row]] < self._least(plan.slots[row]))
+        if not young:
+            return None
+        if self._held is None or self._held[0] != young:
+            pairs = [(row, token) for row in young for token in self._endings[plan.slots[row]] if token < vocabulary]
+            rows, tokens = self._upload(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
+            self._held = young, rows, tokens
+        return self._held[1:]
+
+    def _least(self, slot: int) -> int:
+        request = self._requests[slot]
+        return 0 if request is None else request.sampling.min_new_tokens
+
+    def _renew(self, penalised: "_Penalised", vocabulary: int) -> None:
+        """Make room to count tokens, and begin anew in the slots that a new request has taken."""
+        shape = len(self._requests), vocabulary
+        if self._seen is None and penalised.repeats:
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        if self._counts is None and penalised.counts:
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+        for slot in penalised.slot_numbers:
+            request = self._requests[slot]
+            if not self._stale[slot] or request is None:
+                continue
+            self._stale[slot] = False
+            prompt = request.token_ids.astype(np.int64)
+            if self._counts is not None:
+                self._counts[slot].zero_()
+            if self._seen is not None:
+                self._seen[slot].zero_()
+                self._seen[slot].index_fill_(0, self._upload(prompt[prompt < vocabulary]), True)
+
+    def _note(self, tokens: torch.Tensor, plan: "_Plan") -> None:
+        """Count the chosen tokens of the rows with penalties."""
+        if plan.penalised is None:
+            return
+        rows, slots = plan.penalised.rows, plan.penalised.slots
+        if self._seen is not None:
+            self._seen[slots, tokens[rows]] = True
+        if self._counts is not None:
+            self._counts[slots, tokens[rows]] += 1
+
+    def _noise_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return by how much rounding may change the logits of each row, float64 of shape [rows]."""
         size = logits.abs()
         # Tokens that the model masks, with -inf or the like, say nothing of how large its logits are.
-        noise = self._noise * size.masked_fill(size > _MASKED, 0.0).amax(dim=-1).double()
-        close = best[:, 0] - best[:, 1] < noise
-        if len(self._drawn):
-            positions = np.full(len(self._streams), position, dtype=np.uint64)
-            uniform = torch.from_numpy(uniforms(self._streams, positions)).to(self._device)
-            tokens[self._drawn], close[self._drawn] = draw(
-                logits[self._drawn],
-                self._temperature,
-                self._top_p,
-                self._top_k,
-                uniform[:, None],
-                noise[self._drawn, None],
-            )
-        return tokens, close
+        return self._noise * size.masked_fill(size > _MASKED, 0.0).amax(dim=-1).double()
 
-    def _column(self, values: list[float] | list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self._device)[:, None]
+    def _columns(self, sampling: list[SamplingParams], names: tuple[str, ...], dtype: type) -> dict[str, torch.Tensor]:
+        table = self._upload(np.array([[getattr(params, name) for name in names] for params in sampling], dtype=dtype))
+        return {name: table[:, at : at + 1] for at, name in enumerate(names)}
+
+    def _indices(self, values: list[int]) -> torch.Tensor:
+        return self._upload(np.array(values, dtype=np.int64))
+
+    def _upload(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda" and len(values):
+            tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do
+        return tensor.to(self._device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Rows whose tokens are drawn, all in one way; their parameters are [rows, 1] float64."""
+
+    rows: torch.Tensor
+    part: slice
+    """Where their uniform numbers stand among those of all drawn rows."""
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    min_p: torch.Tensor
+    most: int
+    """See `draw`."""
+
+
+@dataclass(frozen=True)
+class _Penalised:
+    """Rows with penalties, which are [rows, 1] float32."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    slot_numbers: tuple[int, ...]
+    repeats: bool
+    """Whether any has a repetition penalty."""
+    counts: bool
+    """Whether any has a presence or frequency penalty."""
+    repetition_penalty: torch.Tensor
+    presence_penalty: torch.Tensor
+    frequency_penalty: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the parameters of the requests in some slots say is to be done, until one of them changes."""
+
+    slots: list[int]
+    drawn: list[_Drawn]
+    drawn_slots: npt.NDArray[np.int64]
+    penalised: _Penalised | None
+    held: list[int]
+    """The rows some of whose tokens must not be chosen at first."""
+    gain: torch.Tensor | float
+    """By how much penalties stretch differences of logits, [rows]."""
+    asked: tuple[int, ...]
+    """The rows that ask for log probabilities."""
+    asked_rows: torch.Tensor
+    asked_counts: tuple[int, ...]
+
+
+def _most(params: SamplingParams) -> int:
+    """Return how many of the most probable tokens must be looked at to cut the others; 0 if none are cut.
+
+    It follows from the row's own parameters, so that its sums are the same whatever rows are beside it.
+    """
+    if 0 < params.top_k < _FEW:
+        return _FEW
+    return _ALL if params.top_k or params.top_p < 1 or params.min_p > 0 else 0
+
+
+def _written(value: float) -> float:
+    """Return a log probability as it is written down: JSON has no infinity."""
+    return round(max(value, _LEAST_LOGPROB), 6)
+
+
+def _logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, plan: _Plan) -> Logprobs | None:
+    if not plan.asked:
+        return None
+    own = logits[plan.asked_rows].float()
+    total = own.logsumexp(dim=-1, keepdim=True)
+    chosen = own.gather(-1, tokens[plan.asked_rows, None]) - total
+    top = own.topk(min(max(plan.asked_counts), own.shape[-1]), dim=-1)
+    return Logprobs(plan.asked, plan.asked_counts, chosen.squeeze(-1), top.values - total, top.indices)
+
+
+def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the largest logit of each row, the first token that has it, and the largest of the other tokens'.
+
+    In two stages, the maxima of blocks and then one block: several times faster than argmax and
+    topk, which look at tokens one by one. NaN counts as the largest.
+    """
+    rows, vocabulary = logits.shape
+    block = min(_BLOCK, vocabulary)
+    whole = vocabulary // block * block
+    maxima = logits[:, :whole].view(rows, -1, block).amax(dim=-1)
+    if whole < vocabulary:
+        maxima = torch.cat([maxima, logits[:, whole:].amax(dim=-1, keepdim=True)], dim=-1)
+    which = maxima.argmax(dim=-1, keepdim=True)
+    # The last block begins early if it is short; a token in two blocks is found in the first of them.
+    begin = (which * block).clamp(max=vocabulary - block)
+    inside = logits.gather(-1, begin + torch.arange(block, device=logits.device))
+    at = inside.argmax(dim=-1, keepdim=True)
+    best = maxima.gather(-1, which)
+    others = maxima.scatter(-1, which, -torch.inf).amax(dim=-1)
+    second = torch.maximum(others, inside.scatter(-1, at, -torch.inf).amax(dim=-1))
+    return best.squeeze(-1), (begin + at).squeeze(-1), second
+
+
+def penalise(
+    logits: torch.Tensor,
+    seen: torch.Tensor | None,
+    counts: torch.Tensor | None,
+    repetition: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+) -> torch.Tensor:
+    """Return logits [rows, vocabulary] with penalties; these are [rows, 1].
+
+    `seen` says which tokens are in the prompt or were generated (the repetition penalty of CTRL,
+    Keskar et al. 2019, as in transformers), `counts` how often each was generated (presence and
+    frequency as in OpenAI's interface); None stands for no such penalty. Repetition first, as in vLLM.
+    """
+    if seen is not None:
+        logits = torch.where(seen, torch.where(logits < 0, logits * repetition, logits / repetition), logits)
+    if counts is not None:
+        logits = logits - frequency * counts - presence * (counts > 0)
+    return logits
 
 
 def draw(
@@ -93,37 +417,35 @@ def draw(
     temperature: torch.Tensor,
     top_p: torch.Tensor,
     top_k: torch.Tensor,
+    min_p: torch.Tensor,
     uniform: torch.Tensor,
-    noise: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    most: int = _ALL,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token for each row of logits [rows, vocabulary]; the other arguments are [rows, 1], float64.
 
-    top_k first, then top_p on what is left, as is usual: the smallest set of the most probable
-    tokens whose renormalised probability reaches top_p. The distribution is inverted in the order
-    of the token ids and not of probability: where two tokens are nearly as probable, and far down
-    many are, rounding swaps their places in the latter. Returns the tokens and whether a change of
-    the logits by `noise` could change them, both of shape [rows].
+    top_k and min_p first, then top_p on what is left, as in vLLM: the smallest set of the most
+    probable tokens whose renormalised probability reaches top_p. `most` is how many of the most
+    probable tokens are looked at for that, more than any top_k, or all; 0 says that nothing is cut.
+
+    The distribution is inverted in the order of the token ids and not of probability: where two
+    tokens are nearly as probable, and far down many are, rounding swaps their places in the latter.
+    Returns the tokens and whether a change of the logits by `noise` could change them, both of
+    shape [rows].
     """
     probability = (logits.double() / temperature).softmax(dim=-1)
     # By how much noise moves a sum c of probabilities, as a share of c*(1 - c): at most by the change of
     # the logits; measured on a model of 30 layers, where the changes cancel out, a twelfth of `noise`.
-    shift = noise / temperature / 4
+    shift = None if noise is None else noise / temperature / 4
     unsure: torch.Tensor | float = 0.0
-    if bool((top_p < 1).any()) or bool((top_k > 0).any()):
-        # Stable: equal probabilities keep the order of their tokens, as argmax does.
-        ordered, tokens = probability.sort(dim=-1, descending=True, stable=True)
-        rank = torch.arange(ordered.shape[-1], device=ordered.device)
-        in_top_k = (top_k == 0) | (rank < top_k)
-        total = (ordered * in_top_k).sum(dim=-1, keepdim=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        cut = torch.where(top_p < 1, top_p * total, torch.inf)
-        kept = in_top_k & (before < cut)
-        probability = probability * torch.zeros_like(kept).scatter_(-1, tokens, kept)
-        unsure = _unsure_mass(ordered, before, kept, cut, shift)
+    if most:
+        probability, unsure = _cut(probability, top_p, top_k, min_p, shift, min(most, logits.shape[-1]))
     reached = probability.cumsum(dim=-1)
     target = uniform * reached[:, -1:]
     # The first token whose sum exceeds the target; a token of probability 0 never is.
     chosen = (reached <= target).sum(dim=-1, keepdim=True).clamp_(max=probability.shape[-1] - 1)
+    if shift is None:
+        return chosen.squeeze(-1), torch.zeros_like(chosen, dtype=torch.bool).squeeze(-1)
     above = reached.gather(-1, chosen)
     below = above - probability.gather(-1, chosen)
     moved = [shift * c * (1 - c / reached[:, -1:]) + unsure for c in (above, below)]
@@ -131,20 +453,63 @@ def draw(
     return chosen.squeeze(-1), close.squeeze(-1)
 
 
+def _cut(
+    probability: torch.Tensor,
+    top_p: torch.Tensor,
+    top_k: torch.Tensor,
+    min_p: torch.Tensor,
+    shift: torch.Tensor | None,
+    most: int,
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Return the probabilities [rows, vocabulary] with 0 for what is cut, and how much noise could move."""
+    if most < probability.shape[-1]:
+        ordered = probability.topk(most, dim=-1).values
+    else:
+        ordered = probability.sort(dim=-1, descending=True).values
+    rank = torch.arange(most, device=ordered.device)
+    in_top_k = (top_k == 0) | (rank < top_k)
+    least = min_p * ordered[:, :1]
+    allowed = in_top_k & (ordered >= least)
+    before = ordered.cumsum(dim=-1) - ordered
+    cut = torch.where(top_p < 1, top_p * (ordered * allowed).sum(dim=-1, keepdim=True), torch.inf)
+    kept = allowed & (before < cut)
+    count = kept.sum(dim=-1, keepdim=True)
+    last = (count - 1).clamp(min=0)  # of a row that is not finite none is kept
+    # Of equal probabilities the first tokens are kept, as argmax does.
+    border = ordered.gather(-1, last)
+    above, level = probability > border, probability == border
+    inside = above | (level & (level.cumsum(dim=-1, dtype=torch.int32) <= count - above.sum(dim=-1, keepdim=True)))
+    unsure: torch.Tensor | float = 0.0
+    if shift is not None:
+        unsure = _unsure_mass(ordered, before, kept, last, cut, in_top_k, least, shift)
+    return probability * inside, unsure
+
+
 def _unsure_mass(
-    ordered: torch.Tensor, before: torch.Tensor, kept: torch.Tensor, cut: torch.Tensor, shift: torch.Tensor
+    ordered: torch.Tensor,
+    before: torch.Tensor,
+    kept: torch.Tensor,
+    last: torch.Tensor,
+    cut: torch.Tensor,
+    in_top_k: torch.Tensor,
+    least: torch.Tensor,
+    shift: torch.Tensor,
 ) -> torch.Tensor:
     """Return the probability, [rows, 1], that noise could add to or take from the kept tokens.
 
     That is about the last kept token's if its place is disputed: by the next one, nearly as
     probable, or by the cut, which lies nearly where it or the next one begins; and that of all kept
-    tokens that are nearly as probable as the last.
+    tokens that are nearly as probable as the last. And it is that of all tokens that have nearly
+    the least probability which min_p allows.
     """
-    last = kept.sum(dim=-1, keepdim=True) - 1
+    at_least = in_top_k & (least > 0) & ((ordered - least).abs() < 4 * shift * least)
+    at_least[:, 0] = False  # it is allowed whatever its probability
+    allowed = (ordered * at_least).sum(dim=-1, keepdim=True)
     following = (last + 1).clamp(max=ordered.shape[-1] - 1)
     p_last, p_next = ordered.gather(-1, last), ordered.gather(-1, following)
     disputed = (p_last - p_next < 2 * shift * p_last) & (following > last)
     for index in (last, following):
-        disputed |= (before.gather(-1, index) - cut).abs() < shift
+        disputed |= (before.gather(-1, index) - cut).abs() < shift + allowed
     in_band = kept & (ordered <= p_last * (1 + 4 * shift))
-    return torch.where(disputed & (shift > 0), 2 * (ordered * in_band).sum(dim=-1, keepdim=True), 0.0)
+    at_last = torch.where(disputed, 2 * (ordered * in_band).sum(dim=-1, keepdim=True), 0.0)
+    return torch.where(shift > 0, at_last + 2 * allowed, 0.0)

@@ -81,7 +81,7 @@ def generated(engine: Engine, requests: Sequence[Request], on_step: Steps | None
     """Return the tokens of each request that was completed, by id; fail if one was twice or had an error."""
     found: dict[RowId, list[int]] = {}
     for sequence in grow(engine, ListSource(requests), on_step):
-        assert sequence.error is None, sequence.error
+        assert (sequence.error, sequence.sample) == (None, 0)
         assert sequence.request.id not in found
         found[sequence.request.id] = sequence.token_ids
     return found
@@ -98,10 +98,14 @@ class Plain:
         if not ends:
             self._model.generation_config.eos_token_id = None
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-        """Return the tokens after the prompt."""
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, **values: Any) -> list[int]:
+        """Return the tokens after the prompt; `values` go to generate."""
         input_ids = torch.tensor([list(prompt)], device=self._model.device)
         output = self._model.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=max_new_tokens, do_sample=False
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            **values,
         )
         return [int(token) for token in output[0, len(prompt) :]]

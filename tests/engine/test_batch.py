@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection
 
 import pytest
 
-from hpc.engine import EngineFault
+from hpc.engine import EngineFault, begin
 from hpc.engine import Sequence as Grown
 from hpc.engine.batch import FAULT_AFTER, Halver
-from hpc.records import Request, RowId
+from hpc.job import SamplingParams
+from hpc.records import RowId
 from tests.engine.oracle import request
 
 
@@ -25,13 +26,13 @@ class Batches:
         self.shrunk = 0
         self._bad, self._error, self._most = bad, error, most
 
-    def __call__(self, batch: list[Request]) -> list[Grown]:
-        self.given.append([r.id for r in batch])
+    def __call__(self, batch: list[Grown]) -> list[Grown]:
+        self.given.append([s.request.id for s in batch])
         if len(batch) > self._most:
             raise MemoryError
-        if any(r.id in self._bad for r in batch):
+        if any(s.request.id in self._bad for s in batch):
             raise self._error()
-        return [Grown(r, [1]) for r in batch]
+        return [Grown(s.request, [1], sample=s.sample) for s in batch]
 
     def shrink(self) -> None:
         self.shrunk += 1
@@ -40,11 +41,12 @@ class Batches:
         return Halver(self, lambda error: isinstance(error, MemoryError), self.shrink)
 
 
-def requests(count: int, first: int = 0) -> list[Request]:
-    return [request([1], index) for index in range(first, first + count)]
+def requests(count: int, first: int = 0, n: int = 1) -> list[Grown]:
+    """Return the sequences of some requests as they begin."""
+    return begin(request([1], index, SamplingParams(temperature=1, n=n)) for index in range(first, first + count))
 
 
-def run(halver: Halver, batch: list[Request]) -> list[list[tuple[RowId, bool]]]:
+def run(halver: Halver, batch: list[Grown]) -> list[list[tuple[RowId, bool]]]:
     """Return what is yielded: of each sequence its id and whether it was completed."""
     return [[(s.request.id, s.error is None) for s in yielded] for yielded in halver.run(batch)]
 
@@ -174,6 +176,23 @@ def test_failures_are_counted_over_batches() -> None:
         run(halver, requests(1, first=7))
 
 
+def test_samples_of_one_request_that_fail_are_no_fault_of_the_engine() -> None:
+    halver = Batches(range(100)).halver()
+    run(halver, requests(7, n=10))
+    assert len(flush(halver)) == 70
+
+
+def test_eight_requests_of_several_samples_that_fail_in_a_row_are_a_fault_of_the_engine() -> None:
+    with pytest.raises(EngineFault):
+        run(Batches(range(100)).halver(), requests(8, n=10))
+
+
+def test_a_sample_that_fails_is_yielded_as_that_sample() -> None:
+    halver = Batches({0}).halver()
+    list(halver.run(requests(1, n=3)[2:]))
+    assert [s.sample for yielded in halver.flush() for s in yielded] == [2]
+
+
 def test_a_success_between_them_makes_failures_no_fault() -> None:
     halver = Batches({*range(7), *range(8, 15)}).halver()
     run(halver, requests(15))
@@ -224,12 +243,12 @@ def test_what_a_batch_out_of_memory_held_is_free_when_shrinking() -> None:
     held: list[weakref.ref[Batches]] = []
     freed: list[bool] = []
 
-    def generate_batch(batch: list[Request]) -> list[Grown]:
+    def generate_batch(batch: list[Grown]) -> list[Grown]:
         cache = Batches()  # stands for tensors
         held.append(weakref.ref(cache))
         if len(batch) > 1:
             raise MemoryError
-        return [Grown(r) for r in batch]
+        return batch
 
     run(Halver(generate_batch, lambda error: True, lambda: freed.append(held[-1]() is None)), requests(2))
     assert freed == [True]

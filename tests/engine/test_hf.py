@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from hpc.engine import Sequence as Grown
+from hpc.engine import begin
 from hpc.engine.hf import HFEngine, batches, is_out_of_memory
 from hpc.engine.load import load, quiet
 from hpc.job import SamplingParams
@@ -229,6 +230,146 @@ def test_another_id_or_seed_gives_another_sampled_output(tiny_model: Path, other
 def test_top_k_1_is_greedy(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
     found = generated(load_engine(tiny_model), one_bucket(PROMPTS, greedy(temperature=2.0, top_k=1)))
     assert by_row(found) == llama_greedy
+
+
+# Samples.
+
+
+def samples_of(engine: HFEngine, requests: Sequence[Request]) -> dict[tuple[RowId, int], list[int]]:
+    """Return the tokens of each sample, by id and index; fail if one was twice or had an error."""
+    grown = list(grow(engine, ListSource(requests)))
+    found = {(sequence.request.id, sequence.sample): sequence.token_ids for sequence in grown}
+    assert len(found) == len(grown)
+    assert [sequence.error for sequence in grown if sequence.error] == []
+    return found
+
+
+def hot(n: int, **values: Any) -> SamplingParams:
+    return greedy(temperature=1.3, n=n, **values)
+
+
+def test_every_sample_of_every_request_is_yielded_once(tiny_model: Path) -> None:
+    requests = [request(PROMPTS[row], row, hot(row + 1), 200) for row in range(4)]
+    found = samples_of(load_engine(tiny_model), requests)
+    assert sorted(found, key=str) == [(row, sample) for row in range(4) for sample in range(row + 1)]
+
+
+def test_the_samples_of_a_request_differ(tiny_model: Path) -> None:
+    found = samples_of(load_engine(tiny_model), [request(PROMPTS[4], 0, hot(6))])
+    assert len({tuple(tokens) for tokens in found.values()}) == 6
+
+
+def test_a_sample_is_the_same_however_many_there_are(path: Path) -> None:
+    few, many = (samples_of(load_engine(path), [request(PROMPTS[4], 0, hot(n))]) for n in (2, 6))
+    assert {key: many[key] for key in few} == few
+
+
+def test_the_first_sample_is_that_of_a_request_for_one(path: Path) -> None:
+    engine = load_engine(path)
+    assert (
+        samples_of(engine, [request(PROMPTS[4], 0, hot(3))])[0, 0]
+        == generated(engine, [request(PROMPTS[4], 0, hot(1))])[0]
+    )
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 400, ALL])
+def test_samples_in_batches_of_any_size_are_the_same(path: Path, batch_tokens: int) -> None:
+    requests = [request(prompt, row, hot(3), len(PROMPTS[-1])) for row, prompt in enumerate(PROMPTS[::4])]
+    found = samples_of(load_engine(path, batch_tokens), requests)
+    assert found == {key: tokens for one in requests for key, tokens in samples_of(load_engine(path), [one]).items()}
+
+
+def test_samples_that_rounding_changes_are_those_that_a_row_alone_gives(rounding: HFEngine) -> None:
+    cold = greedy(temperature=1e-4, n=5)  # cold: rounding is large beside the temperature
+    alone = [generated(rounding, [one]) for one in one_bucket(prompts([20] * 6), greedy(temperature=1e-4))]
+    found = samples_of(rounding, one_bucket(prompts([20] * 6), cold))
+    assert [found[row, 0] for row in range(6)] == [alone[row][row] for row in range(6)]
+
+
+def test_the_samples_of_a_request_are_not_all_held_in_memory_at_once(tiny_model: Path) -> None:
+    one = request(PROMPTS[4], 0, hot(7))
+    memory = SmallMemory(tiny_model, 2, batch_tokens=2 * one.sample_tokens)
+    assert (len(samples_of(memory.engine, [one])), memory.refused) == (7, [])
+
+
+def test_a_request_counts_all_its_samples_where_a_source_bounds_them() -> None:
+    assert request([1] * 5, 0, hot(4), 8).most_tokens == 4 * (8 + NEW)
+
+
+# Penalties, least tokens and log probabilities.
+
+FLAVOURS: list[dict[str, Any]] = [
+    {"temperature": 1.1, "min_p": 0.05},
+    {"repetition_penalty": 1.4},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+    {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 0.8, "frequency_penalty": -0.5},
+]
+
+
+def test_the_repetition_penalty_is_that_of_plain_generate(path: Path) -> None:
+    found = generated(load_engine(path), one_bucket(PROMPTS, greedy(repetition_penalty=1.3)))
+    plain = Plain(path)
+    assert by_row(found) == [plain.generate(prompt, NEW, repetition_penalty=1.3) for prompt in PROMPTS]
+
+
+def test_min_new_tokens_is_that_of_plain_generate(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    eos = sorted({tokens[2] for tokens in llama_greedy})
+    found = generated(load_engine(tiny_model, eos=eos), one_bucket(PROMPTS, greedy(min_new_tokens=6)))
+    plain = Plain(tiny_model)
+    assert by_row(found) == [
+        plain.generate(prompt, NEW, min_new_tokens=6, eos_token_id=eos, pad_token_id=0) for prompt in PROMPTS
+    ]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+@pytest.mark.parametrize("batch_tokens", [1000, ALL])
+def test_with_other_parameters_output_in_any_batch_is_that_of_the_request_alone(
+    path: Path, flavour: dict[str, Any], batch_tokens: int
+) -> None:
+    requests = one_bucket(PROMPTS, greedy(**flavour))
+    alone = [generated(load_engine(path), [one])[one.id] for one in requests]
+    assert by_row(generated(load_engine(path, batch_tokens), requests)) == alone
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
+def test_choices_with_other_parameters_that_rounding_changes_are_those_of_the_request_alone(
+    rounding: HFEngine, flavour: dict[str, Any]
+) -> None:
+    requests = one_bucket(PROMPTS, greedy(**flavour))
+    alone = [generated(rounding, [one])[one.id] for one in requests]
+    assert by_row(generated(rounding, requests)) == alone
+
+
+def test_a_stop_string_before_min_new_tokens_ends_nothing(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
+    at = first_at(llama_greedy[8], 2)
+    stop, steps = letters(llama_greedy[8])[at], Steps()
+    sampling = greedy(stop=(stop,), min_new_tokens=at + 2)
+    generated(load_engine(tiny_model), [request(PROMPTS[8], 0, sampling)], steps)
+    again = letters(llama_greedy[8]).find(stop, at + 1)
+    assert steps.count == (NEW if again < 0 else again + 1)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_log_probabilities_are_those_of_the_model(tiny_model: Path, rows: int) -> None:
+    sampling = greedy(temperature=1.5, top_k=20, logprobs=3)
+    grown = list(grow(load_engine(tiny_model), ListSource(one_bucket(PROMPTS[:rows], sampling))))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for sequence in grown:
+        prompt = PROMPTS[sequence.request.row]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + sequence.token_ids])).logits[0, len(prompt) - 1 : -1]
+        exact = logits.double().log_softmax(dim=-1)
+        chosen = exact.gather(1, torch.tensor(sequence.token_ids)[:, None])[:, 0]
+        assert [chosen for chosen, _ in sequence.logprobs] == pytest.approx(chosen.tolist(), abs=1e-4)
+        assert [[token for token, _ in top] for _, top in sequence.logprobs] == exact.topk(3).indices.tolist()
+    assert len(grown) == rows
+
+
+def test_rows_that_ask_for_no_log_probabilities_have_none(tiny_model: Path) -> None:
+    sampling = [greedy(), greedy(logprobs=0)]
+    requests = [request(PROMPTS[4], row, params) for row, params in enumerate(sampling)]
+    grown = {g.request.row: len(g.logprobs) for g in grow(load_engine(tiny_model), ListSource(requests))}
+    assert grown == {0: 0, 1: NEW}
 
 
 # Where a row ends.
@@ -517,51 +658,52 @@ def test_what_the_model_directory_says_of_generation_has_no_influence(
 
 
 @st.composite
-def cut_requests(draw: st.DrawFn) -> list[Request]:
-    """Requests of few buckets, not always sorted by them."""
-    shapes = draw(st.lists(st.tuples(st.sampled_from([1, 2, 5, 8]), st.integers(0, 8), st.integers(1, 9)), max_size=40))
+def cut_sequences(draw: st.DrawFn) -> list[Grown]:
+    """Sequences of few buckets, not always sorted by them, some of one request."""
+    shape = st.tuples(st.sampled_from([1, 2, 5, 8]), st.integers(0, 8), st.integers(1, 9), st.sampled_from([1, 1, 4]))
+    shapes = draw(st.lists(shape, max_size=30))
     if draw(st.booleans()):
         shapes.sort()
-    return [
-        request([1] * max(1, bucket - short), row, greedy(max_new_tokens=new), bucket)
-        for row, (bucket, short, new) in enumerate(shapes)
-    ]
+    return begin(
+        request([1] * max(1, bucket - short), row, greedy(max_new_tokens=new, temperature=1, n=n), bucket)
+        for row, (bucket, short, new, n) in enumerate(shapes)
+    )
 
 
-def held(batch: Sequence[Request]) -> int:
+def held(batch: Sequence[Grown]) -> int:
     """Return how many tokens a batch holds when it ends, padding included."""
-    return len(batch) * max(one.most_tokens for one in batch)
+    return len(batch) * max(one.request.sample_tokens for one in batch)
 
 
 ANY_BUDGET = st.integers(1, 80)
 
 
 @settings(deadline=None)
-@given(cut_requests(), ANY_BUDGET)
-def test_cutting_loses_no_request_and_keeps_the_order(requests: list[Request], batch_tokens: int) -> None:
-    assert [one for batch in batches(requests, batch_tokens) for one in batch] == requests
+@given(cut_sequences(), ANY_BUDGET)
+def test_cutting_loses_no_sequence_and_keeps_the_order(sequences: list[Grown], batch_tokens: int) -> None:
+    assert [one for batch in batches(sequences, batch_tokens) for one in batch] == sequences
 
 
 @settings(deadline=None)
-@given(cut_requests(), ANY_BUDGET)
-def test_a_batch_is_of_one_bucket(requests: list[Request], batch_tokens: int) -> None:
-    assert all(len({one.bucket for one in batch}) == 1 for batch in batches(requests, batch_tokens))
+@given(cut_sequences(), ANY_BUDGET)
+def test_a_batch_is_of_one_bucket(sequences: list[Grown], batch_tokens: int) -> None:
+    assert all(len({one.request.bucket for one in batch}) == 1 for batch in batches(sequences, batch_tokens))
 
 
 @settings(deadline=None)
-@given(cut_requests(), ANY_BUDGET)
-def test_a_batch_of_more_than_one_request_keeps_to_the_budget(requests: list[Request], batch_tokens: int) -> None:
-    assert all(len(batch) == 1 or held(batch) <= batch_tokens for batch in batches(requests, batch_tokens))
+@given(cut_sequences(), ANY_BUDGET)
+def test_a_batch_of_more_than_one_sequence_keeps_to_the_budget(sequences: list[Grown], batch_tokens: int) -> None:
+    assert all(len(batch) == 1 or held(batch) <= batch_tokens for batch in batches(sequences, batch_tokens))
 
 
 @settings(deadline=None)
-@given(cut_requests(), ANY_BUDGET)
-def test_a_batch_ends_only_where_the_next_request_does_not_go_with_it(
-    requests: list[Request], batch_tokens: int
+@given(cut_sequences(), ANY_BUDGET)
+def test_a_batch_ends_only_where_the_next_sequence_does_not_go_with_it(
+    sequences: list[Grown], batch_tokens: int
 ) -> None:
-    cut = list(batches(requests, batch_tokens))
+    cut = list(batches(sequences, batch_tokens))
     for batch, following in pairwise(cut):
-        assert following[0].bucket != batch[0].bucket or held([*batch, following[0]]) > batch_tokens
+        assert following[0].request.bucket != batch[0].request.bucket or held([*batch, following[0]]) > batch_tokens
 
 
 # Failures.

@@ -1,0 +1,84 @@
+"""Plan: which requests are computed together, by which rank and in which order. Pure.
+
+The `hf` engine pads within a bucket; the `native` engine pads nothing, shares prefixes, and takes
+its requests longest predicted first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc import bucket, prefix, shard
+from hpc.cost import CostModel
+from hpc.job import Job
+from hpc.records import Tokens
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a corpus, as far as a plan needs them; arrays of shape [prompts]."""
+
+    tokens: Tokens
+    """All of them, one behind the other."""
+    starts: Ints
+    lengths: Ints
+    new_tokens: Ints
+    """Most tokens to generate for a sample."""
+    samples: Ints
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What has been decided; arrays of shape [pending]."""
+
+    buckets: Ints
+    """Tokens to which each prompt is padded."""
+    prefixes: Ints
+    """Tokens at its beginning that each prompt shares."""
+    costs: Floats
+    """Predicted seconds."""
+    least: float
+    """Seconds of work below which a piece is not worth handing out."""
+    shards: shard.Plan
+    """Names requests by their index in `pending`."""
+
+
+def arrange(prompts: Prompts, pending: Ints, job: Job, size: int) -> Arrangement:
+    """Plan the prompts with the indices `pending` for `size` ranks."""
+    lengths, new_tokens, samples = (
+        values[pending] for values in (prompts.lengths, prompts.new_tokens, prompts.samples)
+    )
+    cost = CostModel()
+    if job.engine == "native":
+        cut, group = prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
+        cut, group = cut[pending], group[pending]
+        costs = cost.requests(lengths - cut, new_tokens * samples)
+        shards = shard.plan(costs, _together(costs, group), size, job.tail, groups=group)
+        return Arrangement(lengths, cut, costs, 0.0, shards)
+    costs = cost.requests(lengths, new_tokens) * samples
+    buckets, least = lengths, 0.0
+    if len(pending):
+        chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
+        buckets = bucket.assign(lengths, chosen)
+        least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
+    shards = shard.plan(costs, buckets, size, job.tail, least)
+    return Arrangement(buckets, np.zeros_like(lengths), costs, least, shards)
+
+
+def _together(costs: Floats, group: Ints) -> Ints:
+    """Return numbers that order requests by the cost of the dearest of their group, equal within a group."""
+    dearest = costs.copy()
+    members = np.flatnonzero(group >= 0)
+    if len(members):
+        most = np.zeros(int(group.max()) + 1)
+        np.maximum.at(most, group[members], costs[members])
+        dearest[members] = most[group[members]]
+    order = np.lexsort((group, dearest))
+    changes = (np.diff(dearest[order], prepend=-1) != 0) | (np.diff(group[order], prepend=-2) != 0)
+    together = np.empty(len(costs), dtype=np.int64)
+    together[order] = np.cumsum(changes)
+    return together

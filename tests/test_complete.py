@@ -1,0 +1,109 @@
+"""A request is journalled when all its samples have ended, and once; the counts are those of all samples."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from hpc.complete import complete, finisher
+from hpc.engine import OnStep, Source
+from hpc.engine import Sequence as Grown
+from hpc.gather import OwnRecords
+from hpc.job import SamplingParams
+from hpc.journal import JournalWriter, decode
+from hpc.progress import Progress
+from hpc.records import Completion, Request, Sample
+from hpc.scatter import Backlog
+from tests.engine.oracle import request
+from tests.fakes import ByteTokenizer
+
+TEXT = ByteTokenizer().decode
+
+
+class Script:
+    """An engine that yields what it is told to."""
+
+    def __init__(self, yields: Sequence[list[Grown]]) -> None:
+        self._yields = yields
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Grown]]:
+        yield from self._yields
+
+
+def asked(row: int = 0, n: int = 3, **sampling: object) -> Request:
+    params = SamplingParams(temperature=1, n=n, max_new_tokens=2, **sampling)  # type: ignore[arg-type]
+    return request(list(b"ab"), row, params)
+
+
+def grown(of: Request, sample: int, text: bytes | None = None, error: str | None = None) -> Grown:
+    return Grown(of, list(text if text is not None else b"x%d" % sample), error, sample)
+
+
+def completed(tmp_path: Path, *yields: list[Grown]) -> tuple[list[Completion], Progress]:
+    """Return what is in the journal after an engine has yielded this, and the figures."""
+    journal, progress = JournalWriter(tmp_path / "j"), Progress()
+    backlog = Backlog(SamplingParams(), lambda: None)
+    finish = finisher((), TEXT)
+    complete(Script(yields), backlog, journal, OwnRecords(journal.path), progress, lambda: False, finish)
+    lines = journal.path.read_bytes().splitlines(keepends=True) if journal.path.exists() else []
+    return [decode(line) for line in lines], progress
+
+
+def test_samples_that_end_one_by_one_make_one_completion_in_their_order(tmp_path: Path) -> None:
+    one = asked()
+    [found], _ = completed(tmp_path, [grown(one, 2)], [grown(one, 0)], [grown(one, 1)])
+    assert [sample.text for sample in found.samples] == ["x0", "x1", "x2"]
+
+
+def test_a_request_without_all_its_samples_is_not_in_the_journal(tmp_path: Path) -> None:
+    one = asked()
+    found, progress = completed(tmp_path, [grown(one, 2)], [grown(one, 0)])
+    assert (found, progress.requests, (tmp_path / "j").exists()) == ([], 0, False)
+
+
+def test_samples_of_requests_that_end_mixed_are_told_apart(tmp_path: Path) -> None:
+    one, other = asked(0, n=2), asked(1, n=2)
+    found, _ = completed(
+        tmp_path, [grown(one, 0, b"aa"), grown(other, 1, b"dd")], [grown(other, 0, b"cc"), grown(one, 1, b"bb")]
+    )
+    assert {c.row: [s.text for s in c.samples] for c in found} == {1: ["cc", "dd"], 0: ["aa", "bb"]}
+
+
+def test_the_tokens_of_all_samples_are_counted(tmp_path: Path) -> None:
+    one = asked()
+    _, progress = completed(tmp_path, [grown(one, sample) for sample in range(3)])
+    assert (progress.rows, progress.requests, progress.prompt_tokens, progress.generated_tokens) == (1, 1, 2, 6)
+
+
+def test_an_error_of_one_sample_is_the_requests(tmp_path: Path) -> None:
+    one = asked()
+    [found], progress = completed(tmp_path, [grown(one, 0), grown(one, 1, error="it broke")], [grown(one, 2)])
+    assert found.error == {"kind": "engine", "message": "id 0, sample 1: it broke"}
+    assert (progress.errors, found.others) == (1, ())
+
+
+def test_each_sample_is_trimmed_for_itself(tmp_path: Path) -> None:
+    one = asked(stop=("|",))
+    [found], _ = completed(tmp_path, [grown(one, i, text) for i, text in enumerate((b"a|", b"abc", b"|a"))])
+    assert found.samples == (
+        Sample((*b"a|",), "a", "stop"),
+        Sample((*b"ab",), "ab", "length"),
+        Sample((*b"|",), "", "stop"),
+    )
+
+
+def test_log_probabilities_are_trimmed_with_the_tokens() -> None:
+    sequence = grown(asked(n=1, logprobs=1), 0, b"abcd")
+    sequence.logprobs = [(-float(token), ((token, -0.5),)) for token in sequence.token_ids]
+    assert finisher((), TEXT)([sequence]).logprobs == ((-97.0, ((97, -0.5),)), (-98.0, ((98, -0.5),)))
+
+
+def test_log_probabilities_that_an_engine_leaves_out_are_its_fault() -> None:
+    with pytest.raises(ValueError, match="the engine gave 0 log probabilities for 2 tokens"):
+        finisher((), TEXT)([grown(asked(n=1, logprobs=0), 0)])
+
+
+def test_log_probabilities_that_nobody_asked_for_are_not_kept() -> None:
+    sequence = grown(asked(n=1), 0)
+    sequence.logprobs = [(-0.5, ()), (-0.5, ())]
+    assert finisher((), TEXT)([sequence]).logprobs is None
