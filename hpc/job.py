@@ -202,8 +202,9 @@ class Job:
     """Folder that holds the run directories."""
     limit: int | None = None
     """Only the first so many rows."""
-    engine: Literal["hf"] = "hf"
-    """What generates: hf is transformers' generate on length buckets."""
+    engine: Literal["native", "hf"] = "native"
+    """What generates: native is continuous batching; hf is transformers' generate on length buckets, and
+    what generates for a model that native does not support."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lives; auto is a GPU where there is one."""
     dtype: DType = "auto"
@@ -211,9 +212,16 @@ class Job:
     tail: float = 0.15
     """Share of the predicted work that rank 0 keeps back and hands out on demand; 0 is static."""
     buckets: int = 16
-    """Most length buckets; within one, prompts are padded to its longest."""
+    """hf: most length buckets; within one, prompts are padded to its longest."""
     batch_tokens: int = 16384
-    """Most tokens (padded prompt and completion) in one batch; it bounds the memory."""
+    """hf: most tokens (padded prompt and completion) in one batch; it bounds the memory."""
+    max_num_seqs: int = 0
+    """native: most sequences that are generated at a time; 0 is 128 on a CPU, 256 on a GPU."""
+    cache_gib: float = 0.0
+    """native: memory of a rank for keys and values; 0 is four fifths of what is left."""
+    deterministic: bool = False
+    """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; in float32 on
+    a CPU it is always so."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -237,6 +245,8 @@ class Job:
         _require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
         _require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
         _require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
+        _require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
+        _require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         _require(self.show >= 0, "show", self.show, "it must be at least 0")
         _require(

@@ -4,13 +4,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc.comm import Place
 from hpc.engine import Engine
 from hpc.job import Job
-from hpc.model import Model, resolve
+from hpc.model import Model, resolve, user_cache
 from hpc.rows import Checker, Limits
+from hpc.trim import Decode
+
+if TYPE_CHECKING:
+    from hpc.engine.load import Description
 
 LOGGER = logging.getLogger(__name__)
 
@@ -58,5 +62,33 @@ class Loader:
         tokenizer, described = Tokenizer(path), load.describe(path)
         model = load.load(path, device, job.dtype, place.threads)
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
-        engine = HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
+        engine: Engine | None = None
+        if job.engine == "native":
+            engine = native(job, model, described, tokenizer.decode, place)
+            if engine is None:  # what was tried has changed the model
+                model = load.load(path, device, job.dtype, place.threads)
+        engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
         return Replica(engine, described.eos_token_ids, tokenizer.decode)
+
+
+def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:
+    """Return the native engine of a model; None, and a message, where it does not support the model."""
+    from hpc.engine import kernel, memory, support
+    from hpc.engine.attention import Unsupported
+    from hpc.engine.native import Limits
+
+    cuda = model.device.type == "cuda"
+    try:
+        support.check(model)
+        compiled = None if cuda else kernel.load(user_cache() / "kernels")
+        limits = Limits(
+            max_seqs=job.max_num_seqs or (256 if cuda else 128),
+            step_tokens=8192 if cuda else 512,
+            cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
+            context_tokens=described.context_tokens or 32768,
+            deterministic=job.deterministic,
+        )
+        return support.build(model, described.eos_token_ids, decode, limits, compiled)
+    except Unsupported as reason:
+        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
+        return None

@@ -10,7 +10,8 @@ from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_co
 
 FLAGS = {
     "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail", "--buckets",
-    "--batch-tokens", "--return-token-ids", "--truncate-prompts", "--max-error-rate", "--retry-errors", "--force",
+    "--batch-tokens", "--max-num-seqs", "--cache-gib", "--deterministic",
+    "--return-token-ids", "--truncate-prompts", "--max-error-rate", "--retry-errors", "--force",
     "--show", "--sampling.max-new-tokens", "--sampling.temperature", "--sampling.top-p", "--sampling.top-k",
     "--sampling.min-p", "--sampling.repetition-penalty", "--sampling.presence-penalty", "--sampling.frequency-penalty",
     "--sampling.n", "--sampling.min-new-tokens", "--sampling.logprobs",

@@ -1,0 +1,215 @@
+"""Attention over the cache, in the place of the model's own: registered with transformers.
+
+A step is one packed row of tokens: of every sequence that decodes its newest, of prompts a chunk. All
+keys and values of the step are stored first; then every token attends to its sequence up to itself.
+So decoding, chunks of prompts and shared prefixes need no masks and no padding.
+"""
+
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from hpc.engine.cache import Cache, Layout
+from hpc.engine.kernel import Kernel
+
+NAME = "scattergen"
+"""Under which transformers knows this attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring tokens of one sequence in a step, and where the cache has the sequence."""
+
+    row: int
+    """Index of its first token in the step."""
+    count: int
+    position: int
+    """Position of its first token in the sequence."""
+    start: int
+    """First token of its own extent: it holds the positions from `cut` on."""
+    prefix: int
+    """First token of the extent that holds the positions before `cut`."""
+    cut: int
+
+
+class Unsupported(Exception):
+    """The model attends in a way that this engine does not know."""
+
+
+@dataclass
+class Step:
+    """What attention must know of one forward pass."""
+
+    cache: Cache | None
+    """None: only note what each layer would keep of a token."""
+    spans: list[Span]
+    kernel: Kernel | None = None
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    flash: "Flash | None" = None
+
+    def __post_init__(self) -> None:
+        self.packed = torch.tensor([astuple(span) for span in self.spans], dtype=torch.int64).view(-1, 6)
+
+
+@dataclass
+class Flash:
+    """The spans as the CUDA kernel takes them: each one's tokens, keys and the largest of both."""
+
+    stored: torch.Tensor
+    """int64 [tokens]: where in the pool each token of the step is stored"""
+    query_starts: torch.Tensor
+    """int32 [spans + 1]"""
+    key_starts: torch.Tensor
+    """int32 [spans + 1]: where each extent starts; they need not be in order."""
+    key_counts: torch.Tensor
+    """int32 [spans]"""
+    most_queries: int
+    most_keys: int
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    engine: Step,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend; query [1, query heads, tokens, dim], key and value [1, heads, tokens, dim].
+
+    The keyword arguments are transformers'. Returns [1, tokens, query heads, value dim].
+    """
+    if attention_mask is not None or others.get("position_bias") is not None or others.get("is_causal") is False:
+        raise Unsupported("a mask or a bias of its own")
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    layer: Any = module.layer_idx
+    scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    window, cap = sliding_window or 0, softcap or 0.0
+    if engine.cache is None:
+        if layer in engine.layouts:
+            raise Unsupported("two attentions in one layer")
+        engine.layouts[layer] = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
+        return v.repeat_interleave(q.shape[1] // v.shape[1], 1)[None], None
+    keys, values = engine.cache.layers[layer]
+    if engine.cache.panel and engine.kernel is not None:
+        out = engine.kernel.attention(q, k, v, keys, values, engine.packed, scale, window, cap, s_aux)
+        return out[None], None
+    if engine.flash is not None and not cap and s_aux is None and k.shape[-1] == v.shape[-1]:
+        return _flash(q, k, v, keys, values, engine, scale, window)[None], None
+    return _torch(q, k, v, keys, values, engine.spans, scale, window, cap, s_aux)[None], None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    spans: list[Span],
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend span by span with torch's own functions: everywhere, and each as if it were alone."""
+    out = v.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
+    for span in spans:
+        rows, at = slice(span.row, span.row + span.count), span.start + span.position - span.cut
+        keys[at : at + span.count], values[at : at + span.count] = k[rows], v[rows]
+    for span in spans:
+        rows, end = slice(span.row, span.row + span.count), span.position + span.count
+        own = slice(span.start, span.start + end - span.cut)
+        before = slice(span.prefix, span.prefix + span.cut)
+        k_all, v_all = ((torch.cat([pool[before], pool[own]]) if span.cut else pool[own]) for pool in (keys, values))
+        # The query heads of a key head stand as further query positions: [key heads, groups * count, dim].
+        n, heads, dim = span.count, k.shape[1], q.shape[2]
+        grouped = q[rows].view(n, heads, -1, dim).permute(1, 2, 0, 3).reshape(1, heads, -1, dim)
+        mask = None
+        if n > 1 or window:
+            at_q, at_k = torch.arange(span.position, end, device=q.device)[:, None], torch.arange(end, device=q.device)
+            mask = at_k <= at_q
+            if window:
+                mask &= at_k > at_q - window
+            mask = mask.repeat(q.shape[1] // heads, 1)
+        k_t, v_t = k_all.transpose(0, 1)[None], v_all.transpose(0, 1)[None]
+        if softcap or sinks is not None:
+            done = _by_hand(grouped, k_t, v_t, mask, scale, softcap, sinks)
+        else:
+            done = scaled_dot_product_attention(grouped, k_t, v_t, attn_mask=mask, scale=scale)
+        out[rows] = done[0].view(heads, -1, n, v.shape[-1]).permute(2, 0, 1, 3).reshape(n, q.shape[1], -1)
+    return out
+
+
+def _by_hand(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend with capped scores (Gemma 2) or with sinks, a score for looking at nothing (gpt-oss)."""
+    scores = (q @ k.transpose(-1, -2) * scale).float()
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        heads = k.shape[1]
+        sink = sinks.float().view(heads, -1, 1).expand(-1, -1, q.shape[2] // (len(sinks) // heads))
+        scores = torch.cat([scores, sink.reshape(1, heads, -1, 1)], dim=-1)
+    return scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+
+def flash_spans(spans: list[Span], device: torch.device) -> Flash:
+    """Describe spans without a shared prefix (`cut` 0) for torch's FlashAttention kernel."""
+    ends = [span.position + span.count for span in spans]
+    starts = [span.start for span in spans]
+    stored = [at for span in spans for at in range(span.start + span.position, span.start + span.position + span.count)]
+    new: Any = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
+    return Flash(
+        new(stored, torch.int64),
+        new([*(span.row for span in spans), len(stored)], torch.int32),
+        new([*starts, max(starts) + max(ends)], torch.int32),
+        new(ends, torch.int32),
+        max(span.count for span in spans),
+        max(ends),
+    )
+
+
+def _flash(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    engine: Step,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Store, then attend with the FlashAttention that torch brings: packed queries over extents of the pool."""
+    flash = engine.flash
+    assert flash is not None
+    num_tokens = len(flash.stored)
+    keys.index_copy_(0, flash.stored, k[:num_tokens])
+    values.index_copy_(0, flash.stored, v[:num_tokens])
+    # Its causal mask puts the last query at the last key, which is what a chunk is.
+    out: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        q.contiguous(), keys, values, flash.query_starts, flash.key_starts, flash.most_queries, flash.most_keys,
+        0.0, True, False, scale=scale, window_size_left=window - 1 if window else -1,
+        window_size_right=0, seqused_k=flash.key_counts,
+    )[0]  # fmt: skip
+    return out

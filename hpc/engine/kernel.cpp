@@ -1,0 +1,259 @@
+// Matrix products and attention for CPUs whose sums do not depend on what else is in the batch: every output is
+// one chain of fused multiply-adds in a fixed order, whichever tile, chunk or thread computes it.
+// All float32 inside; weights and cache are float32 or bfloat16. Plain C calls, compiled for the machine it runs on.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int W = 16, MR = 12;  // floats in a vector; rows of a tile: two vectors each, all in registers
+#elif defined(__AVX2__)
+constexpr int W = 8, MR = 6;
+#else
+constexpr int W = 4, MR = 8;
+#endif
+constexpr int NR = 2 * W;          // columns of a tile, and of a panel of packed weights or keys
+constexpr int MB = 16 * MR;        // rows that stay in the second cache while a panel passes
+constexpr int KB = 384;            // depth of a panel that stays in the first cache
+constexpr int BK = 64;             // keys between two corrections of the softmax
+constexpr int ROWS = 48;           // query rows that share the reading of a block of keys
+
+typedef int64_t I;
+typedef float V __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef int32_t S __attribute__((vector_size(4 * W)));
+typedef float Vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t Hu __attribute__((vector_size(2 * W), aligned(2), may_alias));
+struct bf16 { uint16_t bits; };
+
+static inline V load(const float* p) { return *(const Vu*)p; }
+static inline V load(const bf16* p) { return (V)(__builtin_convertvector(*(const Hu*)p, U) << 16); }
+static inline void store(float* p, V v) { *(Vu*)p = v; }
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) { uint32_t u = uint32_t(x.bits) << 16; float f; memcpy(&f, &u, 4); return f; }
+static inline void from_float(float& to, float x) { to = x; }
+static inline void from_float(bf16& to, float x) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t u; memcpy(&u, &x, 4);
+  to.bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// c[R][NR] (+)= a[R][k] * b[k][NR]
+template <int R, typename B>
+static void tile(const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
+  V x[R], y[R];
+  for (int r = 0; r < R; r++) { x[r] = add ? load(c + r * ldc) : V{}; y[r] = add ? load(c + r * ldc + W) : V{}; }
+  for (I i = 0; i < k; i++) {
+    V u = load(b + i * ldb), v = load(b + i * ldb + W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) { float s = a[r * lda + i]; x[r] += s * u; y[r] += s * v; }
+  }
+  for (int r = 0; r < R; r++) { store(c + r * ldc, x[r]); store(c + r * ldc + W, y[r]); }
+}
+template <int R, typename B>
+static void part(int m, const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
+  if constexpr (R > 0) {
+    if (m == R) tile<R>(a, lda, b, ldb, c, ldc, k, add);
+    else part<R - 1>(m, a, lda, b, ldb, c, ldc, k, add);
+  }
+}
+template <typename B>
+static void product(I m, const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
+  for (I r = 0; r < m; r += MR) part<MR>(int(std::min<I>(MR, m - r)), a + r * lda, lda, b, ldb, c + r * ldc, ldc, k, add);
+}
+
+// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR]
+template <typename T>
+static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, int threads) {
+  constexpr bool narrow = sizeof(T) == 2;
+  std::vector<float> wide(narrow ? M * K : 0);
+  const I panels = (N + NR - 1) / NR, blocks = (M + MB - 1) / MB;
+#pragma omp parallel num_threads(threads)
+  {
+    alignas(64) float c[MB * NR], b[narrow ? KB * NR : 1];
+    if (narrow) {
+#pragma omp for schedule(static)
+      for (I i = 0; i < M * K; i++) wide[i] = to_float(x[i]);
+    }
+    const float* a = narrow ? wide.data() : (const float*)x;
+#pragma omp for schedule(static)
+    for (I item = 0; item < blocks * panels; item++) {
+      const I m0 = item / panels * MB, m = std::min<I>(MB, M - m0), p = item % panels, n = std::min<I>(NR, N - p * NR);
+      for (I k0 = 0; k0 < K; k0 += KB) {
+        const I k = std::min<I>(KB, K - k0);
+        const T* panel = w + (p * K + k0) * NR;
+        if (narrow && m > MR) {  // widened once for all rows
+          for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
+          product(m, a + m0 * K + k0, K, b, NR, c, NR, k, k0 > 0);
+        } else {
+          product(m, a + m0 * K + k0, K, panel, NR, c, NR, k, k0 > 0);
+        }
+      }
+      for (I r = 0; r < m; r++)
+        for (I j = 0; j < n; j++)
+          from_float(y[(m0 + r) * N + p * NR + j], c[r * NR + j] + (bias ? to_float(bias[p * NR + j]) : 0.f));
+    }
+  }
+}
+
+// e^x for x <= 0, within 2e-7: 2^n * e^r with |r| <= ln(2)/2, e^r by its series
+static inline V exp_(V x) {
+  x = x < -87.f ? V{} - 87.f : x;
+  const V shift = V{} + 12582912.f;
+  const V n = (x * 1.44269504f + shift) - shift;
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = V{} + 1.f / 720;
+  for (float c : {1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = p * r + c;
+  return p * (V)((__builtin_convertvector(n, S) + 127) << 23);
+}
+static inline float sum(V v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
+
+// y[M][N] = x / sqrt(mean(x^2) + eps) * w, rounded where a model rounds
+template <typename T>
+static void rms_norm(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (I r = 0; r < M; r++) {
+    V squares = {};
+    float rest = 0;
+    I i = 0;
+    for (; i + W <= N; i += W) { V v = load(x + r * N + i); squares += v * v; }
+    for (; i < N; i++) rest += to_float(x[r * N + i]) * to_float(x[r * N + i]);
+    const float scale = 1 / std::sqrt((sum(squares) + rest) / N + eps);
+    for (i = 0; i < N; i++) {
+      T& to = y[r * N + i];
+      from_float(to, to_float(x[r * N + i]) * scale);
+      from_float(to, to_float(to) * to_float(w[i]));
+    }
+  }
+}
+
+// y[M][N] = silu(x[.][:N]) * x[.][N:], rounded where a model rounds
+template <typename T>
+static void gate(const T* x, T* y, I M, I N, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (I r = 0; r < M; r++) {
+    const T *g = x + r * 2 * N, *u = g + N;
+    for (I i = 0; i < N; i += W) {
+      const I n = std::min<I>(W, N - i);
+      V v = {};
+      if (n == W) v = load(g + i);
+      else for (I j = 0; j < n; j++) v[j] = to_float(g[i + j]);
+      const V e = exp_(v < 0 ? v : -v), s = v * ((v < 0 ? e : V{} + 1.f) / (1.f + e));
+      for (I j = 0; j < n; j++) {
+        T& to = y[r * N + i + j];
+        from_float(to, s[j]);
+        from_float(to, to_float(to) * to_float(u[i + j]));
+      }
+    }
+  }
+}
+
+struct Span { I row, count, position, start, prefix, cut; };  // see hpc/engine/attention.py
+struct Shape { I heads, groups, k_dim, v_dim, v_pad, window; float scale, softcap; int threads; };
+
+// Store the new keys, in panels [tokens/NR][heads][k_dim][NR], and values, [tokens][heads][v_pad].
+template <typename T>
+static void write(const T* k, const T* v, T* keys, T* values, const Span& s, const Shape& sh) {
+  for (I i = 0; i < s.count; i++) {
+    const I at = s.start + s.position - s.cut + i, row = s.row + i;
+    for (I h = 0; h < sh.heads; h++) {
+      T* panel = keys + (at / NR * sh.heads + h) * sh.k_dim * NR + at % NR;
+      const T* from = k + (row * sh.heads + h) * sh.k_dim;
+      for (I d = 0; d < sh.k_dim; d++) panel[d * NR] = from[d];
+      memcpy(values + (at * sh.heads + h) * sh.v_pad, v + (row * sh.heads + h) * sh.v_dim, sh.v_dim * sizeof(T));
+    }
+  }
+}
+
+// Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
+template <typename T>
+static void attend(const T* q, const T* keys, const T* values, const float* sinks, T* out, const Span& s, I first,
+                   I count, I head, const Shape& sh, std::vector<float>& scratch) {
+  const I G = sh.groups, R = count * G, D = sh.k_dim, P = sh.v_pad;
+  scratch.assign(R * (D + BK + P + 2), 0.f);
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
+  for (I r = 0; r < R; r++) {
+    const T* from = q + ((s.row + first + r / G) * sh.heads + head) * G * D + r % G * D;
+    for (I d = 0; d < D; d++) qs[r * D + d] = to_float(from[d]) * sh.scale;
+    top[r] = sinks ? sinks[head * G + r % G] : -INFINITY;
+    total[r] = sinks ? 1.f : 0.f;
+  }
+  const I begin = s.position + first, end = begin + count;  // positions of the queries
+  const I low = sh.window ? std::max<I>(0, begin - sh.window + 1) : 0;
+  for (int own = s.cut ? 0 : 1; own < 2; own++) {
+    const I from = own ? s.cut : 0, to = own ? end : s.cut, base = own ? s.start : s.prefix;
+    for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
+      const I n = std::min<I>(BK, to - k0), token = base + k0 - from;
+      for (I j = 0; j < n; j += NR)
+        product(R, qs, D, keys + ((token + j) / NR * sh.heads + head) * D * NR, NR, p + j, BK, D, false);
+      for (I r = 0; r < R; r++) {
+        float* row = p + r * BK;
+        const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
+        if (sh.softcap) for (I j = 0; j < u; j++) row[j] = sh.softcap * std::tanh(row[j] / sh.softcap);
+        for (I j = 0; j < std::min(l, n); j++) row[j] = -INFINITY;
+        for (I j = std::max<I>(0, u); j < BK; j++) row[j] = -INFINITY;
+        V most = load(row);
+        for (I j = W; j < BK; j += W) { V x = load(row + j); most = x > most ? x : most; }
+        float m = top[r];
+        for (int i = 0; i < W; i++) m = std::max(m, most[i]);
+        if (u <= 0 || l >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
+        V sums = {};
+        for (I j = 0; j < BK; j += W) { V x = load(row + j); V e = x < -3e38f ? V{} : exp_(x - m); sums += e; store(row + j, e); }
+        const float fade = exp_(V{} + (top[r] - m))[0] * (top[r] > -INFINITY);
+        total[r] = total[r] * fade + sum(sums);
+        top[r] = m;
+        if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
+      }
+      for (I d = 0; d < P; d += NR)
+        product(R, p, BK, values + (token * sh.heads + head) * P + d, sh.heads * P, acc + d, P, n, true);
+    }
+  }
+  for (I r = 0; r < R; r++) {
+    T* to = out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
+    for (I d = 0; d < sh.v_dim; d++) from_float(to[d], acc[r * P + d] / total[r]);
+  }
+}
+
+template <typename T>
+static void attention(const T* q, const T* k, const T* v, T* keys, T* values, const float* sinks, T* out,
+                      const Span* spans, I num_spans, const Shape& sh) {
+  const I step = std::max<I>(1, ROWS / sh.groups);
+  struct Item { I span, first, count; };
+  std::vector<Item> items;
+  for (I s = 0; s < num_spans; s++)
+    for (I i = 0; i < spans[s].count; i += step) items.push_back({s, i, std::min(step, spans[s].count - i)});
+  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {  // the longest first: even threads
+    return (spans[a.span].position + a.first) * a.count > (spans[b.span].position + b.first) * b.count;
+  });
+  std::atomic<I> next{0};
+#pragma omp parallel num_threads(sh.threads)
+  {
+    std::vector<float> scratch;
+#pragma omp for schedule(static)
+    for (I s = 0; s < num_spans; s++) write(k, v, keys, values, spans[s], sh);
+    for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
+      const Item& it = items[i / sh.heads];
+      attend(q, keys, values, sinks, out, spans[it.span], it.first, it.count, i % sh.heads, sh, scratch);
+    }
+  }
+}
+
+#define FUNCTIONS(T, NAME)                                                                                          \
+  void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, int threads) {                        \
+    linear(x, w, b, y, M, N, K, threads);                                                                           \
+  }                                                                                                                 \
+  void rms_norm_##NAME(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {                            \
+    rms_norm(x, w, y, M, N, eps, threads);                                                                          \
+  }                                                                                                                 \
+  void gate_##NAME(const T* x, T* y, I M, I N, int threads) { gate(x, y, M, N, threads); }                          \
+  void attention_##NAME(const T* q, const T* k, const T* v, T* keys, T* values, const float* sinks, T* out,         \
+                        const Span* spans, I num_spans, const Shape* shape) {                                       \
+    attention(q, k, v, keys, values, sinks, out, spans, num_spans, *shape);                                         \
+  }
+extern "C" {
+int panel() { return NR; }
+FUNCTIONS(float, float32)
+FUNCTIONS(bf16, bfloat16)
+}

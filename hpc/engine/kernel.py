@@ -1,0 +1,195 @@
+"""The kernel of this CPU: `kernel.cpp`, built once with the machine's own compiler and called through ctypes.
+
+Without a compiler everything works in plain torch, more slowly. What it computes does not depend on
+what else is in the batch; see the head of the source.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LOGGER = logging.getLogger(__name__)
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+_SOURCE = Path(__file__).with_name("kernel.cpp")
+_I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Shape(ctypes.Structure):
+    """`Shape` of kernel.cpp."""
+
+    _fields_ = (
+        *((name, _I64) for name in ("heads", "groups", "k_dim", "v_dim", "v_pad", "window")),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int),
+    )
+
+
+class Kernel:
+    """The compiled functions, for tensors of float32 or bfloat16 in the CPU's memory."""
+
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self.panel: int = library.panel()
+        """Columns of a panel; the keys of so many tokens lie together."""
+        self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_int)
+        self._attention = self._functions("attention", *[_POINTER] * 8, _I64, _POINTER)
+        self._rms_norm = self._functions("rms_norm", *[_POINTER] * 3, _I64, _I64, ctypes.c_float, ctypes.c_int)
+        self._gate = self._functions("gate", _POINTER, _POINTER, _I64, _I64, ctypes.c_int)
+
+    def _functions(self, name: str, *argtypes: Any) -> dict[torch.dtype, Any]:
+        found = {}
+        for dtype in self.dtypes:
+            function = getattr(self._library, f"{name}_{str(dtype).removeprefix('torch.')}")
+            function.argtypes, function.restype = argtypes, None
+            found[dtype] = function
+        return found
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Lay a weight [n, k] out in panels: [ceil(n / panel), k, panel], zeros at the end."""
+        n, k = weight.shape
+        padded = nn.functional.pad(weight, (0, 0, 0, -n % self.panel))
+        return padded.view(-1, self.panel, k).transpose(1, 2).contiguous()
+
+    def linear(self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int) -> torch.Tensor:
+        """Return x [..., k] times a packed weight plus a bias, [..., n]."""
+        x = x.contiguous()
+        k = x.shape[-1]
+        y = x.new_empty(*x.shape[:-1], n)
+        self._linear[x.dtype](
+            x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            x.numel() // k, n, k, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return x [..., n] over the root of its mean square, times a weight [n]."""
+        x = x.contiguous()
+        n, y = x.shape[-1], torch.empty_like(x)
+        self._rms_norm[x.dtype](
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // n, n, eps, torch.get_num_threads()
+        )
+        return y
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return SiLU of the first half of x [..., 2 * n] times its second half, [..., n]."""
+        n = x.shape[-1] // 2
+        y = x.new_empty(*x.shape[:-1], n)
+        self._gate[x.dtype](x.data_ptr(), y.data_ptr(), y.numel() // n, n, torch.get_num_threads())
+        return y
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        spans: torch.Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Store key and value [rows, heads, dim] in the cache, then attend; return [rows, query heads, dim].
+
+        `keys` and `values` are a layer's cache, [tokens, heads, dim] in size, in the kernel's layout;
+        `spans` [n, 6] as `hpc.engine.attention.Span`. Rows of no span are not written.
+        """
+        rows, heads, k_dim = key.shape
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        if sinks is not None:
+            sinks = sinks.float().contiguous()
+        out = value.new_zeros(rows, query.shape[1], value.shape[-1])
+        shape = _Shape(
+            heads, query.shape[1] // heads, k_dim, value.shape[-1], values.shape[-1], window,
+            scale, softcap, torch.get_num_threads(),
+        )  # fmt: skip
+        self._attention[query.dtype](
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            None if sinks is None else sinks.data_ptr(), out.data_ptr(),
+            spans.data_ptr(), len(spans), ctypes.addressof(shape),
+        )  # fmt: skip
+        return out
+
+
+class OneDnn:
+    """oneDNN's linear layers, for CPUs with bfloat16 instructions, which the kernel does not use.
+
+    Their numbers depend on what else is in the batch. For each number of rows a program is made, once.
+    """
+
+    def __init__(self) -> None:
+        self._ops: Any = torch.ops.mkldnn
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether this CPU has such instructions."""
+        return bool(torch.backends.mkldnn.is_available() and self._ops._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Lay a weight [n, k] out for products with some 64 rows."""
+        packed: torch.Tensor = self._ops._reorder_linear_weight(weight.contiguous(), 64)
+        return packed
+
+    def linear(self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int) -> torch.Tensor:
+        """Return x [..., k] times a packed weight plus a bias, [..., n]."""
+        y: torch.Tensor = self._ops._linear_pointwise(x.reshape(-1, x.shape[-1]), packed, bias, "none", [], "")
+        return y.view(*x.shape[:-1], n)
+
+
+def load(cache: Path) -> Kernel | None:
+    """Return the kernel, built into the folder `cache` if it is not there; None where it cannot be built."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    if compiler is None:
+        LOGGER.info("no C++ compiler was found: attention and matrix products are torch's, and slower")
+        return None
+    path = cache / f"kernel-{_identity(compiler)}.so"
+    try:
+        if not path.exists():
+            _build(compiler, path)
+        return Kernel(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        LOGGER.warning("%s cannot build the kernel, torch's slower functions take its place: %s", compiler, detail)
+        return None
+
+
+def _identity(compiler: str) -> str:
+    """Hash what the binary depends on: a home folder is shared by machines with different CPUs."""
+    flags = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    text = "\0".join([_SOURCE.read_text(), *FLAGS, compiler, flags])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _build(compiler: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: then several ranks build, each aside
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        LOGGER.info("building the kernel for this CPU with %s, once", compiler)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            aside = Path(folder, path.name)
+            command: list[Any] = [compiler, *FLAGS, "-o", aside, _SOURCE]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            aside.rename(path)

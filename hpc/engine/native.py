@@ -1,0 +1,303 @@
+"""The `native` engine: continuous batching over an unmodified model, through its attention alone.
+
+A step is one forward pass over a packed row of tokens: the newest token of every sequence that
+decodes, and chunks of prompts. Nothing is padded, and a place that falls free is taken in the next
+step. On a CPU the logits of a sequence do not depend on what else is in the step.
+"""
+
+import contextlib
+import gc
+import logging
+import traceback
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc.engine import EngineFault, OnStep, Sequence, Source, begin, pull
+from hpc.engine.attention import Flash, Span, Step, flash_spans
+from hpc.engine.batch import FAULT_AFTER, one_line
+from hpc.engine.cache import ALIGN, Cache, Layout, token_bytes
+from hpc.engine.graphs import DecodeGraphs
+from hpc.engine.hf import is_out_of_memory
+from hpc.engine.kernel import Kernel
+from hpc.engine.sample import Choice, Sampler
+from hpc.engine.schedule import CHUNK, Plan, Row, Scheduler
+from hpc.trim import Decode, ending_tokens, ends_with_stop
+
+LOGGER = logging.getLogger(__name__)
+
+ROW_MULTIPLE = 8
+"""Steps have a multiple of this many tokens: with fewer, matrix products sum in another order."""
+
+
+HALF = (torch.float16, torch.bfloat16)
+"""The types for which torch has FlashAttention."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a step and the cache may hold."""
+
+    max_seqs: int
+    """Most sequences that live at a time."""
+    step_tokens: int
+    """Prompt tokens after which a step takes no further chunk."""
+    cache_bytes: int
+    """Memory for keys and values."""
+    context_tokens: int = 4096
+    """Most tokens of a sequence."""
+    deterministic: bool = False
+    """On a GPU: compute every step in one of two fixed sizes, so that rounding does not depend on the batch."""
+
+
+class NativeEngine:
+    """One replica of a model whose attention is `hpc.engine.attention`.
+
+    `layouts` says what each layer keeps of a token. `decode` turns token ids to text; it is used for
+    requests with stop strings alone. `kernel` attends on a CPU; torch does where it is None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layouts: dict[int, Layout],
+        eos_token_ids: Collection[int],
+        decode: Decode,
+        limits: Limits,
+        kernel: Kernel | None = None,
+    ) -> None:
+        self._model = model
+        self._layouts = layouts
+        self._eos_token_ids = eos_token_ids
+        self._decode = decode
+        self._limits = limits
+        self._kernel = kernel
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+        """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
+        run = Run(self._model, self._new_cache(), self._limits, self._eos_token_ids, self._decode, self._kernel)
+        try:
+            while run.busy or (requests := pull(source, 1, on_step)):
+                if not run.busy:
+                    run.scheduler.waiting.extend(begin(requests))
+                if ended := run.step(source):
+                    yield ended
+                if on_step():
+                    return
+        finally:
+            del run
+
+    def _new_cache(self) -> Cache:
+        device, dtype, panel = self._model.device, self._model.dtype, self._kernel.panel if self._kernel else 0
+        num_tokens = self._limits.cache_bytes // token_bytes(self._layouts, dtype, panel)
+        while True:
+            try:
+                return Cache(self._layouts, num_tokens, dtype, device, panel)
+            except Exception as error:
+                if not is_out_of_memory(error) or num_tokens < ROW_MULTIPLE:
+                    raise
+            num_tokens //= 2
+
+
+class Run:
+    """What lives while an engine generates: the cache, the rows, and the steps whose tokens are not read yet."""
+
+    def __init__(
+        self,
+        model: Any,
+        cache: Cache,
+        limits: Limits,
+        eos_token_ids: Collection[int],
+        decode: Decode,
+        kernel: Kernel | None,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._eos_token_ids = eos_token_ids
+        self._decode = decode
+        self._kernel = kernel
+        self._device: torch.device = model.device
+        cuda = self._device.type == "cuda"
+        self._sizes: tuple[int, int] | None = None
+        """Tokens of steps that only decode, and of all others, where these are fixed."""
+        if cuda and limits.deterministic:
+            self._sizes = limits.max_seqs, limits.step_tokens + CHUNK
+        self._graphs: DecodeGraphs | None = None
+        if cuda and model.dtype in HALF:
+            self._graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, self._sizes is not None)
+        self.scheduler = Scheduler(
+            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=self._sizes is None
+        )
+        self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids)
+        self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
+        """The last token of the row in each slot."""
+        self._endings: dict[Row, frozenset[int]] = {}
+        # On a GPU the host reads the tokens of a step while the next one is computed.
+        self._lag = 1 if cuda else 0
+        self._unread: deque[tuple[list[Row], Choice, torch.cuda.Event | None]] = deque()
+        self._faults = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way here."""
+        scheduler = self.scheduler
+        return bool(scheduler.rows or scheduler.waiting or scheduler.failed or self._unread)
+
+    def step(self, source: Source) -> list[Sequence]:
+        """Compute one step; return the sequences that have ended."""
+        failure = None
+        try:
+            for row in self.scheduler.admit(source):
+                assert row.sequence is not None
+                request = row.sequence.request
+                self._sampler.set(row.slot, request, row.sequence.sample)
+                self._endings[row] = ending_tokens(request.sampling, self._eos_token_ids)
+            plan = self.scheduler.next()
+            if plan.chunks:
+                self._launch(plan)
+            ended = self._read() if len(self._unread) > (self._lag if plan.chunks else 0) else []
+        except EngineFault:
+            raise
+        except Exception as error:
+            # As text: a handler that keeps its records would keep what the traceback holds, and not free it.
+            LOGGER.debug("a step failed:\n%s", traceback.format_exc())
+            failure, out_of_memory = one_line(error), is_out_of_memory(error)
+        if failure is not None:
+            ended = self._recover(failure, out_of_memory)
+        elif ended:
+            self._faults = 0
+        failed, self.scheduler.failed = self.scheduler.failed, []
+        return ended + failed
+
+    @torch.inference_mode()
+    def _launch(self, plan: Plan) -> None:
+        """Start the forward pass of a step, and the choice of its tokens."""
+        for source, target, num_tokens in plan.copies:
+            self._cache.copy(source, target, num_tokens)
+        spans: list[Span] = []
+        positions: list[np.ndarray[Any, Any]] = []
+        prompts: list[np.ndarray[Any, Any]] = []
+        decoding: list[int] = []
+        last: list[int] = []
+        rows: list[Row] = []
+        length = 0
+        for chunk in plan.chunks:
+            row, end = chunk.row, chunk.position + chunk.count
+            prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
+            spans.append(Span(length, chunk.count, chunk.position, row.start, prefix, cut))
+            positions.append(np.arange(chunk.position, end))
+            if chunk.position < len(row.tokens):
+                prompts.append(row.tokens[chunk.position : end])
+            else:
+                decoding.append(row.slot)
+            length += chunk.count
+            if chunk.chooses:
+                last.append(length - 1)
+                rows.append(row)
+        decodes = len(decoding) == length
+        padding = self._sizes[not decodes] - length if self._sizes else -length % ROW_MULTIPLE
+        prompts.append(np.zeros(padding, dtype=np.int32))
+        positions.append(np.zeros(padding, dtype=np.int64))
+        input_ids = self._upload(np.concatenate(prompts).astype(np.int64))
+        if decoding:
+            input_ids = torch.cat([self._newest[self._upload(np.array(decoding, dtype=np.int64))], input_ids])
+        if decodes and self._graphs is not None and self._graphs.usable:
+            logits = self._graphs.run(input_ids[:length], spans)
+        else:
+            # The head's product too has a multiple of rows; the logits of the further ones are not looked at.
+            more = self._sizes[0] - len(last) if self._sizes else -len(last) % ROW_MULTIPLE
+            logits = self._model(
+                input_ids=input_ids[None],
+                position_ids=self._upload(np.concatenate(positions))[None],
+                use_cache=False,
+                logits_to_keep=self._upload(np.array(last + [0] * more, dtype=np.int64)),
+                engine=Step(self._cache, spans, self._kernel, flash=self._flash(spans)),
+            ).logits[0]
+        if not rows:
+            return
+        slots = [row.slot for row in rows]
+        choice = self._sampler.choose(logits[: len(rows)], slots)
+        self._newest[self._upload(np.array(slots, dtype=np.int64))] = choice.tokens
+        event = None
+        if self._lag:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._unread.append((rows, choice, event))
+
+    def _flash(self, spans: list[Span]) -> Flash | None:
+        half = self._model.dtype in HALF
+        return flash_spans(spans, self._device) if self._device.type == "cuda" and half else None
+
+    def _read(self) -> list[Sequence]:
+        """Read the tokens of the oldest step; return the sequences that they end."""
+        rows, choice, event = self._unread.popleft()
+        if event is not None:
+            event.synchronize()
+        tokens, finite = choice.tokens.tolist(), choice.finite.tolist()
+        logprobs = choice.logprobs.read() if choice.logprobs is not None else {}
+        ended = []
+        for index, row in enumerate(rows):
+            if not row.live:
+                continue  # it had ended, or gave way, when this step was under way
+            sequence = row.sequence
+            assert sequence is not None
+            if finite[index]:
+                sequence.token_ids.append(tokens[index])
+                if index in logprobs:
+                    sequence.logprobs.append(logprobs[index])
+            else:
+                sequence.error = "the model's logits are not finite numbers; try another dtype"
+            if sequence.error is not None or self._has_ended(row, sequence):
+                del self._endings[row]
+                self.scheduler.finish(row)
+                ended.append(sequence)
+        return ended
+
+    def _has_ended(self, row: Row, sequence: Sequence) -> bool:
+        sampling = sequence.request.sampling
+        return (
+            sequence.token_ids[-1] in self._endings[row]
+            or len(sequence.token_ids) >= sampling.max_new_tokens
+            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
+        )
+
+    def _recover(self, failure: str, out_of_memory: bool) -> list[Sequence]:
+        """Begin again after a step that failed: with less, or one by one; alone, a request fails."""
+        rows = list(self.scheduler.rows)
+        self._unread.clear()
+        self._endings.clear()
+        self.scheduler.restart_all(alone=not out_of_memory)
+        gc.collect()
+        if self._device.type == "cuda":
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+        if out_of_memory and (len(rows) > 1 or self.scheduler.step_tokens > ALIGN):
+            self.scheduler.halve()
+            LOGGER.warning(
+                "out of memory: from now on %d sequences at a time, and steps of about %d tokens",
+                self.scheduler.max_seqs, self.scheduler.step_tokens,
+            )  # fmt: skip
+            return []
+        if len(rows) > 1:
+            LOGGER.warning("a step of %d sequences failed (%s); trying them one by one", len(rows), failure)
+            return []
+        if not rows:
+            raise EngineFault(failure)
+        sequence = self.scheduler.waiting.popleft()
+        sequence.error = "it does not fit in memory, even alone" if out_of_memory else failure
+        self.scheduler.excuse()
+        LOGGER.warning("request %r failed alone: %s", sequence.request.id, failure)
+        self._faults += not out_of_memory
+        if self._faults >= FAULT_AFTER:
+            raise EngineFault(f"{self._faults} requests failed one after the other, the last with {failure}")
+        return [sequence]
+
+    def _upload(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda" and len(values):
+            tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do
+        return tensor.to(self._device, non_blocking=True)
