@@ -5,7 +5,7 @@ keys and values of the step are stored first; then every token attends to its se
 So decoding, chunks of prompts and shared prefixes need no masks and no padding.
 """
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ NAME = "scattergen"
 """Under which transformers knows this attention."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Span:
     """Neighbouring tokens of one sequence in a step, and where the cache has the sequence."""
 
@@ -51,7 +51,8 @@ class Step:
     flash: "Flash | None" = None
 
     def __post_init__(self) -> None:
-        self.packed = torch.tensor([astuple(span) for span in self.spans], dtype=torch.int64).view(-1, 6)
+        rows = [(span.row, span.count, span.position, span.start, span.prefix, span.cut) for span in self.spans]
+        self.packed = torch.tensor(rows, dtype=torch.int64).view(-1, 6)
 
 
 @dataclass

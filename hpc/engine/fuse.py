@@ -84,7 +84,9 @@ def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -
 
 def _gated_mlp(module: nn.Module, kernel: Kernel, linears: Linears) -> nn.Module | None:
     gate, up, both, down = (getattr(module, f"{name}_proj", None) for name in ("gate", "up", "gate_up", "down"))
-    if type(down) is not nn.Linear:
+    act: Any = getattr(module, "act_fn", getattr(module, "activation_fn", None))
+    x = torch.linspace(-4, 4, 64)
+    if type(down) is not nn.Linear or act is None or not torch.allclose(act(x), nn.functional.silu(x), atol=1e-6):
         return None
     if type(gate) is nn.Linear and type(up) is nn.Linear and (gate.bias is None) == (up.bias is None):
         weight = torch.cat([gate.weight, up.weight])

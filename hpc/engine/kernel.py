@@ -159,11 +159,8 @@ def load(cache: Path) -> Kernel | None:
     if compiler is None:
         LOGGER.info("no C++ compiler was found: attention and matrix products are torch's, and slower")
         return None
-    path = cache / f"kernel-{_identity(compiler)}.so"
     try:
-        if not path.exists():
-            _build(compiler, path)
-        return Kernel(ctypes.CDLL(str(path)))
+        return Kernel(ctypes.CDLL(str(_built(compiler, cache))))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         LOGGER.warning("%s cannot build the kernel, torch's slower functions take its place: %s", compiler, detail)
@@ -177,19 +174,26 @@ def _identity(compiler: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     text = "\0".join([_SOURCE.read_text(), *FLAGS, compiler, flags])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _digest(text.encode())
 
 
-def _build(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
+def _built(compiler: str, cache: Path) -> Path:
+    """Return the library, built now if it is not there. Its name ends with a hash of what is in it."""
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f"kernel-{_identity(compiler)}"
+    with (cache / f"{name}.lock").open("w") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: then several ranks build, each aside
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return
+        for path in cache.glob(f"{name}-*.so"):
+            if path.stem.endswith(_digest(path.read_bytes())):  # to load half a library kills the process
+                return path
         LOGGER.info("building the kernel for this CPU with %s, once", compiler)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            aside = Path(folder, path.name)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            aside = Path(folder, name)
             command: list[Any] = [compiler, *FLAGS, "-o", aside, _SOURCE]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            aside.rename(path)
+            return aside.rename(cache / f"{name}-{_digest(aside.read_bytes())}.so")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

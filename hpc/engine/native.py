@@ -179,7 +179,7 @@ class Run:
         for source, target, num_tokens in plan.copies:
             self._cache.copy(source, target, num_tokens)
         spans: list[Span] = []
-        positions: list[np.ndarray[Any, Any]] = []
+        positions: list[int] = []
         prompts: list[np.ndarray[Any, Any]] = []
         decoding: list[int] = []
         last: list[int] = []
@@ -189,11 +189,12 @@ class Run:
             row, end = chunk.row, chunk.position + chunk.count
             prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
             spans.append(Span(length, chunk.count, chunk.position, row.start, prefix, cut))
-            positions.append(np.arange(chunk.position, end))
             if chunk.position < len(row.tokens):
                 prompts.append(row.tokens[chunk.position : end])
+                positions.extend(range(chunk.position, end))
             else:
                 decoding.append(row.slot)
+                positions.append(chunk.position)
             length += chunk.count
             if chunk.chooses:
                 last.append(length - 1)
@@ -201,7 +202,7 @@ class Run:
         decodes = len(decoding) == length
         padding = self._sizes[not decodes] - length if self._sizes else -length % ROW_MULTIPLE
         prompts.append(np.zeros(padding, dtype=np.int32))
-        positions.append(np.zeros(padding, dtype=np.int64))
+        positions.extend([0] * padding)
         input_ids = self._upload(np.concatenate(prompts).astype(np.int64))
         if decoding:
             input_ids = torch.cat([self._newest[self._upload(np.array(decoding, dtype=np.int64))], input_ids])
@@ -212,7 +213,7 @@ class Run:
             more = self._sizes[0] - len(last) if self._sizes else -len(last) % ROW_MULTIPLE
             logits = self._model(
                 input_ids=input_ids[None],
-                position_ids=self._upload(np.concatenate(positions))[None],
+                position_ids=self._upload(np.array(positions, dtype=np.int64))[None],
                 use_cache=False,
                 logits_to_keep=self._upload(np.array(last + [0] * more, dtype=np.int64)),
                 engine=Step(self._cache, spans, self._kernel, flash=self._flash(spans)),
@@ -289,6 +290,8 @@ class Run:
             raise EngineFault(failure)
         sequence = self.scheduler.waiting.popleft()
         sequence.error = "it does not fit in memory, even alone" if out_of_memory else failure
+        if out_of_memory:
+            self.scheduler.restore()
         self.scheduler.excuse()
         LOGGER.warning("request %r failed alone: %s", sequence.request.id, failure)
         self._faults += not out_of_memory

@@ -27,7 +27,7 @@ _LEAST_LOGPROB = -9999.0
 _FEW = 128
 _SOME = 1024
 _ALL = 2**31
-_CACHED = 2**20
+_CACHED = 2**19
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -175,21 +175,24 @@ class Sampler:
         sampling = [request.sampling for request in (self._requests[slot] for slot in slots) if request is not None]
         if len(sampling) < len(slots):
             raise ValueError("a slot is chosen for that no request has taken")
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for row, params in enumerate(sampling):
             if not params.greedy:
-                groups.setdefault((_most(params), row // together), []).append(row)
-        drawn, ends = [], 0
-        for (most, _), rows in groups.items():
-            begins, ends = ends, ends + len(rows)
-            columns = self._columns([sampling[row] for row in rows], _DRAWING, np.float64)
-            drawn.append(_Drawn(rows=self._indices(rows), part=slice(begins, ends), most=most, **columns))
+                groups.setdefault(_most(params), []).append(row)
+        drawn: list[_Drawn] = []
+        drawn_slots: list[int] = []
+        for most, rows in groups.items():
+            for own in (rows[at : at + together] for at in range(0, len(rows), together)):
+                part = slice(len(drawn_slots), len(drawn_slots) + len(own))
+                columns = self._columns([sampling[row] for row in own], _DRAWING, np.float64)
+                drawn.append(_Drawn(rows=self._indices(own), part=part, most=most, **columns))
+                drawn_slots += [slots[row] for row in own]
         asked = [row for row, params in enumerate(sampling) if params.logprobs is not None]
         gains = [max(params.repetition_penalty, 1 / params.repetition_penalty) for params in sampling]
         return _Plan(
             slots=slots,
             drawn=drawn,
-            drawn_slots=np.array([slots[row] for rows in groups.values() for row in rows], dtype=np.int64),
+            drawn_slots=np.array(drawn_slots, dtype=np.int64),
             penalised=self._make_penalised(slots, sampling),
             held=[row for row, slot in enumerate(slots) if self._endings[slot]],
             gain=self._upload(np.array(gains)) if self._noise and any(gain > 1 for gain in gains) else 1.0,
@@ -519,14 +522,13 @@ def _cut(
         allowed = in_top_k & (weight >= min_p)
         reached = weight.cumsum(dim=-1)
         mass = reached.gather(-1, (allowed.sum(dim=-1, keepdim=True) - 1).clamp(min=0))
-        if whole is not None:
-            mass = torch.where(only_top_p, whole, mass)
+        mass = mass if whole is None else torch.where(only_top_p, whole, mass)
         kept = allowed & ((top_p >= 1) | (reached - weight < top_p * mass))
         # A last token that is kept, or of nearly the least probability, says nothing of those after it.
         near = in_top_k & (weight >= (min_p if shift is None else min_p * (1 - 4 * shift)))
         if count == most or not torch.where(only_top_p, kept, near)[:, -1].any():
             break
-        count = min(8 * count, most)
+        count = min(4 * count, most)
     last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of a row that is not finite none is kept
     unsure: torch.Tensor | float = 0.0
     if shift is not None:
@@ -537,8 +539,9 @@ def _cut(
         # Of equal logits the first tokens are kept, as argmax does.
         level, room = logits == border, last + 1 - (ordered > border).sum(dim=-1, keepdim=True)
         logits = logits.masked_fill(level & (level.cumsum(dim=-1, dtype=torch.int32) > room), -torch.inf)
-    # Several times as fast as a mask; what is cut besides has less than 1e-43 of the largest probability.
-    under = torch.maximum(border, ordered[:, :1] - 100 * temperature.float()).nextafter(torch.tensor(-torch.inf))
+    # Several times as fast as a mask; what else is cut has less than 1e-43 of the largest probability.
+    least = torch.maximum(border, ordered[:, :1] - 100 * temperature.float())
+    under = least.nextafter(torch.full_like(least, -torch.inf))
     return threshold(logits - under, 0.0, -torch.inf), unsure
 
 

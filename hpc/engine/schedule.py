@@ -53,7 +53,7 @@ class Row:
         return self.room > 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """Neighbouring tokens of a row that a step computes."""
 
@@ -80,8 +80,8 @@ class Scheduler:
     """
 
     def __init__(self, extents: Extents, max_seqs: int, step_tokens: int, share: bool, mixed: bool = True) -> None:
-        self.max_seqs = max_seqs
-        self.step_tokens = step_tokens
+        self._limits = max_seqs, step_tokens
+        self.max_seqs, self.step_tokens = self._limits
         self.waiting: deque[Sequence] = deque()
         self.failed: list[Sequence] = []
         self.rows: list[Row] = []
@@ -108,6 +108,9 @@ class Scheduler:
             if not self.waiting:
                 break
             row = self._place(self.waiting[0])
+            if row is None and not self.rows:
+                self._drop_prefixes()
+                row = self._place(self.waiting[0], share=False)  # beside its prefix it may be just too large
             if row is None and self.rows:
                 break  # it gets its place when another has ended
             sequence = self.waiting.popleft()
@@ -177,6 +180,10 @@ class Scheduler:
         self.max_seqs = max(1, self.max_seqs // 2)
         self.step_tokens = max(ALIGN, self.step_tokens // 2)
 
+    def restore(self) -> None:
+        """Let a step have as much as at first: what did not fit is gone."""
+        self.max_seqs, self.step_tokens = self._limits
+
     def _most_rows(self) -> int:
         return 1 if self._suspects else self.max_seqs
 
@@ -188,10 +195,11 @@ class Scheduler:
         """Return how many of a row's first tokens are in its own extent."""
         return tokens - row.cut if self.share else tokens
 
-    def _place(self, sequence: Sequence) -> Row | None:
+    def _place(self, sequence: Sequence, share: bool = True) -> Row | None:
         request = sequence.request
         # All samples of a prompt share it but for its last token, whose logits each needs.
         cut = len(request.token_ids) - 1 if request.sampling.n > 1 else request.prefix
+        cut = cut if share else 0
         prefix = self._prefix(request.token_ids[:cut]) if cut else None
         if cut and prefix is None:
             return None

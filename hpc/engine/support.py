@@ -53,8 +53,18 @@ def check(model: Any) -> None:
         raise Unsupported("its attention cannot be replaced")
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
+    if _rope_types(config.to_dict()) & {"dynamic", "longrope"}:
+        raise Unsupported("the frequencies of its positions depend on the longest sequence of a batch")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise Unsupported("it computes logits for every token of a prompt")
+
+
+def _rope_types(value: Any) -> set[str]:
+    """Return the kinds of rotary embedding that a configuration names, for all layers or by kind of layer."""
+    if not isinstance(value, dict):
+        return set()
+    found = {str(value["rope_type"])} if "rope_type" in value else set()
+    return found.union(*map(_rope_types, value.values()))
 
 
 @torch.inference_mode()

@@ -253,9 +253,11 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all(uniform: float) -> None:
     assert draw_with(LOGITS, [uniform], top_k=1000) == draw_with(LOGITS, [uniform])
 
 
-def test_a_token_of_probability_0_is_never_drawn() -> None:
-    logits = (-torch.inf, 1.0, -torch.inf, 1.0, -torch.inf)
-    assert set(draw_with(logits, [0.0, 0.49, 0.5, JUST_BELOW_1])[0]) == {1, 3}
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min, -1e9])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_k": 4}, {"top_p": 0.99}, {"min_p": 0.1}], ids=str)
+def test_a_token_of_probability_0_is_never_drawn(masked: float, cut: dict[str, Any]) -> None:
+    logits = (masked, 1.0, masked, 1.0, masked)
+    assert set(draw_with(logits, [0.0, 0.49, 0.5, JUST_BELOW_1], **cut)[0]) == {1, 3}
 
 
 def test_the_lowest_temperature_draws_the_most_probable_token() -> None:
@@ -274,10 +276,69 @@ def test_of_equal_logits_top_p_keeps_the_first(top_p: float, kept: list[int]) ->
     assert sorted(set(tokens)) == kept
 
 
-def mixed_rows(rows: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+@pytest.mark.parametrize("vocabulary", [255, 256, 257, 1000, 1024, 5000])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+def test_the_token_of_a_large_vocabulary_is_where_the_distribution_exceeds_the_uniform(
+    vocabulary: int, spread: float
+) -> None:
+    logits = (np.random.default_rng(vocabulary).normal(size=vocabulary) * spread).astype(np.float32)
+    reached = np.cumsum(truncated(logits.tolist(), 0.8, 1.0, 0, 0.0))
+    uniform = [0.0, JUST_BELOW_1, *numbers(0, "large", 300), *reached[100:200] * 0.9999, *reached[100:200] * 0.9]
+    tokens = np.array(draw_with(logits.tolist(), uniform, temperature=0.8)[0])
+    assert (np.pad(reached, (1, 0))[tokens] - uniform <= 4e-6).all()
+    assert (uniform - reached[tokens] <= 4e-6).all()
+
+
+# Sets of some and of many tokens of a large vocabulary.
+
+WIDE = [
+    (1.0, 0.5, 0, 0.0),
+    (1.0, 0.95, 0, 0.0),
+    (0.1, 0.95, 0, 0.0),
+    (1.0, 1.0, 130, 0.0),
+    (1.0, 1.0, 1024, 0.0),
+    (1.0, 1.0, 4097, 0.0),
+    (0.5, 1.0, 0, 0.9),
+    (0.5, 1.0, 0, 0.015),
+    (1.0, 0.9, 3000, 0.0),
+    (1.0, 0.8, 0, 0.1),
+    (1.0, 0.99, 2000, 0.3),
+]
+
+
+@pytest.mark.parametrize("afar", [False, True])
+@pytest.mark.parametrize(("temperature", "top_p", "top_k", "min_p"), WIDE)
+def test_a_set_is_as_large_as_its_parameters_say(
+    afar: bool, temperature: float, top_p: float, top_k: int, min_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if afar:
+        monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
+    logits = (-np.arange(6000.0) / 2000).astype(np.float32).tolist()
+    kept = np.flatnonzero(truncated(logits, temperature, top_p, top_k, min_p))
+    first, last = draw_with(logits, [0.0, JUST_BELOW_1], temperature, top_p, top_k, min_p)[0]
+    assert (first, last) == (0, kept.max())
+
+
+@pytest.mark.parametrize("top_k", [1, 127, 128, 1023, 1024, 1500, 2999])
+def test_of_many_equal_logits_top_k_keeps_the_first(top_k: int) -> None:
+    assert draw_with([0.0] * 3000, [JUST_BELOW_1], top_k=top_k)[0] == [top_k - 1]
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["token", "close"])
+@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
+def test_what_is_drawn_is_the_same_where_values_cannot_be_read(
+    what: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, columns = mixed_rows(40, 5000)
+    near = draw(logits * spread, *columns)[what]
+    monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
+    assert draw(logits * spread, *columns)[what].tolist() == near.tolist()
+
+
+def mixed_rows(rows: int, vocabulary: int = 50) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the arguments of `draw` for rows of all kinds: logits, and the columns."""
     random = np.random.default_rng(0)
-    logits = torch.tensor(random.normal(size=(rows, 50)) * 3, dtype=torch.float32)
+    logits = torch.tensor(random.normal(size=(rows, vocabulary)) * 3, dtype=torch.float32)
     columns = [
         random.choice([0.3, 1.0, 2.0], rows),
         random.choice([0.5, 0.9, 1.0], rows),
@@ -294,6 +355,15 @@ def test_what_is_drawn_does_not_depend_on_the_other_rows(what: int) -> None:
     logits, columns = mixed_rows(200)
     together = draw(logits, *columns)[what].tolist()
     alone = [draw(logits[i : i + 1], *(column[i : i + 1] for column in columns))[what].item() for i in range(200)]
+    assert alone == together
+
+
+@pytest.mark.parametrize("what", [0, 1], ids=["token", "close"])
+def test_what_is_drawn_from_a_large_vocabulary_does_not_depend_on_the_other_rows(what: int) -> None:
+    logits, columns = mixed_rows(30, 5003)
+    logits[::3] /= 10  # these need a look at many tokens
+    together = draw(logits, *columns)[what].tolist()
+    alone = [draw(logits[i : i + 1], *(column[i : i + 1] for column in columns))[what].item() for i in range(30)]
     assert alone == together
 
 
@@ -380,7 +450,7 @@ def test_few_draws_are_close_at_the_noise_of_float32() -> None:
     top_p=st.sampled_from([1.0, 0.99, 0.9, 0.5]),
     top_k=st.sampled_from([0, 1, 3, 10]),
     min_p=st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
-    noise=st.sampled_from([1e-3, 1e-2, 0.1]),
+    noise=st.sampled_from([1e-4, 1e-3, 1e-2, 0.1]),
 )
 def test_a_draw_that_is_not_close_survives_a_tenth_of_the_noise(
     seed: int, vocabulary: int, temperature: float, top_p: float, top_k: int, min_p: float, noise: float
@@ -468,6 +538,12 @@ def test_of_equal_logits_top_k_1_takes_the_first() -> None:
     logits = torch.tensor(random.integers(0, 5, size=(500, 20)), dtype=torch.float32)  # full of ties
     tokens = choose([SamplingParams(temperature=2.0, top_k=1)] * 500, logits).tokens
     assert tokens.tolist() == choose([SamplingParams()] * 500, logits).tokens.tolist()
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-9}], ids=str)
+def test_the_least_difference_of_logits_decides_which_one_token_is_left(cut: dict[str, Any]) -> None:
+    logits = (1e-3, float(np.nextafter(np.float32(1e-3), np.float32(1))), 0.0)
+    assert set(draw_with(logits, [0.0, 0.5, JUST_BELOW_1], temperature=100.0, **cut)[0]) == {1}
 
 
 def test_a_draw_is_close_where_many_tokens_are_tied_at_the_border_of_top_k() -> None:
@@ -831,6 +907,16 @@ def test_what_is_chosen_does_not_depend_on_slots_and_on_who_comes_and_goes() -> 
     assert chosen == alone
 
 
+def test_what_is_chosen_does_not_depend_on_how_many_rows_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = [kind(n % len(KINDS)) for n in range(100)]
+    logits = torch.tensor(np.random.default_rng(0).normal(size=(100, 10)) * 2, dtype=torch.float32)
+    together = choose(sampling, logits, noise=1e-2)
+    monkeypatch.setattr("hpc.engine.sample._CACHED", 70)
+    parted = choose(sampling, logits, noise=1e-2)
+    assert parted.tokens.tolist() == together.tokens.tolist()
+    assert parted.close.tolist() == together.close.tolist()
+
+
 def test_a_slot_that_no_request_has_taken_cannot_be_chosen_for() -> None:
     with pytest.raises(ValueError, match="no request has taken"):
         Sampler(2, CPU).choose(torch.tensor([LOGITS]), [1])
@@ -850,7 +936,8 @@ class Lagging(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
-def test_choosing_reads_nothing_from_the_device(noise: float) -> None:
+def test_choosing_reads_nothing_from_the_device(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
     numbers = list(range(len(KINDS)))
     sampler = sampler_of([kind(n) for n in numbers], None, noise, [prompt_of(n) for n in numbers], [BEST])
     with Lagging():
@@ -859,21 +946,21 @@ def test_choosing_reads_nothing_from_the_device(noise: float) -> None:
 
 
 class Widest(TorchDispatchMode):
-    """Remembers the most rows of numbers in float64 that there were at a time, a number a token."""
+    """Remembers the widest tensor of float64."""
 
-    rows = 0
+    width = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made.dtype == torch.float64 and made.shape[-1:] == (len(LOGITS),):
-            self.rows = max(self.rows, made.shape[0])
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64 and made.dim():
+            self.width = max(self.width, made.shape[-1])
         return made
 
 
-@pytest.mark.parametrize("drawn", [0, 2])
-def test_only_rows_that_are_drawn_become_float64(drawn: int) -> None:
-    sampling = [SamplingParams()] * 5 + [SamplingParams(temperature=1.0)] * drawn + [SamplingParams(presence_penalty=1)]
-    sampler, logits = sampler_of(sampling, noise=1e-5), torch.tensor(LOGITS).expand(len(sampling), -1)
+@pytest.mark.parametrize("cut", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.9}, {"min_p": 0.05}], ids=str)
+def test_a_few_probable_tokens_are_drawn_without_a_float64_for_every_token(cut: dict[str, Any]) -> None:
+    sampling = [SamplingParams(), SamplingParams(temperature=1.0, **cut), SamplingParams(presence_penalty=1)]
+    sampler, logits = sampler_of(sampling, noise=1e-5), torch.randn(3, 20_000, generator=torch.manual_seed(0)) * 4
     with Widest() as widest:
-        sampler.choose(logits, list(range(len(sampling))))
-    assert widest.rows == drawn
+        sampler.choose(logits, [0, 1, 2])
+    assert 0 < widest.width <= 1024

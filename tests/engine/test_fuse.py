@@ -1,0 +1,182 @@
+"""Layers of a model are replaced where the kernel's give the same numbers, and left where they would not."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hpc.engine.fuse import GatedMLP, PackedLinear, RMSNorm, fuse
+from hpc.engine.kernel import Kernel
+from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
+
+IDS = torch.arange(40)[None] * 7 % VOCABULARY
+
+
+@pytest.fixture
+def cpu() -> Kernel:
+    """This machine's kernel."""
+    found = kernel_of("kernel")
+    assert found is not None
+    return found
+
+
+def fused(cpu: Kernel, kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    model = tiny(CONFIGS[kind], dtype)
+    fuse(model, cpu, cpu)
+    return model
+
+
+def count(model: nn.Module, kind: type) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def named(model: nn.Module, name: str) -> set[str]:
+    """Return the classes of the layers whose name ends so."""
+    return {type(module).__name__ for path, module in model.named_modules() if path.split(".")[-1] == name}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits[0]
+    return found
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=["float32", "bfloat16"]
+)
+def test_a_fused_model_gives_the_same_logits(cpu: Kernel, kind: str, dtype: torch.dtype, close: float) -> None:
+    if dtype == torch.bfloat16 and kind in ("mixtral", "olmoe", "gpt_oss"):
+        pytest.skip("in bfloat16 rounding chooses between experts")
+    exact, got = logits(tiny(CONFIGS[kind], dtype)).float(), logits(fused(cpu, kind, dtype)).float()
+    assert (got - exact).abs().max() <= close * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
+def test_the_gated_mlp_of_every_layer_is_replaced(cpu: Kernel, kind: str) -> None:
+    assert count(fused(cpu, kind), GatedMLP) == 2
+
+
+@pytest.mark.parametrize(("kind", "norms"), [("llama", 5), ("qwen3", 9), ("phi3", 5), ("gemma2", 9), ("gemma3", 13)])
+def test_every_rms_norm_is_replaced(cpu: Kernel, kind: str, norms: int) -> None:
+    assert count(fused(cpu, kind), RMSNorm) == norms
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gated_mlp_with_another_activation_is_left(cpu: Kernel, kind: str, dtype: torch.dtype) -> None:
+    assert count(fused(cpu, kind, dtype), GatedMLP) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gated_mlp_of_small_weights_with_another_activation_is_left(cpu: Kernel, dtype: torch.dtype) -> None:
+    model = tiny(CONFIGS["gemma2"], dtype, scale=0.1)
+    fuse(model, cpu, cpu)
+    assert count(model, GatedMLP) == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])
+def test_layer_norms_are_left(cpu: Kernel, kind: str) -> None:
+    model = fused(cpu, kind)
+    assert (count(model, RMSNorm), count(model, nn.LayerNorm)) == (0, count(tiny(CONFIGS[kind]), nn.LayerNorm))
+
+
+def test_a_layer_norm_without_a_bias_is_left(cpu: Kernel) -> None:
+    model = nn.Sequential(nn.LayerNorm(64, bias=False))
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is nn.LayerNorm
+
+
+def test_torchs_own_rms_norm_is_replaced(cpu: Kernel) -> None:
+    model = nn.Sequential(nn.RMSNorm(64, eps=1e-6))
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is RMSNorm
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_linear_layer_is_left_unpacked(cpu: Kernel, kind: str) -> None:
+    model = fused(cpu, kind)
+    assert [type(module) for module in model.modules() if type(module) in (nn.Linear, Conv1D)] == []
+
+
+def test_every_linear_layer_of_gpt2_is_packed(cpu: Kernel) -> None:
+    assert count(fused(cpu, "gpt2"), PackedLinear) == 2 * 4 + 1
+
+
+def test_a_subclass_of_linear_is_left(cpu: Kernel) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Doubled(8, 8))
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is Doubled
+
+
+def test_a_gated_mlp_that_does_something_more_is_left(cpu: Kernel) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.act_fn = nn.SiLU()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return 1.01 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    model = nn.Sequential(Scaled())
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is Scaled
+
+
+def test_a_gated_mlp_with_biases_is_replaced(cpu: Kernel) -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.act_fn = nn.SiLU()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    model = nn.Sequential(Biased())
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is GatedMLP
+
+
+def test_the_memory_of_packed_weights_is_released(cpu: Kernel) -> None:
+    model = tiny(CONFIGS["llama"])
+    embeddings = model.get_input_embeddings().weight
+    weights = [weakref.ref(p) for p in model.parameters() if p.dim() == 2 and p is not embeddings]
+    fuse(model, cpu, cpu)
+    gc.collect()
+    assert [weight() for weight in weights] == [None] * len(weights)
+
+
+def test_an_embedding_that_is_tied_to_the_head_stays_what_it_was(cpu: Kernel) -> None:
+    model = tiny(CONFIGS["gemma2"])
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    before = model.get_input_embeddings().weight.clone()
+    fuse(model, cpu, cpu)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert type(model.lm_head) is PackedLinear
+
+
+def test_without_a_kernel_and_linears_a_model_stays_as_it_is() -> None:
+    model = tiny(CONFIGS["llama"])
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    fuse(model, None, None)
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+def test_packing_adds_no_weight_twice(cpu: Kernel) -> None:
+    def size(model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    model = tiny(CONFIGS["llama"])
+    before = size(model)
+    fuse(model, cpu, cpu)
+    assert size(model) <= 1.1 * before  # up to whole panels

@@ -1,0 +1,33 @@
+"""The memory for keys and values: plausible on the machine that runs this."""
+
+import os
+
+from hpc.engine.memory import SHARE, cache_bytes, limit, resident
+from tests.engine.oracle import CPU
+
+
+def test_the_limit_is_at_most_the_machines_memory() -> None:
+    assert 0 < limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_is_resident_is_within_the_limit() -> None:
+    assert 0 < resident() < limit()
+
+
+def test_what_is_resident_grows_with_what_is_touched() -> None:
+    before = resident()
+    block = bytearray(64 << 20)
+    assert resident() - before > 48 << 20
+    assert len(block) == 64 << 20
+
+
+def test_a_cache_has_its_share_of_what_is_left() -> None:
+    assert 0 < cache_bytes(CPU, 1) <= SHARE * limit()
+
+
+def test_ranks_of_a_node_share_its_memory() -> None:
+    assert 4 * cache_bytes(CPU, 4) < cache_bytes(CPU, 1)
+
+
+def test_where_nothing_is_left_a_cache_has_none() -> None:
+    assert cache_bytes(CPU, 10**9) == 0

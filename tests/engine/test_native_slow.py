@@ -1,0 +1,93 @@
+"""The native engine with real weights: real prompts against plain `generate`, and in any order and batch."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpc.engine.load import describe, load, quiet
+from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.support import build
+from hpc.job import SamplingParams
+from hpc.prefix import cuts
+from hpc.records import Request
+from hpc.tokenizer import Tokenizer
+from tests.engine.models import WAYS, kernel_of
+from tests.engine.oracle import CPU, Plain, generated, request
+from tests.engine.test_hf_slow import NEW, ROWS, demo_prompts
+
+CROWDS = [Limits(3, 64, 256 << 20), Limits(128, 512, 512 << 20), Limits(17, 2000, 512 << 20)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model: Path) -> Tokenizer:
+    quiet()
+    return Tokenizer(demo_model)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    return demo_prompts(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def expected(demo_model: Path, prompts: list[list[int]]) -> list[list[int]]:
+    plain = Plain(demo_model, ends=True)
+    return [plain.generate(prompt, NEW) for prompt in prompts]
+
+
+def engine_of(path: Path, way: str, limits: Limits, tokenizer: Tokenizer, dtype: str = "float32") -> NativeEngine:
+    model = load(path, CPU, dtype, threads=torch.get_num_threads())
+    return build(model, describe(path).eos_token_ids, tokenizer.decode, limits, kernel_of(way))
+
+
+def with_cuts(prompts: list[list[int]], sampling: list[SamplingParams]) -> list[Request]:
+    """Make requests with the prefixes that a plan gives them."""
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    tokens = np.array([token for prompt in prompts for token in prompt], dtype=np.int32)
+    cut, _ = cuts(tokens, np.cumsum(lengths) - lengths, lengths)
+    made = [request(prompt, row, sampling[row % len(sampling)]) for row, prompt in enumerate(prompts)]
+    return [Request(r.row, r.id, r.token_ids, r.sampling, r.key, r.bucket, int(cut[r.row])) for r in made]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("limits", CROWDS[:2], ids=["few slots", "many slots"])
+def test_greedy_output_of_64_real_prompts_equals_plain_generate(
+    demo_model: Path,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    way: str,
+    limits: Limits,
+) -> None:
+    requests = with_cuts(prompts, [SamplingParams(max_new_tokens=NEW)])
+    found = generated(engine_of(demo_model, way, limits, tokenizer), requests)
+    assert [found[row] for row in range(ROWS)] == expected
+
+
+SAMPLED = [
+    SamplingParams(max_new_tokens=NEW, temperature=0.8, top_p=0.95),
+    SamplingParams(max_new_tokens=NEW),
+    SamplingParams(max_new_tokens=NEW, temperature=1.2, top_k=50, repetition_penalty=1.1),
+    SamplingParams(max_new_tokens=NEW, temperature=1.0, min_p=0.02, presence_penalty=0.3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("way", "dtype"), [("kernel", "float32"), ("kernel", "bfloat16"), ("torch", "float32")])
+def test_greedy_and_sampled_output_of_real_prompts_does_not_depend_on_order_or_batch(
+    demo_model: Path, tokenizer: Tokenizer, prompts: list[list[int]], way: str, dtype: str
+) -> None:
+    requests = with_cuts(prompts, SAMPLED)
+    found = []
+    for seed, limits in enumerate(CROWDS):
+        limits = Limits(limits.max_seqs, limits.step_tokens, limits.cache_bytes, deterministic=True)
+        shuffled = random.Random(seed).sample(requests, len(requests))
+        found.append(generated(engine_of(demo_model, way, limits, tokenizer, dtype), shuffled))
+    assert found[0] == found[1]
+    assert found[0] == found[2]
