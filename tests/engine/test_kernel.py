@@ -413,9 +413,8 @@ def test_a_kernel_that_is_built_is_not_built_again(built: Path) -> None:
     assert "building" not in finish(start(["-c", LOAD, str(built)])).err
 
 
-@pytest.mark.parametrize("size", [0, 40000])
-def test_a_damaged_kernel_ends_no_process(built: Path, tmp_path: Path, size: int) -> None:
+def test_a_damaged_kernel_ends_no_process(built: Path, tmp_path: Path) -> None:
     [library] = built.glob("*.so")
-    (tmp_path / library.name).write_bytes(library.read_bytes()[:size])
+    (tmp_path / library.name).write_bytes(library.read_bytes()[:40000])
     ended = finish(start(["-c", LOAD, str(tmp_path)]))
     assert ended.code == 0
