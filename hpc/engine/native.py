@@ -31,7 +31,7 @@ from hpc.trim import Decode, ending_tokens, ends_with_stop
 LOGGER = logging.getLogger(__name__)
 
 ROW_MULTIPLE = 8
-"""Steps have a multiple of this many tokens: with fewer, matrix products sum in another order."""
+"""Without the kernel steps have a multiple of this many tokens: with fewer, matrix products sum in another order."""
 
 
 HALF = (torch.float16, torch.bfloat16)
@@ -121,6 +121,7 @@ class Run:
         self._decode = decode
         self._kernel = kernel
         self._device: torch.device = model.device
+        self._multiple = 1 if kernel else ROW_MULTIPLE
         cuda = self._device.type == "cuda"
         self._sizes: tuple[int, int] | None = None
         """Tokens of steps that only decode, and of all others, where these are fixed."""
@@ -200,7 +201,7 @@ class Run:
                 last.append(length - 1)
                 rows.append(row)
         decodes = len(decoding) == length
-        padding = self._sizes[not decodes] - length if self._sizes else -length % ROW_MULTIPLE
+        padding = self._sizes[not decodes] - length if self._sizes else -length % self._multiple
         prompts.append(np.zeros(padding, dtype=np.int32))
         positions.extend([0] * padding)
         input_ids = self._upload(np.concatenate(prompts).astype(np.int64))
@@ -210,7 +211,7 @@ class Run:
             logits = self._graphs.run(input_ids[:length], spans)
         else:
             # The head's product too has a multiple of rows; the logits of the further ones are not looked at.
-            more = self._sizes[0] - len(last) if self._sizes else -len(last) % ROW_MULTIPLE
+            more = self._sizes[0] - len(last) if self._sizes else -len(last) % self._multiple
             logits = self._model(
                 input_ids=input_ids[None],
                 position_ids=self._upload(np.array(positions, dtype=np.int64))[None],

@@ -785,7 +785,7 @@ def two_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-SOME = [MIXED[1], MIXED[5], MIXED[6], MIXED[9]]
+SOME = requests_of([*PROMPTS[1:6], PROMPTS[7], LONG[1]], greedy(max_new_tokens=2))
 """Two threads wait for each other at every layer, on a busy machine for long."""
 
 
