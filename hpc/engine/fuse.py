@@ -76,8 +76,11 @@ def fuse(model: nn.Module, kernel: Kernel | None, linears: Linears | None) -> No
 
 
 def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
+    dtype: Any = model.dtype
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
+            if any(parameter.dtype != dtype for parameter in child.parameters(recurse=False)):
+                continue  # a gate or a norm that is kept in float32 computes there
             if (replacement := other(child)) is not None:
                 setattr(module, name, replacement)
 

@@ -20,7 +20,7 @@ import torch
 from hpc.engine import EngineFault, OnStep, Sequence, Source, begin, pull
 from hpc.engine.attention import Flash, Span, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
-from hpc.engine.cache import ALIGN, Cache, Layout, token_bytes
+from hpc.engine.cache import Cache, Layout, token_bytes
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
@@ -88,6 +88,8 @@ class NativeEngine:
                     yield ended
                 if on_step():
                     return
+            if run.failed:
+                yield run.failed
         finally:
             del run
 
@@ -136,7 +138,8 @@ class Run:
         self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
         """The last token of the row in each slot."""
-        self._endings: dict[Row, frozenset[int]] = {}
+        self.failed: list[Sequence] = []
+        """Failed alone; kept back until another succeeds, for if none does it is the engine's fault."""
         # On a GPU the host reads the tokens of a step while the next one is computed.
         self._lag = 1 if cuda else 0
         self._unread: deque[tuple[list[Row], Choice, torch.cuda.Event | None]] = deque()
@@ -150,13 +153,13 @@ class Run:
 
     def step(self, source: Source) -> list[Sequence]:
         """Compute one step; return the sequences that have ended."""
-        failure = None
+        for row in self.scheduler.admit(source):
+            assert row.sequence is not None
+            request = row.sequence.request
+            self._sampler.set(row.slot, request, row.sequence.sample)
+            row.endings = ending_tokens(request.sampling, self._eos_token_ids)
+        failure, ended = None, []
         try:
-            for row in self.scheduler.admit(source):
-                assert row.sequence is not None
-                request = row.sequence.request
-                self._sampler.set(row.slot, request, row.sequence.sample)
-                self._endings[row] = ending_tokens(request.sampling, self._eos_token_ids)
             plan = self.scheduler.next()
             if plan.chunks:
                 self._launch(plan)
@@ -168,11 +171,13 @@ class Run:
             LOGGER.debug("a step failed:\n%s", traceback.format_exc())
             failure, out_of_memory = one_line(error), is_out_of_memory(error)
         if failure is not None:
-            ended = self._recover(failure, out_of_memory)
+            self._recover(failure, out_of_memory)
         elif ended:
             self._faults = 0
-        failed, self.scheduler.failed = self.scheduler.failed, []
-        return ended + failed
+            ended += self.failed
+            self.failed = []
+        too_large, self.scheduler.failed = self.scheduler.failed, []
+        return ended + too_large
 
     @torch.inference_mode()
     def _launch(self, plan: Plan) -> None:
@@ -254,7 +259,6 @@ class Run:
             else:
                 sequence.error = "the model's logits are not finite numbers; try another dtype"
             if sequence.error is not None or self._has_ended(row, sequence):
-                del self._endings[row]
                 self.scheduler.finish(row)
                 ended.append(sequence)
         return ended
@@ -262,31 +266,30 @@ class Run:
     def _has_ended(self, row: Row, sequence: Sequence) -> bool:
         sampling = sequence.request.sampling
         return (
-            sequence.token_ids[-1] in self._endings[row]
+            sequence.token_ids[-1] in row.endings
             or len(sequence.token_ids) >= sampling.max_new_tokens
             or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
         )
 
-    def _recover(self, failure: str, out_of_memory: bool) -> list[Sequence]:
+    def _recover(self, failure: str, out_of_memory: bool) -> None:
         """Begin again after a step that failed: with less, or one by one; alone, a request fails."""
         rows = list(self.scheduler.rows)
         self._unread.clear()
-        self._endings.clear()
         self.scheduler.restart_all(alone=not out_of_memory)
         gc.collect()
         if self._device.type == "cuda":
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
-        if out_of_memory and (len(rows) > 1 or self.scheduler.step_tokens > ALIGN):
+        if out_of_memory and len(rows) > 1:
             self.scheduler.halve()
             LOGGER.warning(
                 "out of memory: from now on %d sequences at a time, and steps of about %d tokens",
                 self.scheduler.max_seqs, self.scheduler.step_tokens,
             )  # fmt: skip
-            return []
+            return
         if len(rows) > 1:
             LOGGER.warning("a step of %d sequences failed (%s); trying them one by one", len(rows), failure)
-            return []
+            return
         if not rows:
             raise EngineFault(failure)
         sequence = self.scheduler.waiting.popleft()
@@ -298,7 +301,7 @@ class Run:
         self._faults += not out_of_memory
         if self._faults >= FAULT_AFTER:
             raise EngineFault(f"{self._faults} requests failed one after the other, the last with {failure}")
-        return [sequence]
+        self.failed.append(sequence)
 
     def _upload(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
         tensor = torch.from_numpy(values)

@@ -41,6 +41,8 @@ class Row:
     """Tokens that have been chosen, or will be by the steps under way."""
     users: int = 0
     """Rows that read this prefix."""
+    endings: frozenset[int] = frozenset()
+    """Tokens at which it ends."""
 
     @property
     def limit(self) -> int:

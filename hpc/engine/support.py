@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from hpc.engine.attention import NAME, Span, Step, Unsupported
+from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.fuse import fuse
+from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel, OneDnn
 from hpc.engine.native import Limits, NativeEngine
 from hpc.trim import Decode
@@ -37,9 +39,14 @@ def build(
         linears = one_dnn if one_dnn.has_bfloat16 else kernel
     prompts = _prompts(model.config.get_text_config().vocab_size)
     expected = _own_logits(model, prompts)
-    fuse(model, kernel, linears)
-    layouts = prepare(model)
-    got = _engine_logits(model, prompts, layouts, kernel)
+    try:
+        fuse(model, kernel, linears)
+        layouts = prepare(model)
+        got = _engine_logits(model, prompts, layouts, kernel)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise Unsupported(f"it fails with the engine's layers: {one_line(error)}") from error
     worst = float((got - expected).abs().max() / expected.abs().max())
     if not worst <= _TOLERANCE.get(model.dtype, 1e-3):
         raise Unsupported(f"its logits differ by {worst:.1e} of the largest from those of the model's own attention")

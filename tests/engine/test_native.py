@@ -453,6 +453,39 @@ def test_8_requests_that_fail_one_after_the_other_are_the_engines_fault() -> Non
         list(grow(engine_of("llama", "torch", ONE_SLOT), ListSource(requests)))
 
 
+def until_it_breaks(engine: NativeEngine, source: ListSource) -> list[Grown]:
+    """Return what an engine yields before it raises; fail if it does not."""
+    grown: list[Grown] = []
+    try:
+        for sequence in grow(engine, source):
+            grown.append(sequence)  # noqa: PERF402  # they count although an exception follows
+    except (EngineFault, RuntimeError):
+        return grown
+    pytest.fail("it did not raise")
+
+
+def test_where_the_engine_is_at_fault_no_request_is_an_error() -> None:
+    requests = [request([BROKEN], row) for row in range(20)]
+    assert errors_of(until_it_breaks(engine_of("llama", "torch", ONE_SLOT), ListSource(requests))) == []
+
+
+class BrokenSource(ListSource):
+    """A source that breaks when it is looked at again, as one that MPI has left does."""
+
+    looks = 0
+
+    def pull(self, num_tokens: int) -> list[Request]:
+        self.looks += 1
+        if self.looks > 1:
+            raise RuntimeError("the source is broken")
+        return super().pull(num_tokens)
+
+
+def test_where_a_source_breaks_no_request_is_an_error() -> None:
+    source = BrokenSource([request(PROMPTS[0])])
+    assert errors_of(until_it_breaks(engine_of("llama", "torch"), source)) == []
+
+
 def test_7_requests_that_fail_one_after_the_other_are_7_errors() -> None:
     requests = [*(request([BROKEN], f"broken {row}") for row in range(7)), *requests_of(PROMPTS)]
     grown = list(grow(engine_of("llama", "torch"), ListSource(requests)))
