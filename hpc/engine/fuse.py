@@ -76,7 +76,7 @@ def fuse(model: nn.Module, kernel: Kernel | None, linears: Linears | None) -> No
 
 
 def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
-    dtype: Any = model.dtype
+    dtype = next(model.parameters()).dtype
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if any(parameter.dtype != dtype for parameter in child.parameters(recurse=False)):

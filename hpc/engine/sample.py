@@ -100,15 +100,24 @@ class Sampler:
     which `min_new_tokens` holds back.
 
     Everything that decides what is computed follows from the requests, and is known to the host:
-    nothing is read from the device, which may lag behind.
+    nothing is read from the device, which may lag behind; `blind` does without it on a CPU too, where
+    values cost nothing to read. `cached` is how many logits are drawn from at a time there.
     """
 
     def __init__(
-        self, slots: int, device: torch.device, noise: float = 0.0, eos_token_ids: Collection[int] = ()
+        self,
+        slots: int,
+        device: torch.device,
+        noise: float = 0.0,
+        eos_token_ids: Collection[int] = (),
+        blind: bool = False,
+        cached: int = _CACHED,
     ) -> None:
         self._device = device
         self._noise = noise
         self._eos_token_ids = eos_token_ids
+        self._blind = blind
+        self._cached = cached
         self._requests: list[Request | None] = [None] * slots
         self._endings: list[tuple[int, ...]] = [()] * slots
         self._streams = np.zeros(slots, dtype=np.uint64)
@@ -159,6 +168,7 @@ class Sampler:
                 numbers[group.part, None],
                 None if noise is None else noise[group.rows, None],
                 group.most,
+                self._blind,
             )
         self._note(tokens, plan)
         self._positions[plan.slots] += np.uint64(1)
@@ -167,7 +177,7 @@ class Sampler:
     def _plan_of(self, slots: list[int], vocabulary: int) -> "_Plan":
         if self._plan is None or self._plan.slots != slots:
             # As many rows at a time as a processor keeps in its cache: twice as fast as all at once.
-            together = max(1, _CACHED // vocabulary) if self._device.type == "cpu" else len(slots)
+            together = max(1, self._cached // vocabulary) if self._device.type == "cpu" else len(slots)
             self._plan, self._held = self._make_plan(list(slots), together), None
         return self._plan
 
@@ -430,12 +440,14 @@ def draw(
     uniform: torch.Tensor,
     noise: torch.Tensor | None = None,
     most: int = _ALL,
+    blind: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token for each row of logits [rows, vocabulary]; the other arguments are [rows, 1], float64.
 
     top_k and min_p first, then top_p on what is left, as in vLLM: the smallest set of the most
     probable tokens whose renormalised probability reaches top_p. `most` is how many of the most
     probable tokens are looked at for that, more than any top_k, or all; 0 says that nothing is cut.
+    `blind`: values must not be read, for that would wait for a device.
 
     The distribution is inverted in the order of the token ids and not of probability: where two
     tokens are nearly as probable, and far down many are, rounding swaps their places in the latter.
@@ -453,8 +465,9 @@ def draw(
     # the logits; measured on a model of 30 layers, where the changes cancel out, a twelfth of `noise`.
     shift = None if noise is None else noise / temperature / 4
     unsure: torch.Tensor | float = 0.0
+    blind = blind or logits.device.type != "cpu"
     if most:
-        logits, unsure = _cut(logits, temperature, top_p, top_k, min_p, shift, min(most, logits.shape[-1]))
+        logits, unsure = _cut(logits, temperature, top_p, top_k, min_p, shift, min(most, logits.shape[-1]), blind)
     # In two stages, the sums of blocks and then one block.
     blocks, ends = _summed(logits, temperature)
     total = ends[:, -1:]
@@ -482,14 +495,9 @@ def _summed(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tens
     return blocks, blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
 
 
-def _readable(logits: torch.Tensor) -> bool:
-    """Return whether values can be read without waiting for a device."""
-    return logits.device.type == "cpu"
-
-
-def _largest(logits: torch.Tensor, count: int) -> torch.Tensor:
+def _largest(logits: torch.Tensor, count: int, blind: bool) -> torch.Tensor:
     """Return the largest logits of each row, descending."""
-    if _readable(logits):  # torch would take ten times as long
+    if not blind:  # torch would take ten times as long
         return torch.from_numpy(np.sort(np.partition(logits.numpy(), -count)[:, -count:])).flip(-1)
     return (logits.sort(descending=True) if count == logits.shape[-1] else logits.topk(count)).values
 
@@ -502,6 +510,7 @@ def _cut(
     min_p: torch.Tensor,
     shift: torch.Tensor | None,
     most: int,
+    blind: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Return the logits less a constant, with -inf for what is cut, and how much probability noise could move.
 
@@ -510,13 +519,13 @@ def _cut(
     """
     only_top_p = (top_k == 0) & (min_p == 0)
     count, whole = most, None
-    if _readable(logits):
+    if not blind:
         count = min(_SOME, most)
         if only_top_p.any():
             blocks, ends = _summed(logits, temperature)
             whole = ends[:, -1:] / blocks.amax(dim=(1, 2))[:, None]
     while True:
-        ordered = _largest(logits, count)
+        ordered = _largest(logits, count, blind)
         weight = ((ordered.double() - ordered[:, :1]) / temperature).exp()
         in_top_k = (top_k == 0) | (torch.arange(count, device=logits.device) < top_k)
         allowed = in_top_k & (weight >= min_p)
@@ -535,7 +544,7 @@ def _cut(
         kept_mass = reached.gather(-1, last)
         unsure = mass / kept_mass * _unsure_mass(weight / mass, kept, last, top_p, in_top_k, min_p / mass, shift)
     border = ordered.gather(-1, last)
-    if not _readable(logits) or ((ordered == border) & ~kept).any():
+    if blind or ((ordered == border) & ~kept).any():
         # Of equal logits the first tokens are kept, as argmax does.
         level, room = logits == border, last + 1 - (ordered > border).sum(dim=-1, keepdim=True)
         logits = logits.masked_fill(level & (level.cumsum(dim=-1, dtype=torch.int32) > room), -torch.inf)

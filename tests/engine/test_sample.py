@@ -49,6 +49,7 @@ def draw_with(
     top_k: int = 0,
     min_p: float = 0.0,
     noise: float = 0.0,
+    blind: bool = False,
 ) -> tuple[list[int], list[bool]]:
     """Draw once from the same logits for each uniform number: tokens and whether they were close."""
     rows = len(uniform)
@@ -58,6 +59,7 @@ def draw_with(
         *columns[:4],
         torch.tensor(np.asarray(uniform), dtype=torch.float64)[:, None],
         columns[4],
+        blind=blind,
     )
     return tokens.tolist(), close.tolist()
 
@@ -68,9 +70,10 @@ def sampler_of(
     noise: float = 0.0,
     prompts: Sequence[Sequence[int]] | None = None,
     eos: Sequence[int] = (),
+    **more: Any,
 ) -> Sampler:
     """Return a sampler whose slots 0, 1, … have requests with these parameters and prompts."""
-    sampler = Sampler(len(sampling), CPU, noise, eos)
+    sampler = Sampler(len(sampling), CPU, noise, eos, **more)
     for slot, params in enumerate(sampling):
         prompt = prompts[slot] if prompts else [0]
         sampler.set(slot, request(prompt, ids[slot] if ids is not None else slot, params))
@@ -306,16 +309,14 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("afar", [False, True])
+@pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize(("temperature", "top_p", "top_k", "min_p"), WIDE)
 def test_a_set_is_as_large_as_its_parameters_say(
-    afar: bool, temperature: float, top_p: float, top_k: int, min_p: float, monkeypatch: pytest.MonkeyPatch
+    blind: bool, temperature: float, top_p: float, top_k: int, min_p: float
 ) -> None:
-    if afar:
-        monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
     logits = (-np.arange(6000.0) / 2000).astype(np.float32).tolist()
     kept = np.flatnonzero(truncated(logits, temperature, top_p, top_k, min_p))
-    first, last = draw_with(logits, [0.0, JUST_BELOW_1], temperature, top_p, top_k, min_p)[0]
+    first, last = draw_with(logits, [0.0, JUST_BELOW_1], temperature, top_p, top_k, min_p, blind=blind)[0]
     assert (first, last) == (0, kept.max())
 
 
@@ -326,13 +327,10 @@ def test_of_many_equal_logits_top_k_keeps_the_first(top_k: int) -> None:
 
 @pytest.mark.parametrize("what", [0, 1], ids=["token", "close"])
 @pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
-def test_what_is_drawn_is_the_same_where_values_cannot_be_read(
-    what: int, spread: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_drawn_is_the_same_where_values_are_not_read(what: int, spread: float) -> None:
     logits, columns = mixed_rows(40, 5000)
     near = draw(logits * spread, *columns)[what]
-    monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
-    assert draw(logits * spread, *columns)[what].tolist() == near.tolist()
+    assert draw(logits * spread, *columns, blind=True)[what].tolist() == near.tolist()
 
 
 def mixed_rows(rows: int, vocabulary: int = 50) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -907,12 +905,11 @@ def test_what_is_chosen_does_not_depend_on_slots_and_on_who_comes_and_goes() -> 
     assert chosen == alone
 
 
-def test_what_is_chosen_does_not_depend_on_how_many_rows_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_chosen_does_not_depend_on_how_many_rows_are_drawn_at_a_time() -> None:
     sampling = [kind(n % len(KINDS)) for n in range(100)]
     logits = torch.tensor(np.random.default_rng(0).normal(size=(100, 10)) * 2, dtype=torch.float32)
     together = choose(sampling, logits, noise=1e-2)
-    monkeypatch.setattr("hpc.engine.sample._CACHED", 70)
-    parted = choose(sampling, logits, noise=1e-2)
+    parted = choose(sampling, logits, noise=1e-2, cached=70)
     assert parted.tokens.tolist() == together.tokens.tolist()
     assert parted.close.tolist() == together.close.tolist()
 
@@ -936,10 +933,9 @@ class Lagging(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
-def test_choosing_reads_nothing_from_the_device(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc.engine.sample._readable", lambda logits: False)
+def test_choosing_reads_nothing_from_the_device(noise: float) -> None:
     numbers = list(range(len(KINDS)))
-    sampler = sampler_of([kind(n) for n in numbers], None, noise, [prompt_of(n) for n in numbers], [BEST])
+    sampler = sampler_of([kind(n) for n in numbers], None, noise, [prompt_of(n) for n in numbers], [BEST], blind=True)
     with Lagging():
         for _ in range(6):
             sampler.choose(torch.tensor(LOGITS).expand(len(KINDS), -1), numbers)
