@@ -35,6 +35,17 @@ class Span:
     cut: int
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a layer attends: what it keeps of a token, and what it tells its attention function."""
+
+    layout: Layout
+    scale: float
+    window: int
+    softcap: float
+    sinks: torch.Tensor | None
+
+
 class Unsupported(Exception):
     """The model attends in a way that this engine does not know."""
 
@@ -44,10 +55,10 @@ class Step:
     """What attention must know of one forward pass."""
 
     cache: Cache | None
-    """None: only note what each layer would keep of a token."""
+    """None: only note how each layer attends."""
     spans: list[Span]
     kernel: Kernel | None = None
-    layouts: dict[int, Layout] = field(default_factory=dict)
+    forms: dict[int, Form] = field(default_factory=dict)
     flash: "Flash | None" = None
 
     def __post_init__(self) -> None:
@@ -96,9 +107,10 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window, cap = sliding_window or 0, softcap or 0.0
     if engine.cache is None:
-        if layer in engine.layouts:
+        if layer in engine.forms:
             raise Unsupported("two attentions in one layer")
-        engine.layouts[layer] = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
+        layout = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
+        engine.forms[layer] = Form(layout, scale, window, cap, s_aux)
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1)[None], None
     keys, values = engine.cache.layers[layer]
     if engine.cache.panel and engine.kernel is not None:

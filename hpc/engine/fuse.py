@@ -3,19 +3,30 @@
 A layer that gives other numbers than the one whose place it takes is not put in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
+from hpc.engine.attention import Form, Span, Step, Unsupported
+from hpc.engine.cache import ALIGN, Cache
 from hpc.engine.kernel import Kernel, OneDnn
 
 Linears = Kernel | OneDnn
 
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far the numbers of a layer may be from those of the model's own, as a share of the largest."""
+
+
+_ROWS = 8
+_PLAIN = {
+    *("add", "cat", "linear", "mul", "neg", "new_zeros", "empty_like"),
+    *("alias", "contiguous", "reshape", "select", "slice", "split", "to", "transpose", "unsqueeze", "view"),
+}
+"""What projections, norms of the kernel, rotary embedding and `hpc.engine.attention` are made of."""
 
 
 class PackedLinear(nn.Module):
@@ -36,15 +47,69 @@ class PackedLinear(nn.Module):
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up in one product."""
 
-    def __init__(self, kernel: Kernel, gate_up: PackedLinear, down: nn.Module) -> None:
+    def __init__(
+        self, kernel: Kernel, gate: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None, down: nn.Module
+    ) -> None:
         super().__init__()
         self._kernel = kernel
-        self.gate_up = gate_up
+        self._size = len(gate)
+        self.packed = nn.Parameter(kernel.pack_gated(gate.detach(), up.detach()), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.down = down
 
     def forward(self, x: torch.Tensor) -> Any:
         """Return the result, of the shape of x."""
-        return self.down(self._kernel.gate(self.gate_up(x)))
+        return self.down(self._kernel.linear(x, self.packed, self.bias, self._size, gated=True))
+
+
+class Attention(nn.Module):
+    """Attention whose three projections are one product, and which turns by position where it attends."""
+
+    def __init__(self, kernel: Kernel, linears: Linears, own: Any, form: Form) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self._form = form
+        self.layer_idx = own.layer_idx
+        if hasattr(own, "qkv_proj"):
+            weight, bias = own.qkv_proj.weight, own.qkv_proj.bias
+        else:
+            layers = own.q_proj, own.k_proj, own.v_proj
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = None if own.q_proj.bias is None else torch.cat([layer.bias for layer in layers])
+        self.qkv_proj = PackedLinear(linears, weight, bias)
+        key, value = (heads * dim for heads, dim in (form.layout.key, form.layout.value))
+        self._sizes = len(weight) - key - value, key, value
+        self.q_norm, self.k_norm = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
+        self.o_proj = own.o_proj
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        engine: Step,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Return what the layer's own would, for hidden states [1, tokens, size]."""
+        if attention_mask is not None:
+            raise Unsupported("a mask of its own")
+        assert engine.cache is not None
+        q, k, v = self.qkv_proj(hidden_states)[0].split(self._sizes, dim=-1)
+        q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        form, rows = self._form, len(q)
+        dims = form.layout.key[1], form.layout.key[1], form.layout.value[1]
+        q, k, v = (x.view(rows, -1, dim) for x, dim in zip((q, k, v), dims, strict=True))
+        keys, values = engine.cache.layers[self.layer_idx]
+        turns = position_embeddings[0][0], position_embeddings[1][0]
+        out = self._kernel.attention(
+            q, k, v, keys, values, engine.packed, form.scale, form.window, form.softcap, form.sinks, turns
+        )
+        return self.o_proj(out.view(1, rows, -1)), None
+
+
+def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    """Return x [tokens, size] normed by head, or as a whole, as the size of the norm's weight says."""
+    return x if norm is None else norm(x.reshape(len(x), -1, len(norm.weight))).view(x.shape)
 
 
 class RMSNorm(nn.Module):
@@ -62,15 +127,21 @@ class RMSNorm(nn.Module):
 
 
 @torch.inference_mode()
-def fuse(model: nn.Module, kernel: Kernel | None, linears: Linears | None) -> None:
-    """Replace MLPs and norms of a model where there is a kernel, and pack its linear layers.
+def fuse(
+    model: nn.Module, kernel: Kernel | None, linears: Linears | None, forms: Mapping[int, Form] | None = None
+) -> None:
+    """Replace attention, MLPs and norms of a model where there is a kernel, and pack its linear layers.
 
+    `forms` says how the layers attend: by `hpc.engine.attention`. Without it their attention stays.
     One by one, so that memory holds each weight once. A weight that something else uses too, as an
     embedding tied to the head, stays besides.
     """
-    if kernel is not None and linears is not None:
-        _replace(model, lambda module: _gated_mlp(module, kernel, linears))
+    if kernel is not None:
         _replace(model, lambda module: _rms_norm(module, kernel))
+    if kernel is not None and linears is not None and forms:
+        _replace(model, lambda module: _attention(module, kernel, linears, forms))
+    if kernel is not None and linears is kernel:
+        _replace(model, lambda module: _gated_mlp(module, kernel))
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
 
@@ -85,20 +156,62 @@ def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -
                 setattr(module, name, replacement)
 
 
-def _gated_mlp(module: nn.Module, kernel: Kernel, linears: Linears) -> nn.Module | None:
+class _Operations(TorchDispatchMode):
+    """Notes the names of what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().removeprefix("aten::").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(module: Any, kernel: Kernel, linears: Linears, forms: Mapping[int, Form]) -> nn.Module | None:
+    form = forms.get(getattr(module, "layer_idx", -1))
+    names = ["qkv_proj"] if hasattr(module, "qkv_proj") else ["q_proj", "k_proj", "v_proj"]
+    layers: list[Any] = [getattr(module, name, None) for name in [*names, "o_proj"]]
+    if form is None or any(type(layer) is not nn.Linear for layer in layers):
+        return None
+    if len({layer.bias is None for layer in layers[:-1]}) > 1:
+        return None
+    weight, dim = layers[0].weight, form.layout.key[1]
+    cache = Cache({module.layer_idx: form.layout}, ALIGN, weight.dtype, weight.device, kernel.panel)
+    step = Step(cache, [Span(0, _ROWS, 0, 0, 0, 0)], kernel)
+    angles = torch.outer(torch.arange(_ROWS), 0.3 ** torch.arange(dim // 2)).repeat(1, 2)[None]
+    turns = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+
+    def run(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        found = attention(hidden_states=x[None], position_embeddings=turns, attention_mask=None, engine=step)
+        return found[0]  # type: ignore[no-any-return]
+
+    x = _some(weight)
+    with _Operations() as operations:
+        try:
+            run(module, x)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, Unsupported):
+            return None  # it wants to be called otherwise
+    # What it does to large numbers or at far positions alone would not be seen in the numbers.
+    if operations.names - _PLAIN:
+        return None
+    return _if_same(module, Attention(kernel, linears, module, form), weight, run)
+
+
+def _gated_mlp(module: nn.Module, kernel: Kernel) -> nn.Module | None:
     gate, up, both, down = (getattr(module, f"{name}_proj", None) for name in ("gate", "up", "gate_up", "down"))
     act: Any = getattr(module, "act_fn", getattr(module, "activation_fn", None))
     x = torch.linspace(-4, 4, 64)
     if type(down) is not nn.Linear or act is None or not torch.allclose(act(x), nn.functional.silu(x), atol=1e-6):
         return None
     if type(gate) is nn.Linear and type(up) is nn.Linear and (gate.bias is None) == (up.bias is None):
-        weight = torch.cat([gate.weight, up.weight])
+        weights: tuple[torch.Tensor, ...] = gate.weight, up.weight
         bias = None if gate.bias is None else torch.cat([gate.bias, up.bias])
     elif type(both) is nn.Linear:
-        weight, bias = both.weight, both.bias
+        weights, bias = both.weight.chunk(2), both.bias
     else:
         return None
-    return _if_same(module, GatedMLP(kernel, PackedLinear(linears, weight, bias), down), weight)
+    return _if_same(module, GatedMLP(kernel, weights[0], weights[1], bias, down), weights[0])
 
 
 def _rms_norm(module: nn.Module, kernel: Kernel) -> nn.Module | None:
@@ -113,12 +226,22 @@ def _rms_norm(module: nn.Module, kernel: Kernel) -> nn.Module | None:
     return None
 
 
-def _if_same(module: nn.Module, replacement: nn.Module, weight: torch.Tensor) -> nn.Module | None:
+def _if_same(
+    module: nn.Module,
+    replacement: nn.Module,
+    weight: torch.Tensor,
+    run: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda module, x: module(x),
+) -> nn.Module | None:
     """Return the replacement if it gives the same numbers for some x [8, the last dim of `weight`]."""
-    x = torch.linspace(-3, 3, 8 * weight.shape[-1]).sin().mul(2).view(8, -1).to(weight.dtype)
-    own, new = module(x), replacement(x)
+    x = _some(weight)
+    own, new = run(module, x), run(replacement, x)
     worst = (own - new).abs().max() / own.abs().max()
     return replacement if worst <= _CLOSE[weight.dtype] else None
+
+
+def _some(weight: torch.Tensor) -> torch.Tensor:
+    """Return numbers to try a layer with, [8, the last dim of its weight]."""
+    return torch.linspace(-3, 3, _ROWS * weight.shape[-1]).sin().mul(2).view(_ROWS, -1).to(weight.dtype)
 
 
 def _linear(module: nn.Module, linears: Linears) -> nn.Module | None:

@@ -40,62 +40,46 @@ static inline void from_float(bf16& to, float x) {  // to nearest, ties to even;
   to.bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// c[R][NR] (+)= a[R][k] * b[k][NR]
-template <int R, typename B>
-static void tile(const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
-  V x[R], y[R];
-  for (int r = 0; r < R; r++) { x[r] = add ? load(c + r * ldc) : V{}; y[r] = add ? load(c + r * ldc + W) : V{}; }
-  for (I i = 0; i < k; i++) {
-    __builtin_prefetch(b + (i + 192 / R) * ldb);
-    V u = load(b + i * ldb), v = load(b + i * ldb + W);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) { float s = a[r * lda + i]; x[r] += s * u; y[r] += s * v; }
-  }
-  for (int r = 0; r < R; r++) { store(c + r * ldc, x[r]); store(c + r * ldc + W, y[r]); }
-}
-template <int R, typename B>
-static void part(int m, const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
-  if constexpr (R > 0) {
-    if (m == R) tile<R>(a, lda, b, ldb, c, ldc, k, add);
-    else part<R - 1>(m, a, lda, b, ldb, c, ldc, k, add);
-  }
-}
-template <typename B>
-static void product(I m, const float* a, I lda, const B* b, I ldb, float* c, I ldc, I k, bool add) {
-  for (I r = 0; r < m; r += MR) part<MR>(int(std::min<I>(MR, m - r)), a + r * lda, lda, b, ldb, c + r * ldc, ldc, k, add);
+template <typename T>
+static inline V rounded(V v) {
+  if (sizeof(T) == 2) for (int i = 0; i < W; i++) { T t; from_float(t, v[i]); v[i] = to_float(t); }
+  return v;
 }
 
-// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR]
-template <typename T>
-static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, int threads) {
-  constexpr bool narrow = sizeof(T) == 2;
-  std::vector<float> wide(narrow ? M * K : 0);
-  const I panels = (N + NR - 1) / NR, blocks = (M + MB - 1) / MB;
-#pragma omp parallel num_threads(threads)
-  {
-    alignas(64) float c[MB * NR], b[narrow ? KB * NR : 1];
-    if (narrow) {
-#pragma omp for schedule(static)
-      for (I i = 0; i < M * K; i++) wide[i] = to_float(x[i]);
+// c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step; `ahead` is what is fetched meanwhile
+template <int R, int P, typename B>
+static void tile(const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+  V x[R][2 * P];
+  for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) x[r][q] = add ? load(c + r * ldc + q * W) : V{};
+  for (I i = 0; i < k; i++) {
+#pragma GCC unroll 2
+    for (int p = 0; p < P; p++) {
+      __builtin_prefetch(ahead + i * ldb + p * step, 0, 2);  // into the second cache
+      V u = load(b + i * ldb + p * step), v = load(b + i * ldb + p * step + W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) { float s = a[r * lda + i]; x[r][2 * p] += s * u; x[r][2 * p + 1] += s * v; }
     }
-    const float* a = narrow ? wide.data() : (const float*)x;
-#pragma omp for schedule(dynamic)  // a thread that the system keeps waiting holds up one item, not half of them
-    for (I item = 0; item < blocks * panels; item++) {
-      const I p = item / blocks, m0 = item % blocks * MB, m = std::min<I>(MB, M - m0), n = std::min<I>(NR, N - p * NR);
-      for (I k0 = 0; k0 < K; k0 += KB) {
-        const I k = std::min<I>(KB, K - k0);
-        const T* panel = w + (p * K + k0) * NR;
-        if (narrow && m > MR) {  // widened once for all rows
-          for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
-          product(m, a + m0 * K + k0, K, b, NR, c, NR, k, k0 > 0);
-        } else {
-          product(m, a + m0 * K + k0, K, panel, NR, c, NR, k, k0 > 0);
-        }
-      }
-      for (I r = 0; r < m; r++)
-        for (I j = 0; j < n; j++)
-          from_float(y[(m0 + r) * N + p * NR + j], c[r * NR + j] + (bias ? to_float(bias[p * NR + j]) : 0.f));
+  }
+  for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) store(c + r * ldc + q * W, x[r][q]);
+}
+template <int R, int P, typename B>
+static void part(I m, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+  if constexpr (R > 0) {
+    if (m == R) tile<R, P>(a, lda, b, ldb, step, ahead, c, ldc, k, add);
+    else part<R - 1, P>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
+  }
+}
+// The same for m rows and n columns, in whole panels. Few rows take two panels at a time, to have sums enough under way.
+template <typename B>
+static void product(I m, I n, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+  for (I j = 0; j < n; j += NR, b += step, ahead += step, c += NR) {
+    if (m <= MR / 2 && j + NR < n) {
+      part<MR / 2, 2>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
+      j += NR, b += step, ahead += step, c += NR;
+      continue;
     }
+    for (I r = 0; r < m; r += MR)
+      part<MR, 1>(std::min<I>(MR, m - r), a + r * lda, lda, b, ldb, step, ahead, c + r * ldc, ldc, k, add);
   }
 }
 
@@ -110,6 +94,53 @@ static inline V exp_(V x) {
   return p * (V)((__builtin_convertvector(n, S) + 127) << 23);
 }
 static inline float sum(V v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
+
+// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR]. `gated`: y = silu(gate) * up instead, the panels of
+// both by turns, the bias of `up` behind that of `gate`. Rounded where a model rounds.
+template <typename T>
+static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, bool gated, int threads) {
+  constexpr bool narrow = sizeof(T) == 2;
+  std::vector<float> wide(narrow ? M * K : 0);
+  const I panels = (N + NR - 1) / NR, blocks = (M + MB - 1) / MB;
+#pragma omp parallel num_threads(threads)
+  {
+    alignas(64) float c[2][MB * NR], b[narrow ? KB * NR : 1];
+    if (narrow) {
+#pragma omp for schedule(static)
+      for (I i = 0; i < M * K; i++) wide[i] = to_float(x[i]);
+    }
+    const float* a = narrow ? wide.data() : (const float*)x;
+#pragma omp for schedule(dynamic)  // a thread that the system keeps waiting holds up one item, not half of them
+    for (I item = 0; item < blocks * panels; item++) {
+      const I p = item / blocks, m0 = item % blocks * MB, m = std::min<I>(MB, M - m0), n = std::min<I>(NR, N - p * NR);
+      for (int g = 0; g <= gated; g++) {
+        for (I k0 = 0; k0 < K; k0 += KB) {
+          const I k = std::min<I>(KB, K - k0);
+          const T* panel = w + ((p * (1 + gated) + g) * K + k0) * NR;
+          const float* from = a + m0 * K + k0;
+          if (narrow && m > MR) {  // widened once for all rows
+            for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
+            product<float>(m, NR, from, K, b, NR, 0, b, c[g], NR, k, k0 > 0);
+          } else {
+            product<T>(m, NR, from, K, panel, NR, 0, panel + 192 / std::min<I>(m, MR) * NR, c[g], NR, k, k0 > 0);
+          }
+        }
+        float add[NR] = {};
+        for (I j = 0; bias && j < n; j++) add[j] = to_float(bias[g * N + p * NR + j]);
+        for (I i = 0; i < m * NR; i += W) store(c[g] + i, rounded<T>(load(c[g] + i) + load(add + i % NR)));
+      }
+      for (I i = 0; gated && i < m * NR; i += W) {
+        const V v = load(c[0] + i), e = exp_(v < 0 ? v : -v), s = v * ((v < 0 ? e : V{} + 1.f) / (1.f + e));
+        store(c[0] + i, rounded<T>(s) * load(c[1] + i));
+      }
+      for (I r = 0; r < m; r++) {
+        T* to = y + (m0 + r) * N + p * NR;
+        if (n == NR) for (int j = 0; j < NR; j++) from_float(to[j], c[0][r * NR + j]);
+        else for (I j = 0; j < n; j++) from_float(to[j], c[0][r * NR + j]);
+      }
+    }
+  }
+}
 
 // y[M][N] = x / sqrt(mean(x^2) + eps) * w, rounded where a model rounds
 template <typename T>
@@ -130,57 +161,54 @@ static void rms_norm(const T* x, const T* w, T* y, I M, I N, float eps, int thre
   }
 }
 
-// y[M][N] = silu(x[.][:N]) * x[.][N:], rounded where a model rounds
+struct Span { I row, count, position, start, prefix, cut; };
+struct Shape { I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned; float scale, softcap; int threads; };
+
+// The key or query x[k_dim] with its first `turned` dimensions turned to its position (rotary embedding, in halves).
 template <typename T>
-static void gate(const T* x, T* y, I M, I N, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (M * N > 1 << 15)
-  for (I r = 0; r < M; r++) {
-    const T *g = x + r * 2 * N, *u = g + N;
-    for (I i = 0; i < N; i += W) {
-      const I n = std::min<I>(W, N - i);
-      V v = {};
-      if (n == W) v = load(g + i);
-      else for (I j = 0; j < n; j++) v[j] = to_float(g[i + j]);
-      const V e = exp_(v < 0 ? v : -v), s = v * ((v < 0 ? e : V{} + 1.f) / (1.f + e));
-      for (I j = 0; j < n; j++) {
-        T& to = y[r * N + i + j];
-        from_float(to, s[j]);
-        from_float(to, to_float(to) * to_float(u[i + j]));
-      }
-    }
+static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const Shape& sh) {
+  const I h = sh.turned / 2;
+  cos += row * sh.turned, sin += row * sh.turned;
+  for (I d = 0; d < h; d++) {
+    const float a = to_float(x[d]), b = to_float(x[d + h]);
+    to[d] = a * to_float(cos[d]) - b * to_float(sin[d]);
+    to[d + h] = b * to_float(cos[d + h]) + a * to_float(sin[d + h]);
   }
+  for (I d = 2 * h; d < sh.k_dim; d++) to[d] = to_float(x[d]);
 }
 
-struct Span { I row, count, position, start, prefix, cut; };  // see hpc/engine/attention.py
-struct Shape { I heads, groups, k_dim, v_dim, v_pad, window; float scale, softcap; int threads; };
+// Everything that attention reads and writes.
+template <typename T>
+struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* sinks; T* out; };
 
 // Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad].
 template <typename T>
-static void write(const T* k, const T* v, T* keys, T* values, const Span& s, const Shape& sh) {
+static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vector<float>& scratch) {
+  scratch.resize(sh.k_dim);
   for (I i = 0; i < s.count; i++) {
     const I at = s.start + s.position - s.cut + i, row = s.row + i;
     for (I h = 0; h < sh.heads; h++) {
       const I block = (at / BK * sh.heads + h) * BK;
-      T* panel = keys + block * sh.k_dim + at % BK / NR * sh.k_dim * NR + at % NR;
-      const T* from = k + (row * sh.heads + h) * sh.k_dim;
-      for (I d = 0; d < sh.k_dim; d++) panel[d * NR] = from[d];
-      memcpy(values + (block + at % BK) * sh.v_pad, v + (row * sh.heads + h) * sh.v_dim, sh.v_dim * sizeof(T));
+      T* panel = io.keys + block * sh.k_dim + at % BK / NR * sh.k_dim * NR + at % NR;
+      turn(io.k + row * sh.k_row + h * sh.k_dim, io.cos, io.sin, row, scratch.data(), sh);
+      for (I d = 0; d < sh.k_dim; d++) from_float(panel[d * NR], scratch[d]);
+      memcpy(io.values + (block + at % BK) * sh.v_pad, io.v + row * sh.v_row + h * sh.v_dim, sh.v_dim * sizeof(T));
     }
   }
 }
 
 // Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
 template <typename T>
-static void attend(const T* q, const T* keys, const T* values, const float* sinks, T* out, const Span& s, I first,
-                   I count, I head, const Shape& sh, std::vector<float>& scratch) {
+static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, const Shape& sh, std::vector<float>& scratch) {
   const I G = sh.groups, R = count * G, D = sh.k_dim, P = sh.v_pad;
   scratch.assign(R * (D + BK + P + 2), 0.f);
   float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
   for (I r = 0; r < R; r++) {
-    const T* from = q + ((s.row + first + r / G) * sh.heads + head) * G * D + r % G * D;
-    for (I d = 0; d < D; d++) qs[r * D + d] = to_float(from[d]) * sh.scale;
-    top[r] = sinks ? sinks[head * G + r % G] : -INFINITY;
-    total[r] = sinks ? 1.f : 0.f;
+    const I row = s.row + first + r / G;
+    turn(io.q + row * sh.q_row + (head * G + r % G) * D, io.cos, io.sin, row, qs + r * D, sh);
+    for (I d = 0; d < D; d++) qs[r * D + d] *= sh.scale;
+    top[r] = io.sinks ? io.sinks[head * G + r % G] : -INFINITY;
+    total[r] = io.sinks ? 1.f : 0.f;
   }
   const I begin = s.position + first, end = begin + count;  // positions of the queries
   const I low = sh.window ? std::max<I>(0, begin - sh.window + 1) : 0;
@@ -188,7 +216,8 @@ static void attend(const T* q, const T* keys, const T* values, const float* sink
     const I from = own ? s.cut : 0, to = own ? end : s.cut, base = own ? s.start : s.prefix;
     for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
       const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
-      for (I j = 0; j < n; j += NR) product(R, qs, D, keys + (block + j) * D, NR, p + j, BK, D, false);
+      const I next = k0 + BK < to ? block + sh.heads * BK : block;  // is fetched while this one is computed with
+      product(R, (n + NR - 1) / NR * NR, qs, D, io.keys + block * D, NR, D * NR, io.keys + next * D, p, BK, D, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
         const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
@@ -207,19 +236,17 @@ static void attend(const T* q, const T* keys, const T* values, const float* sink
         top[r] = m;
         if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
       }
-      for (I d = 0; d < P; d += NR)
-        product(R, p, BK, values + block * P + d, P, acc + d, P, n, true);
+      product(R, P, p, BK, io.values + block * P, P, NR, io.values + next * P, acc, P, n, true);
     }
   }
   for (I r = 0; r < R; r++) {
-    T* to = out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
+    T* to = io.out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
     for (I d = 0; d < sh.v_dim; d++) from_float(to[d], acc[r * P + d] / total[r]);
   }
 }
 
 template <typename T>
-static void attention(const T* q, const T* k, const T* v, T* keys, T* values, const float* sinks, T* out,
-                      const Span* spans, I num_spans, const Shape& sh) {
+static void attention(const Memory<T>& io, const Span* spans, I num_spans, const Shape& sh) {
   const I step = std::max<I>(1, ROWS / sh.groups);
   struct Item { I span, first, count; };
   std::vector<Item> items;
@@ -233,25 +260,23 @@ static void attention(const T* q, const T* k, const T* v, T* keys, T* values, co
   {
     std::vector<float> scratch;
 #pragma omp for schedule(static)
-    for (I s = 0; s < num_spans; s++) write(k, v, keys, values, spans[s], sh);
+    for (I s = 0; s < num_spans; s++) write(io, spans[s], sh, scratch);
     for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
       const Item& it = items[i / sh.heads];
-      attend(q, keys, values, sinks, out, spans[it.span], it.first, it.count, i % sh.heads, sh, scratch);
+      attend(io, spans[it.span], it.first, it.count, i % sh.heads, sh, scratch);
     }
   }
 }
 
 #define FUNCTIONS(T, NAME)                                                                                          \
-  void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, int threads) {                        \
-    linear(x, w, b, y, M, N, K, threads);                                                                           \
+  void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, bool gated, int threads) {            \
+    linear(x, w, b, y, M, N, K, gated, threads);                                                                    \
   }                                                                                                                 \
   void rms_norm_##NAME(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {                            \
     rms_norm(x, w, y, M, N, eps, threads);                                                                          \
   }                                                                                                                 \
-  void gate_##NAME(const T* x, T* y, I M, I N, int threads) { gate(x, y, M, N, threads); }                          \
-  void attention_##NAME(const T* q, const T* k, const T* v, T* keys, T* values, const float* sinks, T* out,         \
-                        const Span* spans, I num_spans, const Shape* shape) {                                       \
-    attention(q, k, v, keys, values, sinks, out, spans, num_spans, *shape);                                         \
+  void attention_##NAME(const Memory<T>* io, const Span* spans, I num_spans, const Shape* shape) {                  \
+    attention(*io, spans, num_spans, *shape);                                                                       \
   }
 extern "C" {
 int panel() { return NR; }

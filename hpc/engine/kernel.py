@@ -27,11 +27,21 @@ _SOURCE = Path(__file__).with_name("kernel.cpp")
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
+_SIZES = ("heads", "groups", "k_dim", "v_dim", "v_pad", "window", "q_row", "k_row", "v_row", "turned")
+_TENSORS = ("q", "k", "v", "cos", "sin", "keys", "values", "sinks", "out")
+
+
+class _Memory(ctypes.Structure):
+    """`Memory` of kernel.cpp."""
+
+    _fields_ = tuple((name, _POINTER) for name in _TENSORS)
+
+
 class _Shape(ctypes.Structure):
     """`Shape` of kernel.cpp."""
 
     _fields_ = (
-        *((name, _I64) for name in ("heads", "groups", "k_dim", "v_dim", "v_pad", "window")),
+        *((name, _I64) for name in _SIZES),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("threads", ctypes.c_int),
@@ -47,10 +57,9 @@ class Kernel:
         self._library = library
         self.panel: int = library.panel()
         """Columns of a panel; the keys of so many tokens lie together."""
-        self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_int)
-        self._attention = self._functions("attention", *[_POINTER] * 8, _I64, _POINTER)
+        self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_bool, ctypes.c_int)
+        self._attention = self._functions("attention", _POINTER, _POINTER, _I64, _POINTER)
         self._rms_norm = self._functions("rms_norm", *[_POINTER] * 3, _I64, _I64, ctypes.c_float, ctypes.c_int)
-        self._gate = self._functions("gate", _POINTER, _POINTER, _I64, _I64, ctypes.c_int)
 
     def _functions(self, name: str, *argtypes: Any) -> dict[torch.dtype, Any]:
         found = {}
@@ -66,14 +75,24 @@ class Kernel:
         padded = nn.functional.pad(weight, (0, 0, 0, -n % self.panel))
         return padded.view(-1, self.panel, k).transpose(1, 2).contiguous()
 
-    def linear(self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int) -> torch.Tensor:
-        """Return x [..., k] times a packed weight plus a bias, [..., n]."""
+    def pack_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Lay two weights [n, k] out for a gated layer: the panels of both by turns."""
+        return torch.stack([self.pack(gate), self.pack(up)], dim=1)
+
+    def linear(
+        self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int, gated: bool = False
+    ) -> torch.Tensor:
+        """Return x [..., k] times a packed weight plus a bias, [..., n].
+
+        `gated`: SiLU of the product with the first of two weights, times that with the second; their
+        biases stand one after the other.
+        """
         x = x.contiguous()
         k = x.shape[-1]
         y = x.new_empty(*x.shape[:-1], n)
         self._linear[x.dtype](
             x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            x.numel() // k, n, k, torch.get_num_threads(),
+            x.numel() // k, n, k, gated, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -84,13 +103,6 @@ class Kernel:
         self._rms_norm[x.dtype](
             x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // n, n, eps, torch.get_num_threads()
         )
-        return y
-
-    def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """Return SiLU of the first half of x [..., 2 * n] times its second half, [..., n]."""
-        n = x.shape[-1] // 2
-        y = x.new_empty(*x.shape[:-1], n)
-        self._gate[x.dtype](x.data_ptr(), y.data_ptr(), y.numel() // n, n, torch.get_num_threads())
         return y
 
     def attention(
@@ -105,26 +117,28 @@ class Kernel:
         window: int = 0,
         softcap: float = 0.0,
         sinks: torch.Tensor | None = None,
+        turns: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Store key and value [rows, heads, dim] in the cache, then attend; return [rows, query heads, dim].
 
         `keys` and `values` are a layer's cache, [tokens, heads, dim] in size, in the kernel's layout;
-        `spans` [n, 6] as `hpc.engine.attention.Span`. Rows of no span are not written.
+        `spans` [n, 6] as `hpc.engine.attention.Span`. Rows of no span are not written. `turns` are
+        cosines and sines, [rows, d], by which queries and keys are turned first (rotary embedding).
         """
         rows, heads, k_dim = key.shape
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
+        cos, sin = (None, None) if turns is None else (turn.contiguous() for turn in turns)
         if sinks is not None:
             sinks = sinks.float().contiguous()
         out = value.new_zeros(rows, query.shape[1], value.shape[-1])
+        tensors = (query, key, value, cos, sin, keys, values, sinks, out)
+        memory = _Memory(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
         shape = _Shape(
             heads, query.shape[1] // heads, k_dim, value.shape[-1], values.shape[-1], window,
+            query.stride(0), key.stride(0), value.stride(0), 0 if cos is None else cos.shape[-1],
             scale, softcap, torch.get_num_threads(),
         )  # fmt: skip
-        self._attention[query.dtype](
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            None if sinks is None else sinks.data_ptr(), out.data_ptr(),
-            spans.data_ptr(), len(spans), ctypes.addressof(shape),
-        )  # fmt: skip
+        self._attention[query.dtype](ctypes.addressof(memory), spans.data_ptr(), len(spans), ctypes.addressof(shape))
         return out
 
 

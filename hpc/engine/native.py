@@ -71,7 +71,7 @@ class NativeEngine:
         kernel: Kernel | None = None,
     ) -> None:
         self._model = model
-        self._layouts = layouts
+        self.layouts = layouts
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._limits = limits
@@ -95,10 +95,10 @@ class NativeEngine:
 
     def _new_cache(self) -> Cache:
         device, dtype, panel = self._model.device, self._model.dtype, self._kernel.panel if self._kernel else 0
-        num_tokens = self._limits.cache_bytes // token_bytes(self._layouts, dtype, panel)
+        num_tokens = self._limits.cache_bytes // token_bytes(self.layouts, dtype, panel)
         while True:
             try:
-                return Cache(self._layouts, num_tokens, dtype, device, panel)
+                return Cache(self.layouts, num_tokens, dtype, device, panel)
             except Exception as error:
                 if not is_out_of_memory(error) or num_tokens < ROW_MULTIPLE:
                     raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hpc.engine.attention import NAME, Span, Step, Unsupported
+from hpc.engine.attention import NAME, Form, Span, Step, Unsupported
 from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.fuse import fuse
@@ -40,8 +40,9 @@ def build(
     prompts = _prompts(model.config.get_text_config().vocab_size)
     expected = _own_logits(model, prompts)
     try:
-        fuse(model, kernel, linears)
-        layouts = prepare(model)
+        forms = prepare(model)
+        fuse(model, kernel, linears, forms)
+        layouts = {layer: form.layout for layer, form in forms.items()}
         got = _engine_logits(model, prompts, layouts, kernel)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -75,14 +76,14 @@ def _rope_types(value: Any) -> set[str]:
 
 
 @torch.inference_mode()
-def prepare(model: Any) -> dict[int, Layout]:
-    """Put the engine's attention into a model; return what each layer keeps of a token."""
+def prepare(model: Any) -> dict[int, Form]:
+    """Put the engine's attention into a model; return how each layer attends."""
     model.set_attn_implementation(NAME)
     probe = Step(None, [Span(0, 8, 0, 0, 0, 0)])
     _forward(model, [0] * 8, list(range(8)), probe, [0])
-    if not probe.layouts:
+    if not probe.forms:
         raise Unsupported("none of its layers has called the engine's attention")
-    return probe.layouts
+    return probe.forms
 
 
 @torch.inference_mode()

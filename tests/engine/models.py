@@ -15,7 +15,7 @@ from hpc.engine.cache import Layout, token_bytes
 from hpc.engine.kernel import Kernel
 from hpc.engine.load import quiet
 from hpc.engine.native import Limits, NativeEngine
-from hpc.engine.support import build, prepare
+from hpc.engine.support import build
 from hpc.model import user_cache
 from tests.engine.oracle import letters
 
@@ -98,8 +98,7 @@ def build_engine(model: Any, way: str, limits: Limits = ROOMY, eos: Sequence[int
 @functools.cache
 def _prepared(kind: str, way: str, dtype: torch.dtype) -> tuple[Any, dict[int, Layout]]:
     model = tiny({**CONFIGS, **WINDOWED}[kind], dtype)
-    build_engine(model, way)
-    return model, prepare(model)
+    return model, build_engine(model, way).layouts
 
 
 def model_of(kind: str, way: str, dtype: torch.dtype = torch.float32) -> Any:

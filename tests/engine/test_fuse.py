@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hpc.engine.fuse import GatedMLP, PackedLinear, RMSNorm, fuse
+from hpc.engine.fuse import Attention, GatedMLP, PackedLinear, RMSNorm, fuse
 from hpc.engine.kernel import Kernel
+from hpc.engine.support import prepare
 from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
 
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
@@ -77,6 +78,33 @@ def test_a_gated_mlp_of_small_weights_with_another_activation_is_left(cpu: Kerne
     model = tiny(CONFIGS["gemma2"], dtype, scale=0.1)
     fuse(model, cpu, cpu)
     assert count(model, GatedMLP) == 0
+
+
+def attention_fused(cpu: Kernel, model: Any) -> Any:
+    fuse(model, cpu, cpu, prepare(model))
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "mixtral", "olmoe"])
+def test_the_attention_of_every_layer_is_replaced(cpu: Kernel, kind: str, dtype: torch.dtype) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind], dtype)), Attention) == 2
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2", "gpt_neox", "opt"])
+def test_an_attention_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), Attention) == 0
+
+
+@pytest.mark.parametrize(
+    "more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01, lambda x: x / torch.ones(1).log1p().ceil()], ids=str
+)
+def test_an_attention_that_does_something_more_is_left(cpu: Kernel, more: Any) -> None:
+    model = tiny(CONFIGS["llama"])
+    own = model.model.layers[0].self_attn
+    forward = own.forward
+    own.forward = lambda hidden_states, **others: forward(more(hidden_states), **others)
+    assert count(attention_fused(cpu, model), Attention) == 1
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])

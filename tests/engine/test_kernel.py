@@ -117,21 +117,34 @@ def test_rms_norm_of_zeros_is_zeros(cpu: Kernel, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [1, 3, 15, 16, 17, 100])
-def test_gate_is_torchs(cpu: Kernel, dtype: torch.dtype, size: int) -> None:
-    x = (8 * normal(3, 2, 2 * size)).to(dtype)
-    gate, up = x.double().chunk(2, dim=-1)
-    assert is_close(cpu.gate(x), silu(gate) * up)
+@pytest.mark.parametrize("rows", [1, 3, 7, 130])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 100])
+def test_a_gated_layer_is_torchs(cpu: Kernel, dtype: torch.dtype, size: int, rows: int) -> None:
+    x, gate, up = normal(rows, 40, dtype=dtype), *(normal(size, 40, seed=seed, dtype=dtype) for seed in (1, 2))
+    exact = silu(linear(x.double(), gate.double())) * linear(x.double(), up.double())
+    assert is_close(cpu.linear(x, cpu.pack_gated(gate, up), None, size, gated=True), exact)
 
 
-def test_gate_of_large_numbers_is_finite(cpu: Kernel) -> None:
-    x = torch.tensor([[-1e4, -90.0, 90.0, 1e4, 2.0, 2.0, 2.0, 2.0]])
-    assert torch.allclose(cpu.gate(x), torch.tensor([[0.0, 0.0, 180.0, 2e4]]), rtol=0, atol=1e-30)
+@DTYPES
+def test_a_gated_layer_adds_its_biases(cpu: Kernel, dtype: torch.dtype) -> None:
+    x, gate, up = normal(5, 40, dtype=dtype), *(normal(20, 40, seed=seed, dtype=dtype) for seed in (1, 2))
+    bias = normal(40, seed=3, dtype=dtype)
+    first, second = (linear(x.double(), w.double(), b.double()) for w, b in ((gate, bias[:20]), (up, bias[20:])))
+    assert is_close(cpu.linear(x, cpu.pack_gated(gate, up), bias, 20, gated=True), silu(first) * second)
 
 
-def test_gate_of_what_is_no_number_is_none(cpu: Kernel) -> None:
-    got = cpu.gate(torch.tensor([[torch.nan, 1.0, 2.0, 2.0]]))
-    assert got.isnan().tolist() == [[True, False]]
+def gated(cpu: Kernel, *values: float) -> torch.Tensor:
+    """Return the gated numbers, each with an up of 2."""
+    gate, up = torch.tensor(values)[:, None], torch.full((len(values), 1), 2.0)
+    return cpu.linear(torch.ones(1, 1), cpu.pack_gated(gate, up), None, len(values), gated=True)[0]
+
+
+def test_a_gate_of_large_numbers_is_finite(cpu: Kernel) -> None:
+    assert torch.allclose(gated(cpu, -1e4, -90, 90, 1e4), torch.tensor([0.0, 0.0, 180.0, 2e4]), rtol=0, atol=1e-30)
+
+
+def test_a_gate_of_what_is_no_number_is_none(cpu: Kernel) -> None:
+    assert gated(cpu, torch.nan, 1).isnan().tolist() == [True, False]
 
 
 # Attention.

@@ -66,7 +66,7 @@ def test_a_layer_is_found_for_every_layer_of_the_model(kind: str) -> None:
 
 
 def test_what_a_layer_keeps_is_what_its_heads_have() -> None:
-    layout = prepare(tiny(CONFIGS["qwen3"]))[0]
+    layout = prepare(tiny(CONFIGS["qwen3"]))[0].layout
     assert (layout.key, layout.value) == ((2, 24), (2, 24))
 
 
