@@ -118,11 +118,13 @@ static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, b
           const I k = std::min<I>(KB, K - k0);
           const T* panel = w + ((p * (1 + gated) + g) * K + k0) * NR;
           const float* from = a + m0 * K + k0;
+          // Fetched meanwhile: of few rows the panel that this thread takes next, of many the rest of this one.
+          const I reach = M <= MB && p + threads < panels ? threads * (1 + gated) * K : 192 / std::min<I>(m, MR);
           if (narrow && m > MR) {  // widened once for all rows
             for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
             product<float>(m, NR, from, K, b, NR, 0, b, c[g], NR, k, k0 > 0);
           } else {
-            product<T>(m, NR, from, K, panel, NR, 0, panel + 192 / std::min<I>(m, MR) * NR, c[g], NR, k, k0 > 0);
+            product<T>(m, NR, from, K, panel, NR, 0, panel + reach * NR, c[g], NR, k, k0 > 0);
           }
         }
         float add[NR] = {};
