@@ -46,27 +46,35 @@ static inline V rounded(V v) {
   return v;
 }
 
-// c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step; `ahead` is what is fetched meanwhile
-template <int R, int P, typename B>
+// c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step. FETCH: what is `ahead` is fetched
+// meanwhile. Few instructions beside the sums count: a core is often shared with another thread.
+template <int R, int P, bool FETCH, typename B>
 static void tile(const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   V x[R][2 * P];
   for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) x[r][q] = add ? load(c + r * ldc + q * W) : V{};
-  for (I i = 0; i < k; i++) {
-#pragma GCC unroll 2
-    for (int p = 0; p < P; p++) {
-      __builtin_prefetch(ahead + i * ldb + p * step, 0, 2);  // into the second cache
-      V u = load(b + i * ldb + p * step), v = load(b + i * ldb + p * step + W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) { float s = a[r * lda + i]; x[r][2 * p] += s * u; x[r][2 * p + 1] += s * v; }
+#define SUM                                                                                                    \
+  for (I i = 0; i < k; i++)                                                                                    \
+    _Pragma("GCC unroll 2") for (int p = 0; p < P; p++) {                                                      \
+      if (FETCH) __builtin_prefetch(ahead + i * ldb + p * step, 0, 2); /* into the second cache */              \
+      V u = load(b + i * ldb + p * step), v = load(b + i * ldb + p * step + W);                                \
+      _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                   \
+        float s = a[r * lda + i];                                                                              \
+        x[r][2 * p] += s * u; x[r][2 * p + 1] += s * v;                                                        \
+      }                                                                                                        \
     }
+  if constexpr (P == 1) {
+#pragma GCC unroll 4
+    SUM
+  } else {
+    SUM
   }
   for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) store(c + r * ldc + q * W, x[r][q]);
 }
-template <int R, int P, typename B>
+template <int R, int P, bool FETCH, typename B>
 static void part(I m, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   if constexpr (R > 0) {
-    if (m == R) tile<R, P>(a, lda, b, ldb, step, ahead, c, ldc, k, add);
-    else part<R - 1, P>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
+    if (m == R) tile<R, P, FETCH>(a, lda, b, ldb, step, ahead, c, ldc, k, add);
+    else part<R - 1, P, FETCH>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
   }
 }
 // The same for m rows and n columns, in whole panels. Few rows take two panels at a time, to have sums enough under way.
@@ -74,12 +82,13 @@ template <typename B>
 static void product(I m, I n, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   for (I j = 0; j < n; j += NR, b += step, ahead += step, c += NR) {
     if (m <= MR / 2 && j + NR < n) {
-      part<MR / 2, 2>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
+      part<MR / 2, 2, true>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
       j += NR, b += step, ahead += step, c += NR;
       continue;
     }
-    for (I r = 0; r < m; r += MR)
-      part<MR, 1>(std::min<I>(MR, m - r), a + r * lda, lda, b, ldb, step, ahead, c + r * ldc, ldc, k, add);
+    part<MR, 1, true>(std::min<I>(MR, m), a, lda, b, ldb, step, ahead, c, ldc, k, add);
+    for (I r = MR; r < m; r += MR)
+      part<MR, 1, false>(std::min<I>(MR, m - r), a + r * lda, lda, b, ldb, step, ahead, c + r * ldc, ldc, k, add);
   }
 }
 
@@ -201,7 +210,7 @@ static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vect
 
 // Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
 template <typename T>
-static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, const Shape& sh, std::vector<float>& scratch) {
+static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh, std::vector<float>& scratch) {
   const I G = sh.groups, R = count * G, D = sh.k_dim, P = sh.v_pad;
   scratch.assign(R * (D + BK + P + 2), 0.f);
   float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
@@ -218,7 +227,8 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
     const I from = own ? s.cut : 0, to = own ? end : s.cut, base = own ? s.start : s.prefix;
     for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
       const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
-      const I next = k0 + BK < to ? block + sh.heads * BK : block;  // is fetched while this one is computed with
+      const I after = own ? then : (s.start / BK * sh.heads + head) * BK;
+      const I next = k0 + BK < to ? block + sh.heads * BK : after;  // is fetched while this one is computed with
       product(R, (n + NR - 1) / NR * NR, qs, D, io.keys + block * D, NR, D * NR, io.keys + next * D, p, BK, D, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
@@ -265,7 +275,10 @@ static void attention(const Memory<T>& io, const Span* spans, I num_spans, const
     for (I s = 0; s < num_spans; s++) write(io, spans[s], sh, scratch);
     for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
       const Item& it = items[i / sh.heads];
-      attend(io, spans[it.span], it.first, it.count, i % sh.heads, sh, scratch);
+      const I soon = std::min<I>(i + sh.threads, I(items.size()) * sh.heads - 1);  // what this thread may take next
+      const Span& other = spans[items[soon / sh.heads].span];
+      const I then = ((other.cut ? other.prefix : other.start) / BK * sh.heads + soon % sh.heads) * BK;
+      attend(io, spans[it.span], it.first, it.count, i % sh.heads, then, sh, scratch);
     }
   }
 }
