@@ -49,6 +49,8 @@ def complete(
                 progress.requests += 1
                 progress.prompt_tokens += len(samples[0].request.token_ids)
                 progress.generated_tokens += completion.num_tokens
+                progress.guessed_tokens += sum(sequence.guessed for sequence in samples)
+                progress.accepted_tokens += sum(sequence.accepted for sequence in samples)
             progress.ended, progress.waited_s = time.time(), backlog.waited_s
             progress.busy_s = progress.ended - progress.began - progress.waited_s
     finally:

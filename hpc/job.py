@@ -222,6 +222,8 @@ class Job:
     deterministic: bool = False
     """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; in float32 on
     a CPU it is always so."""
+    drafts: bool = True
+    """native, on a CPU: guess tokens of greedy rows while few rows are left; the output is the same."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"

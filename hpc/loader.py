@@ -87,6 +87,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
             cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
             context_tokens=described.context_tokens or 32768,
             deterministic=job.deterministic,
+            drafts=job.drafts,
         )
         return support.build(model, described.eos_token_ids, decode, limits, compiled)
     except Unsupported as reason:

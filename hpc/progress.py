@@ -25,6 +25,10 @@ class Progress:
     requests: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    """Tokens that an engine guessed, to compute several of a row at once."""
+    accepted_tokens: int = 0
+    """Those among them that the model chose."""
     load_s: float = 0.0
     busy_s: float = 0.0
     """From the first request until the last completion, less the waiting for work."""
@@ -32,6 +36,9 @@ class Progress:
     began: float = 0.0
     """When generation began and ended, in seconds of the clock; 0 while it has not."""
     ended: float = 0.0
+
+
+_COUNTS = ("rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens")
 
 
 class Events:
@@ -77,7 +84,7 @@ def overall(ranks: Mapping[int, Progress]) -> Progress:
     """Add up the progress of ranks."""
     total = Progress()
     for progress in ranks.values():
-        for name in ("rows", "errors", "requests", "prompt_tokens", "generated_tokens"):
+        for name in _COUNTS:
             setattr(total, name, getattr(total, name) + getattr(progress, name))
     started = [progress.began for progress in ranks.values() if progress.began]
     total.began = min(started, default=0.0)

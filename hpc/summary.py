@@ -34,6 +34,8 @@ def summarise(
         "prompt_tokens": counts.prompt_tokens,
         "completion_tokens": counts.completion_tokens,
         "generated_tokens": total.generated_tokens,
+        "guessed_tokens": total.guessed_tokens,
+        "accepted_tokens": total.accepted_tokens,
         "ranks": size,
         "engine": job.engine,
         "dtype": job.dtype,
@@ -80,6 +82,8 @@ def show(directory: RunDirectory, values: Mapping[str, Any], examples: int, file
             f"{generated:,} tokens generated in {duration(seconds['generate'])} on {values['ranks']} "
             f"rank{'s' * (values['ranks'] > 1)}: {rate:,.0f} tokens/s; at most {values['padding']:.1%} padding"
         )
+        if values["guessed_tokens"]:
+            lines.append(f"{values['guessed_tokens']:,} tokens guessed, {values['accepted_tokens']:,} of them right")
         lines.append("seconds busy per rank: " + _some([f"{busy:.1f}" for busy in values["rank_busy_seconds"]]))
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:

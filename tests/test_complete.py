@@ -75,6 +75,15 @@ def test_the_tokens_of_all_samples_are_counted(tmp_path: Path) -> None:
     assert (progress.rows, progress.requests, progress.prompt_tokens, progress.generated_tokens) == (1, 1, 2, 6)
 
 
+def test_the_guesses_of_all_samples_are_counted(tmp_path: Path) -> None:
+    one = asked()
+    samples = [grown(one, sample) for sample in range(3)]
+    for sample in samples:
+        sample.guessed, sample.accepted = 5, 2
+    _, progress = completed(tmp_path, samples)
+    assert (progress.guessed_tokens, progress.accepted_tokens) == (15, 6)
+
+
 def test_an_error_of_one_sample_is_the_requests(tmp_path: Path) -> None:
     one = asked()
     [found], progress = completed(tmp_path, [grown(one, 0), grown(one, 1, error="it broke")], [grown(one, 2)])

@@ -137,6 +137,7 @@ def test_summary_has_the_names_that_programs_rely_on(tmp_path: Path) -> None:
     run(tmp_path, [{"prompt": "a"}])
     assert set(summary(tmp_path)) >= {
         "rows", "errors", "duplicates", "prompt_tokens", "completion_tokens", "generated_tokens", "ranks", "engine",
+        "guessed_tokens", "accepted_tokens",
         "dtype", "device", "seconds", "rank_busy_seconds", "attempts",
     }  # fmt: skip
 

@@ -34,11 +34,9 @@ def test_a_duration_is_written_for_people(seconds: float, text: str) -> None:
 
 
 def test_counts_of_all_ranks_are_added_up() -> None:
-    one = Progress(rows=1, errors=2, requests=3, prompt_tokens=4, generated_tokens=5)
-    other = Progress(rows=10, errors=20, requests=30, prompt_tokens=40, generated_tokens=50)
-    assert overall({0: one, 7: other}) == Progress(
-        rows=11, errors=22, requests=33, prompt_tokens=44, generated_tokens=55
-    )
+    one = Progress(1, 2, 3, 4, 5, guessed_tokens=6, accepted_tokens=7)
+    other = Progress(10, 20, 30, 40, 50, guessed_tokens=60, accepted_tokens=70)
+    assert overall({0: one, 7: other}) == Progress(11, 22, 33, 44, 55, guessed_tokens=66, accepted_tokens=77)
 
 
 def test_a_run_began_when_its_first_rank_did() -> None:

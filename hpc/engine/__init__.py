@@ -35,6 +35,10 @@ class Sequence:
     """Index among the `n` samples of its request, each of which is a sequence of its own."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of each token, where the request asks for them."""
+    guessed: int = 0
+    """Tokens that were guessed while it grew."""
+    accepted: int = 0
+    """Those among them that the model chose."""
 
 
 class Source(Protocol):

@@ -6,8 +6,10 @@ So decoding, chunks of prompts and shared prefixes need no masks and no padding.
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -33,6 +35,10 @@ class Span:
     prefix: int
     """First token of the extent that holds the positions before `cut`."""
     cut: int
+
+
+_FIELDS = "row", "count", "position", "start", "prefix", "cut"
+_VALUES = attrgetter(*_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Step:
     flash: "Flash | None" = None
 
     def __post_init__(self) -> None:
-        rows = [(span.row, span.count, span.position, span.start, span.prefix, span.cut) for span in self.spans]
-        self.packed = torch.tensor(rows, dtype=torch.int64).view(-1, 6)
+        values = np.array(list(map(_VALUES, self.spans)), dtype=np.int64)
+        self.packed = torch.from_numpy(values.reshape(-1, len(_FIELDS)))
 
 
 @dataclass

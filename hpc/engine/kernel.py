@@ -130,7 +130,7 @@ class Kernel:
         cos, sin = (None, None) if turns is None else (turn.contiguous() for turn in turns)
         if sinks is not None:
             sinks = sinks.float().contiguous()
-        out = value.new_zeros(rows, query.shape[1], value.shape[-1])
+        out = value.new_empty(rows, query.shape[1], value.shape[-1])
         tensors = (query, key, value, cos, sin, keys, values, sinks, out)
         memory = _Memory(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
         shape = _Shape(

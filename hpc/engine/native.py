@@ -21,11 +21,14 @@ from hpc.engine import EngineFault, OnStep, Sequence, Source, begin, pull
 from hpc.engine.attention import Flash, Span, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
 from hpc.engine.cache import Cache, Layout, token_bytes
+from hpc.engine.draft import ROWS as DRAFT_ROWS
+from hpc.engine.draft import Drafts, accepted
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
-from hpc.engine.sample import Choice, Sampler
+from hpc.engine.sample import Choice, Sampler, most_probable
 from hpc.engine.schedule import CHUNK, Plan, Row, Scheduler
+from hpc.records import Tokens
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -52,6 +55,21 @@ class Limits:
     """Most tokens of a sequence."""
     deterministic: bool = False
     """On a GPU: compute every step in one of two fixed sizes, so that rounding does not depend on the batch."""
+    drafts: bool = False
+    """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """What a step has chosen, until the host reads it."""
+
+    rows: list[Row]
+    choice: Choice
+    event: torch.cuda.Event | None
+    guesses: list[list[int]]
+    """Of each row."""
+    verified: list[int]
+    """The most probable token behind each guess, one row after the other; -1 where the logits are not finite."""
 
 
 class NativeEngine:
@@ -142,7 +160,8 @@ class Run:
         """Failed alone; kept back until another succeeds, for if none does it is the engine's fault."""
         # On a GPU the host reads the tokens of a step while the next one is computed.
         self._lag = 1 if cuda else 0
-        self._unread: deque[tuple[list[Row], Choice, torch.cuda.Event | None]] = deque()
+        self._unread: deque[_Unread] = deque()
+        self._drafts = Drafts() if limits.drafts and not self._lag else None
         self._faults = 0
 
     @property
@@ -184,56 +203,78 @@ class Run:
         """Start the forward pass of a step, and the choice of its tokens."""
         for source, target, num_tokens in plan.copies:
             self._cache.copy(source, target, num_tokens)
+        guesses = self._guess(plan)
         spans: list[Span] = []
         positions: list[int] = []
-        prompts: list[np.ndarray[Any, Any]] = []
+        prompts: list[Tokens] = []
+        newest: list[int] = []
         decoding: list[int] = []
         last: list[int] = []
+        checked: list[int] = []
         rows: list[Row] = []
         length = 0
-        for chunk in plan.chunks:
+        for chunk, guess in zip(plan.chunks, guesses, strict=True):
             row, end = chunk.row, chunk.position + chunk.count
             prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
             spans.append(Span(length, chunk.count, chunk.position, row.start, prefix, cut))
+            positions.extend(range(chunk.position, end))
             if chunk.position < len(row.tokens):
                 prompts.append(row.tokens[chunk.position : end])
-                positions.extend(range(chunk.position, end))
             else:
+                assert row.sequence is not None
                 decoding.append(row.slot)
-                positions.append(chunk.position)
+                newest.extend([0 if self._lag else row.sequence.token_ids[-1], *guess])
             length += chunk.count
             if chunk.chooses:
-                last.append(length - 1)
+                last.append(length - 1 - len(guess))
+                checked.extend(range(length - len(guess), length))
                 rows.append(row)
-        decodes = len(decoding) == length
+        decodes = len(decoding) == len(plan.chunks)
         padding = self._sizes[not decodes] - length if self._sizes else -length % self._multiple
-        prompts.append(np.zeros(padding, dtype=np.int32))
         positions.extend([0] * padding)
-        input_ids = self._upload(np.concatenate(prompts).astype(np.int64))
-        if decoding:
-            input_ids = torch.cat([self._newest[self._upload(np.array(decoding, dtype=np.int64))], input_ids])
+        tokens: list[Any] = [np.array(newest, dtype=np.int64), *prompts, np.zeros(padding, dtype=np.int64)]
+        input_ids = self._upload(np.concatenate(tokens))
+        if self._lag and decoding:  # these come first, and the host does not know their tokens yet
+            input_ids[: len(decoding)] = self._newest[self._upload(np.array(decoding, dtype=np.int64))]
         if decodes and self._graphs is not None and self._graphs.usable:
             logits = self._graphs.run(input_ids[:length], spans)
         else:
             # The head's product too has a multiple of rows; the logits of the further ones are not looked at.
-            more = self._sizes[0] - len(last) if self._sizes else -len(last) % self._multiple
+            kept = last + checked
+            more = self._sizes[0] - len(kept) if self._sizes else -len(kept) % self._multiple
             logits = self._model(
                 input_ids=input_ids[None],
                 position_ids=self._upload(np.array(positions, dtype=np.int64))[None],
                 use_cache=False,
-                logits_to_keep=self._upload(np.array(last + [0] * more, dtype=np.int64)),
+                logits_to_keep=self._upload(np.array(kept + [0] * more, dtype=np.int64)),
                 engine=Step(self._cache, spans, self._kernel, flash=self._flash(spans)),
             ).logits[0]
         if not rows:
             return
         slots = [row.slot for row in rows]
         choice = self._sampler.choose(logits[: len(rows)], slots)
-        self._newest[self._upload(np.array(slots, dtype=np.int64))] = choice.tokens
+        verified: list[int] = []
+        if checked:
+            best, found, _ = most_probable(logits[len(rows) : len(rows) + len(checked)])
+            verified = torch.where(best.isfinite(), found, -1).tolist()
         event = None
         if self._lag:
+            self._newest[self._upload(np.array(slots, dtype=np.int64))] = choice.tokens
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        self._unread.append((rows, choice, event))
+        guesses = [guess for chunk, guess in zip(plan.chunks, guesses, strict=True) if chunk.chooses]
+        self._unread.append(_Unread(rows, choice, event, guesses, verified))
+
+    def _guess(self, plan: Plan) -> list[list[int]]:
+        """Return the guesses for each chunk of a step, of which they become part."""
+        rows = [chunk.row for chunk in plan.chunks]
+        few = len(rows) < DRAFT_ROWS and all(chunk.position >= len(chunk.row.tokens) for chunk in plan.chunks)
+        if self._drafts is None or not few:
+            return [[] for _ in rows]
+        guesses = self._drafts.guess(rows, [self.scheduler.spare(row) for row in rows])
+        for chunk, guess in zip(plan.chunks, guesses, strict=True):
+            chunk.count += len(guess)
+        return guesses
 
     def _flash(self, spans: list[Span]) -> Flash | None:
         half = self._model.dtype in HALF
@@ -241,13 +282,15 @@ class Run:
 
     def _read(self) -> list[Sequence]:
         """Read the tokens of the oldest step; return the sequences that they end."""
-        rows, choice, event = self._unread.popleft()
-        if event is not None:
-            event.synchronize()
+        unread = self._unread.popleft()
+        choice, verified = unread.choice, iter(unread.verified)
+        if unread.event is not None:
+            unread.event.synchronize()
         tokens, finite = choice.tokens.tolist(), choice.finite.tolist()
         logprobs = choice.logprobs.read() if choice.logprobs is not None else {}
         ended = []
-        for index, row in enumerate(rows):
+        for index, (row, guess) in enumerate(zip(unread.rows, unread.guesses, strict=True)):
+            behind = accepted(tokens[index], guess, [next(verified) for _ in guess]) if guess else []
             if not row.live:
                 continue  # it had ended, or gave way, when this step was under way
             sequence = row.sequence
@@ -258,7 +301,14 @@ class Run:
                     sequence.logprobs.append(logprobs[index])
             else:
                 sequence.error = "the model's logits are not finite numbers; try another dtype"
-            if sequence.error is not None or self._has_ended(row, sequence):
+            if guess and self._drafts is not None:
+                self._drafts.learn(len(guess), len(behind))
+                sequence.guessed += len(guess)
+                sequence.accepted += len(behind)
+            while not (over := sequence.error is not None or self._has_ended(row, sequence)) and behind:
+                sequence.token_ids.append(behind.pop(0))
+                self.scheduler.advance(row)
+            if over:
                 self.scheduler.finish(row)
                 ended.append(sequence)
         return ended
@@ -266,8 +316,8 @@ class Run:
     def _has_ended(self, row: Row, sequence: Sequence) -> bool:
         sampling = sequence.request.sampling
         return (
-            sequence.token_ids[-1] in row.endings
-            or len(sequence.token_ids) >= sampling.max_new_tokens
+            len(sequence.token_ids) >= row.limit
+            or sequence.token_ids[-1] in row.endings
             or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
         )
 

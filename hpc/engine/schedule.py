@@ -36,18 +36,15 @@ class Row:
     done: int = 0
     """Positions that are stored, or will be by the steps under way."""
     stored: int = 0
-    """Positions that were stored when the step under way began."""
+    """Of a prefix, the positions that were stored when the step under way began."""
     launched: int = 0
     """Tokens that have been chosen, or will be by the steps under way."""
+    limit: int = 0
+    """Most tokens that it generates."""
     users: int = 0
     """Rows that read this prefix."""
     endings: frozenset[int] = frozenset()
     """Tokens at which it ends."""
-
-    @property
-    def limit(self) -> int:
-        """Most tokens that it generates."""
-        return self.sequence.request.sampling.max_new_tokens if self.sequence else 0
 
     @property
     def live(self) -> bool:
@@ -103,6 +100,8 @@ class Scheduler:
         Takes one request at a time, so that what is not needed here can go to another rank.
         """
         new: list[Row] = []
+        if not self._slots:
+            return new
         pending = sum(len(row.tokens) - row.done for row in self.rows if row.done < len(row.tokens))
         while self._slots and pending < self.step_tokens and len(self.rows) < self._most_rows():
             if not self.waiting:
@@ -131,16 +130,23 @@ class Scheduler:
     def next(self) -> Plan:
         """Return the next step: every row that decodes, and prompts while it has fewer than `step_tokens`."""
         plan = Plan()
-        for row in [*self._prefixes.values(), *self.rows]:
-            row.stored = row.done
-        decoding = self._mixed or all(row.done >= len(row.tokens) for row in self.rows)
-        for row in list(self.rows):
-            decodes = decoding and row.live and row.done >= len(row.tokens) and row.launched < row.limit
-            if decodes and (self._own(row, row.done + 1) <= row.room or self._grow(row, plan)):
-                self._add(plan, row, 1)
-        plan.chunks = [chunk for chunk in plan.chunks if chunk.row.live]  # a row may have given way to a later one
+        for shared in self._prefixes.values():
+            shared.stored = shared.done
+        prompts = [row for row in self.rows if row.done < len(row.tokens)]
+        if self._mixed or not prompts:
+            count = len(self.rows)
+            for row in list(self.rows):
+                if row.done < len(row.tokens) or row.launched >= row.limit or not row.live:
+                    continue
+                if self._own(row, row.done + 1) <= row.room or self._grow(row, plan):
+                    plan.chunks.append(Chunk(row, row.done, 1, True))
+                    row.done += 1
+                    row.launched += 1
+            if len(self.rows) < count:  # rows have given way to others, earlier ones too
+                plan.chunks = [chunk for chunk in plan.chunks if chunk.row.live]
+                prompts = [row for row in prompts if row.live]
         room = self.step_tokens
-        for row in list(self.rows):
+        for row in prompts:
             prefix = row.prefix
             while prefix is not None and prefix.done < row.cut and room > 0:
                 room -= self._add(plan, prefix, self._chunk(prefix))
@@ -149,6 +155,15 @@ class Scheduler:
             while row.done < len(row.tokens) and room > 0:
                 room -= self._add(plan, row, self._chunk(row))
         return plan
+
+    def spare(self, row: Row) -> int:
+        """Return how many tokens more than planned a row that decodes may store and choose in the next step."""
+        return min(row.room - self._own(row, row.done), row.limit - row.launched)
+
+    def advance(self, row: Row) -> None:
+        """Note that a row has stored and chosen a token more than planned."""
+        row.done += 1
+        row.launched += 1
 
     def finish(self, row: Row) -> None:
         """Take back the place of a row that has ended."""
@@ -205,8 +220,8 @@ class Scheduler:
         prefix = self._prefix(request.token_ids[:cut]) if cut else None
         if cut and prefix is None:
             return None
-        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut)
         limit = request.sampling.max_new_tokens
+        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, limit=limit)
         room = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
             prefix.users += 1  # before room is made by dropping prefixes that nobody uses

@@ -75,6 +75,12 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) ->
     return model.to(dtype)
 
 
+def _made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Make a model of a kind; a "repetitive" one has smaller weights, and its greedy output goes in circles."""
+    name = kind.removeprefix("repetitive ")
+    return tiny({**CONFIGS, **WINDOWED}[name], dtype, 8.0 if name == kind else 3.0)
+
+
 @functools.cache
 def compiled() -> Kernel | None:
     """Return this machine's kernel, built where the program builds it."""
@@ -97,7 +103,7 @@ def build_engine(model: Any, way: str, limits: Limits = ROOMY, eos: Sequence[int
 
 @functools.cache
 def _prepared(kind: str, way: str, dtype: torch.dtype) -> tuple[Any, dict[int, Layout]]:
-    model = tiny({**CONFIGS, **WINDOWED}[kind], dtype)
+    model = _made(kind, dtype)
     return model, build_engine(model, way).layouts
 
 
@@ -121,7 +127,7 @@ def engine_of(
 
 @functools.cache
 def _plain(kind: str) -> Any:
-    model = tiny({**CONFIGS, **WINDOWED}[kind])
+    model = _made(kind)
     model.set_attn_implementation("eager")
     return model
 

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,18 @@ from hpc.engine.cache import ALIGN
 from hpc.engine.native import Limits, NativeEngine
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
-from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, WINDOWED, engine_of, greedy_of, model_of
+from tests.engine.models import (
+    CONFIGS,
+    ROOMY,
+    VOCABULARY,
+    WAYS,
+    WINDOWED,
+    build_engine,
+    engine_of,
+    greedy_of,
+    model_of,
+    tiny,
+)
 from tests.engine.oracle import Steps, generated, grow, letters, request
 from tests.fakes import ListSource
 
@@ -249,6 +261,86 @@ def test_log_probabilities_are_those_of_the_model() -> None:
         assert [value for value, _ in sequence.logprobs] == pytest.approx(chosen.tolist(), abs=1e-4)
         assert [[token for token, _ in top] for _, top in sequence.logprobs] == exact.topk(3).indices.tolist()
     assert len(grown) == len(PROMPTS)
+
+
+# Guesses: several tokens of a row in a step, and the same output.
+
+GUESSING = replace(ROOMY, drafts=True)
+CIRCLING = "repetitive llama"
+LOOPING = 120
+
+
+def guessed(kind: str = CIRCLING, limits: Limits = GUESSING, **others: Any) -> list[Grown]:
+    """Return what comes of the prompts with guesses, in their order."""
+    requests = requests_of(PROMPTS, greedy(**{"max_new_tokens": LOOPING, **others}))
+    return sorted(grow(engine_of(kind, "kernel", limits), ListSource(requests)), key=lambda grown: grown.request.row)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gpt2", "phi3_windowed", "mistral"])
+def test_with_guesses_greedy_output_equals_plain_generate(kind: str) -> None:
+    kind = f"repetitive {kind}"
+    assert [grown.token_ids for grown in guessed(kind)] == expected(PROMPTS, kind, LOOPING)
+
+
+def test_guesses_that_are_right_save_steps() -> None:
+    with watched(model_of(CIRCLING, "kernel")) as passes:
+        guessed()
+    assert len(passes.spans) < 0.9 * LOOPING
+
+
+def test_every_token_that_saves_a_step_is_counted_as_accepted() -> None:
+    prompt = requests_of(PROMPTS[:1], greedy(max_new_tokens=LOOPING))
+    with watched(model_of(CIRCLING, "kernel")) as passes:
+        [grown] = grow(engine_of(CIRCLING, "kernel", GUESSING), ListSource(prompt))
+    assert len(passes.spans) + grown.accepted == LOOPING
+
+
+def test_more_is_guessed_than_is_right() -> None:
+    grown = guessed(limits=replace(GUESSING, max_seqs=2))
+    assert sum(one.guessed for one in grown) > sum(one.accepted for one in grown) > 0
+
+
+@pytest.mark.parametrize("new", [1, 2, 30, 59, 60, 61])
+def test_with_guesses_a_row_ends_at_max_new_tokens(new: int) -> None:
+    assert [len(grown.token_ids) for grown in guessed(max_new_tokens=new)] == [new] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_with_guesses_a_row_ends_at_a_stop_token_wherever_it_stands(at: int) -> None:
+    plain = expected(PROMPTS, CIRCLING, LOOPING)
+    stop = plain[3][at]
+    ended = [tokens[: tokens.index(stop) + 1] if stop in tokens else tokens for tokens in plain]
+    assert [grown.token_ids for grown in guessed(stop_token_ids=(stop,))] == ended
+
+
+def test_with_guesses_a_row_ends_at_a_stop_string() -> None:
+    plain = expected(PROMPTS, CIRCLING, LOOPING)
+    stop = letters(plain[3])[8:11]
+    texts = [letters(tokens) for tokens in plain]
+    ended = [text[: text.index(stop) + 3] if stop in text else text for text in texts]
+    assert [letters(grown.token_ids) for grown in guessed(stop=(stop,))] == ended
+
+
+def test_with_guesses_sampled_rows_beside_are_what_they_were() -> None:
+    requests = [
+        request(prompt, row, greedy(max_new_tokens=40) if row % 2 else hot(max_new_tokens=40))
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    plain = generated(engine_of(CIRCLING, "kernel"), requests)
+    assert generated(engine_of(CIRCLING, "kernel", GUESSING), requests) == plain
+
+
+def test_with_guesses_rows_in_a_small_cache_give_what_plain_generate_gives() -> None:
+    engine = engine_of(CIRCLING, "kernel", GUESSING, cache_tokens=4 * ALIGN)
+    found = generated(engine, short_then_long(4, LONG_ENOUGH))
+    assert long_ones(found) == expected(PROMPTS[:4], CIRCLING, LONG_ENOUGH)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_only_where_numbers_do_not_depend_on_the_batch_tokens_are_guessed(way: str) -> None:
+    engine = build_engine(tiny(CONFIGS["llama"], scale=3.0), way, GUESSING)
+    grown = list(grow(engine, ListSource(requests_of(PROMPTS[:1], greedy(max_new_tokens=LOOPING)))))
+    assert (grown[0].guessed > 0) == (way == "kernel")
 
 
 # Samples.
