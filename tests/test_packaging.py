@@ -44,6 +44,10 @@ def test_the_wheel_is_typed(wheel: Path) -> None:
     assert "hpc/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
+def test_the_wheel_has_the_source_of_the_kernel(wheel: Path) -> None:
+    assert "hpc/engine/kernel.cpp" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_templates_are_found_in_a_wheel_install(installed: Path, tmp_path: Path) -> None:
     found = subprocess.run(
         [installed / "python", "-c", FIND_TEMPLATE], capture_output=True, text=True, cwd=tmp_path, check=True

