@@ -23,7 +23,7 @@ _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 _ROWS = 8
 _PLAIN = {
-    *("add", "cat", "linear", "mul", "neg", "new_zeros", "empty_like"),
+    *("add", "cat", "linear", "mul", "neg", "new_empty", "empty_like"),
     *("alias", "contiguous", "reshape", "select", "slice", "split", "to", "transpose", "unsqueeze", "view"),
 }
 """What projections, norms of the kernel, rotary embedding and `hpc.engine.attention` are made of."""
