@@ -127,7 +127,7 @@ class Kernel:
         """
         rows, heads, k_dim = key.shape
         query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
-        cos, sin = (None, None) if turns is None else (turn.contiguous() for turn in turns)
+        cos, sin = (None, None) if turns is None else (turn.to(query.dtype).contiguous() for turn in turns)
         if sinks is not None:
             sinks = sinks.float().contiguous()
         out = value.new_empty(rows, query.shape[1], value.shape[-1])
