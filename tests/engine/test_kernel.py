@@ -314,6 +314,31 @@ def test_what_lay_in_the_cache_before_has_no_influence(cpu: Kernel, dtype: torch
     assert torch.equal(outs[1], outs[2])
 
 
+def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn the first dimensions of x [rows, heads, dim], in halves, by angles [rows, d]."""
+    first, rest = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
+    low, high = first.chunk(2, dim=-1)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([first * cos + torch.cat([-high, low], dim=-1) * sin, rest], dim=-1)
+
+
+@DTYPES
+@pytest.mark.parametrize("angle_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dims", [16, 8, 2])
+def test_turning_in_attention_is_turning_before_it(
+    cpu: Kernel, dtype: torch.dtype, angle_dtype: torch.dtype, dims: int
+) -> None:
+    case = Case(cpu, [21], dtype=dtype)
+    angles = normal(21, dims // 2, seed=3).repeat(1, 2)
+    query, key, value = case.rows[0]
+    spans = torch.tensor([[0, 21, 0, case.starts[0], 0, 0]])
+    turns = angles.cos().to(angle_dtype), angles.sin().to(angle_dtype)
+    got = cpu.attention(query, key, value, *case.cache.layers[0], spans, case.scale, turns=turns)
+    case.rows[0][:2] = turned(query.double(), angles.double()), turned(key.double(), angles.double())
+    close = 2e-6 if {dtype, angle_dtype} == {torch.float32} else 2e-2
+    assert (got.double() - case.exact(0)).abs().max() <= close * case.exact(0).abs().max()
+
+
 def test_rows_of_no_span_change_nothing(cpu: Kernel) -> None:
     assert torch.equal(Case(cpu, [5]).step([(0, 0, 5)], padding=3)[:5], Case(cpu, [5]).step([(0, 0, 5)]))
 
