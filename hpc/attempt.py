@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hpc import log
-from hpc.comm import Place
 from hpc.job import Job
 from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.model import Model
+from hpc.place import Place
 from hpc.progress import Events
 from hpc.rundir import RunDirectory
 
@@ -73,7 +73,7 @@ def begin(job: Job, directory: RunDirectory, files: tuple[Path, ...], leader: Le
     directory.set_state("running")
     log.configure(0, leader.world.size, directory.log(number, 0))
     events = Events(directory.events(number, 0))
-    place = leader.place_ranks()
+    place = leader.place_ranks(job.device)
     attempt = Attempt(job, leader, loader, directory, number, files, model, bound, place, events, began, {})
     if earlier is None:  # else only when the corpus has not been refused
         attempt.write_job()

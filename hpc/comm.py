@@ -7,11 +7,9 @@ values, serialised by safetensors.
 
 import json
 import os
-import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NoReturn, Protocol
@@ -243,52 +241,3 @@ def check_world(size: int, environment: Mapping[str, str], library: str, why_no_
                 "(`python -m pip install mpich` brings one), or under srun name its type: "
                 "--mpi=pmi2 for MPICH and Intel MPI, --mpi=pmix for Open MPI."
             )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs, among the ranks of its node."""
-
-    host: str
-    local_rank: int
-    threads: int
-    """Its part of the cores that it may run on."""
-    ranks_on_node: int = 1
-    """How many share the node's memory, this one included."""
-
-
-def hello() -> Buffer:
-    """Return what rank 0 must know of this process to place it: its host and cores, and its wish for threads."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return pack(
-        {
-            "host": socket.gethostname(),
-            "cores": sorted(os.sched_getaffinity(0)),
-            "threads": int(asked) if asked.isdigit() and int(asked) else None,
-        }
-    )
-
-
-def places(hellos: Sequence[Buffer]) -> list[Place]:
-    """Share out the cores of each node over its ranks, given every rank's `hello`.
-
-    A core counts in equal parts for the ranks that may run on it, whether the launcher binds them
-    or not; OMP_NUM_THREADS, where it is set, goes before.
-    """
-    values = [unpack(buffer)[0] for buffer in hellos]
-    ranks = Counter(value["host"] for value in values)
-    sharing = Counter((value["host"], core) for value in values for core in value["cores"])
-    seen: Counter[str] = Counter()
-    found = []
-    for value in values:
-        host = value["host"]
-        share = sum(1 / sharing[host, core] for core in value["cores"])
-        threads = value["threads"] or max(1, int(share + 1e-9))
-        found.append(Place(host, seen[host], threads, ranks[host]))
-        seen[host] += 1
-    return found
-
-
-def use_threads(threads: int) -> None:
-    """Keep thread pools that are made later (of tokenizers) to this rank's share."""
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hpc import comm, log, read
-from hpc.comm import Comm, Message, Place, Tag, pack, unpack, wait_for
+from hpc import log, place, read
+from hpc.comm import Comm, Message, Tag, pack, unpack, wait_for
 from hpc.complete import complete, finisher
 from hpc.gather import OwnRecords
 from hpc.job import Job
 from hpc.journal import FSYNC_S, JournalWriter
 from hpc.loader import Loader
+from hpc.place import Place
 from hpc.progress import MESSAGE_S, Events, Progress
 from hpc.rows import Checker
 from hpc.rundir import RunDirectory
@@ -21,7 +22,7 @@ from hpc.stop import Stop
 
 def follow(world: Comm, loader: Loader, stop: Stop) -> int:
     """Serve rank 0 until it says goodbye; return 0, the exit code of every rank but rank 0."""
-    world.send(0, Tag.HELLO, comm.hello())
+    world.send(0, Tag.HELLO, place.hello())
     follower = Follower(world, loader, stop)
     try:
         wait_for(follower.take_turn)
@@ -121,7 +122,7 @@ class Follower:
     def _read(self, message: Message) -> None:
         if self._checker is None:
             given = self.assignment
-            comm.use_threads(given.place.threads)
+            place.use_threads(given.place.threads)
             self._checker = self.loader.checker(given.job, given.model_path, given.file_names)
         read.answer(self.world, message, self._checker.check_block)
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hpc import comm
-from hpc.comm import Buffer, Comm, Message, Place, Tag, pack, unpack, wait_for
+from hpc import place
+from hpc.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 from hpc.journal import FSYNC_S, JournalWriter
+from hpc.place import Place
 from hpc.progress import Events, Progress, Work, describe, overall
 from hpc.scatter import Dispatcher
 from hpc.stop import Stop
@@ -30,7 +31,7 @@ class Leader:
         self.world = world
         self.stop = stop
         self.progress: dict[int, Progress] = {}
-        self._hellos: dict[int, Buffer] = {0: comm.hello()}
+        self._hellos: dict[int, Buffer] = {0: place.hello()}
         self._done: set[int] = set()
         self._stop_told = False
         self._dispatcher: Dispatcher | None = None
@@ -46,10 +47,10 @@ class Leader:
         """All ranks but this one."""
         return range(1, self.world.size)
 
-    def place_ranks(self) -> Place:
+    def place_ranks(self, device: str) -> Place:
         """Wait for every rank's greeting and place them all; return rank 0's place."""
         self._wait_for_hellos()
-        self._places = comm.places([self._hellos[rank] for rank in range(self.world.size)])
+        self._places = place.places([self._hellos[rank] for rank in range(self.world.size)], device != "cpu")
         return self._places[0]
 
     def introduce(self, values: Mapping[str, Any]) -> None:

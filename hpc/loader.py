@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.comm import Place
 from hpc.engine import Engine
 from hpc.job import Job
 from hpc.model import Model, resolve, user_cache
+from hpc.place import Place
 from hpc.rows import Checker, Limits
 from hpc.trim import Decode
 
@@ -58,7 +58,7 @@ class Loader:
         from hpc.tokenizer import Tokenizer
 
         load.quiet()
-        device = load.resolve_device(job.device, place.local_rank)
+        device = load.resolve_device(job.device, place.gpu or 0)
         tokenizer, described = Tokenizer(path), load.describe(path)
         model = load.load(path, device, job.dtype, place.threads)
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc import comm, corpus, output, read, scatter, summary
+from hpc import corpus, output, place, read, scatter, summary
 from hpc.attempt import Attempt, begin, run_path
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
@@ -107,7 +107,7 @@ def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
         tokens = TokenStore(folder)
     if tokens is None or tokens.inputs != inputs:
         attempt.events.write("read", {})
-        comm.use_threads(attempt.place.threads)
+        place.use_threads(attempt.place.threads)
         checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
         blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
         writer = StoreWriter(folder)

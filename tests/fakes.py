@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpc.comm import Place
 from hpc.engine import OnStep, Source, begin, pull
 from hpc.engine import Sequence as Growing
 from hpc.job import Job
 from hpc.loader import Loader, Replica
 from hpc.model import Model
+from hpc.place import Place
 from hpc.records import Request
 from hpc.rows import Checker, Limits
 

@@ -14,7 +14,7 @@ LAYERS = (
     ("bucket", "cost", "shard", "prefix", "trim"),
     ("plan",),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
-    ("store", "merge", "model", "gather"),
+    ("store", "merge", "model", "gather", "place"),
     ("rows", "scatter", "read", "verify"),
     ("complete", "loader", "output", "live"),
     ("leader", "follow", "summary"),

@@ -1,8 +1,6 @@
-"""Messages come out as they went in, ranks are placed on the cores they have, and a broken world is refused."""
+"""Messages come out as they went in, and a broken world is refused."""
 
 import json
-import os
-import socket
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc.comm import Buffer, Place, Single, Tag, check_world, hello, launched_rank, pack, places, unpack, wait_for
+from hpc.comm import Single, Tag, check_world, launched_rank, pack, unpack, wait_for
 from hpc.job import Refusal
 from tests.conftest import finish, start
 
@@ -52,62 +50,6 @@ def test_values_and_arrays_travel_together() -> None:
 
 def test_a_message_is_bytes() -> None:
     assert (pack().dtype, pack().ndim) == (np.dtype(np.uint8), 1)
-
-
-def greeting(host: str, cores: set[int], threads: int | None = None) -> Buffer:
-    return pack({"host": host, "cores": sorted(cores), "threads": threads})
-
-
-def threads(*hellos: Buffer) -> list[int]:
-    return [place.threads for place in places(hellos)]
-
-
-@pytest.mark.parametrize(("ranks", "expected"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])
-def test_cores_that_ranks_share_are_split(ranks: int, expected: int) -> None:
-    assert threads(*[greeting("a", set(range(8)))] * ranks) == [expected] * ranks
-
-
-def test_cores_that_ranks_are_bound_to_are_not_split() -> None:
-    assert threads(greeting("a", {0, 1, 2}), greeting("a", {3, 4})) == [3, 2]
-
-
-def test_cores_of_different_nodes_are_not_split() -> None:
-    assert threads(greeting("a", {0, 1}), greeting("b", {0, 1})) == [2, 2]
-
-
-def test_cores_that_are_shared_in_part_are_split_in_part() -> None:
-    assert threads(greeting("a", {0, 1, 2, 3}), greeting("a", {2, 3})) == [3, 1]
-
-
-def test_every_core_of_three_sharing_ranks_is_used() -> None:
-    assert threads(*[greeting("a", {0, 1, 2})] * 3) == [1, 1, 1]
-
-
-def test_threads_that_are_asked_for_go_before() -> None:
-    assert threads(greeting("a", {0, 1, 2, 3}, threads=7), greeting("a", {0, 1, 2, 3})) == [7, 2]
-
-
-def test_ranks_are_numbered_on_each_node() -> None:
-    found = places([greeting(host, {0}) for host in "abab"])
-    assert [(place.host, place.local_rank) for place in found] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-
-
-def test_a_greeting_says_host_and_cores() -> None:
-    values, _ = unpack(hello())
-    assert (values["host"], values["cores"]) == (socket.gethostname(), sorted(os.sched_getaffinity(0)))
-
-
-@pytest.mark.parametrize(("variable", "asked"), [("3", 3), ("", None), ("0", None), ("4,2", None), ("all", None)])
-def test_a_greeting_says_the_threads_that_the_environment_asks_for(
-    monkeypatch: pytest.MonkeyPatch, variable: str, asked: int | None
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert unpack(hello())[0]["threads"] == asked
-
-
-def test_a_greeting_without_a_wish_for_threads_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert places([hello()]) == [Place(socket.gethostname(), 0, len(os.sched_getaffinity(0)), 1)]
 
 
 SIZES = ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]

@@ -7,9 +7,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from hpc.comm import Buffer, Message, Place, Tag, pack, unpack
+from hpc.comm import Buffer, Message, Tag, pack, unpack
 from hpc.follow import follow
 from hpc.job import Job, SamplingParams
+from hpc.place import Place
 from hpc.plan import Arrangement
 from hpc.rundir import RunDirectory
 from hpc.scatter import Dispatcher

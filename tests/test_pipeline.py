@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from hpc import view
-from hpc.comm import Place, Single
+from hpc.comm import Single
 from hpc.engine import OnStep, Sequence, Source, begin, pull
 from hpc.job import Job, Refusal, SamplingParams
 from hpc.loader import Loader, Replica
 from hpc.pipeline import generate
+from hpc.place import Place
 from hpc.rows import Checker
 from hpc.stop import Stop
 from tests.conftest import read_rows, write_corpus

@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers as hf
 
-from hpc.comm import Place
 from hpc.engine.attention import Unsupported
 from hpc.engine.hf import HFEngine
 from hpc.engine.native import NativeEngine
 from hpc.engine.support import build, check, prepare
 from hpc.job import Job, SamplingParams
 from hpc.loader import Loader
+from hpc.place import Place
 from tests.conftest import make_tiny_model
 from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, tiny
 from tests.engine.oracle import Plain, generated, letters, prompts, request

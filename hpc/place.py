@@ -1,0 +1,111 @@
+"""Where each rank runs: its node, its part of the cores, its GPU. Rank 0 places all ranks by their greetings."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpc.comm import Buffer, pack, unpack
+from hpc.job import Refusal
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs, among the ranks of its node."""
+
+    host: str
+    local_rank: int
+    threads: int
+    """Its part of the cores that it may run on."""
+    ranks_on_node: int = 1
+    """How many share the node's memory, this one included."""
+    gpu: int | None = None
+    """Index among the GPUs that it sees; None where nothing says that there are any."""
+    gpu_name: str = ""
+    """What tells this GPU from the others of the node."""
+
+
+def hello() -> Buffer:
+    """Return what rank 0 must know of this process to place it: its host, cores, GPUs, and its wish for threads."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return pack(
+        {
+            "host": socket.gethostname(),
+            "cores": sorted(os.sched_getaffinity(0)),
+            "gpus": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), _uuids()),
+            "threads": int(asked) if asked.isdigit() and int(asked) else None,
+        }
+    )
+
+
+def places(hellos: Sequence[Buffer], bind_gpus: bool = True) -> list[Place]:
+    """Share out the cores and GPUs of each node over its ranks, given every rank's `hello`.
+
+    A core counts in equal parts for the ranks that may run on it, whether the launcher binds them
+    or not; OMP_NUM_THREADS, where it is set, goes before. Each rank gets one GPU, whether the launcher
+    shows it all of the node's or only its own; raises `Refusal` if two would share one.
+    """
+    values = [unpack(buffer)[0] for buffer in hellos]
+    ranks = Counter(value["host"] for value in values)
+    sharing = Counter((value["host"], core) for value in values for core in value["cores"])
+    seen: Counter[str] = Counter()
+    taken: dict[tuple[str, str], int] = {}
+    found = []
+    for rank, value in enumerate(values):
+        host, gpus = value["host"], value["gpus"] if bind_gpus else []
+        local = seen[host]
+        seen[host] += 1
+        share = sum(1 / sharing[host, core] for core in value["cores"])
+        threads = value["threads"] or max(1, int(share + 1e-9))
+        gpu = local % len(gpus) if gpus else None
+        name = gpus[gpu] if gpu is not None else ""
+        if name and (other := taken.setdefault((host, name), rank)) != rank:
+            raise Refusal(
+                f"ranks {other} and {rank} on {host} would share GPU {name}: {ranks[host]} ranks run there. Start one "
+                "rank for each GPU of a node (--slurm.gpus-per-node and --slurm.tasks-per-node alike; mpirun -n), or "
+                "add --device cpu"
+            )
+        found.append(Place(host, local, threads, ranks[host], gpu, name))
+    return found
+
+
+def visible_gpus(visible: str | None, uuids: Sequence[str]) -> list[str]:
+    """Return what names the GPUs that a process may use, in CUDA's order: UUIDs where they are known.
+
+    `visible` is CUDA_VISIBLE_DEVICES, of indices or UUIDs: CUDA takes those before the first that is
+    neither. `uuids` are those that the driver shows this process: where control groups hide the others,
+    index 0 is a different GPU for each rank.
+    """
+    if visible is None:
+        return list(uuids)
+    names = []
+    for token in (text.strip() for text in visible.split(",")):
+        if token.isdigit():
+            names.append(uuids[int(token)] if int(token) < len(uuids) else token)
+        elif token.startswith(("GPU-", "MIG-")):
+            names.append(token)
+        else:
+            break
+    return names
+
+
+def _uuids() -> list[str]:
+    """Ask the driver, without torch, which a rank with nothing to do never loads."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in asked.stdout.splitlines() if line.startswith("GPU-")]
+
+
+def use_threads(threads: int) -> None:
+    """Keep thread pools that are made later (of tokenizers) to this rank's share."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
