@@ -1,6 +1,7 @@
 """scattergen: completions for a large prompt corpus on every GPU of a Slurm allocation."""
 
+from hpc.allocation import Slurm
 from hpc.cli import main
 from hpc.job import Job, SamplingParams
 
-__all__ = ["Job", "SamplingParams", "main"]
+__all__ = ["Job", "SamplingParams", "Slurm", "main"]

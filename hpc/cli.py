@@ -1,18 +1,20 @@
 """The command line: verbs, flags, exit codes. The only place that reads arguments."""
 
+import json
 import logging
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from hpc import comm, log
+from hpc import comm, log, squeue
 from hpc.attempt import run_path
 from hpc.comm import Comm
 from hpc.job import Job, Refusal
 from hpc.loader import Loader
-from hpc.pipeline import REFUSED, generate
+from hpc.pipeline import OK, REFUSED, generate
 from hpc.stop import Stop
 
 LOGGER = logging.getLogger(__name__)
@@ -44,7 +46,48 @@ class Merge:
     """The run directory."""
 
 
-VIEWS = {"status": Status, "verify": Verify, "merge": Merge}
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a run, so that nothing finished is lost, and cancel its Slurm job."""
+
+    run: Path
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Resolve and store a model, on a machine that has a way to the hub; print where it is."""
+
+    model: str
+    """A hub id, a model directory or a .gguf file."""
+
+
+@dataclass(frozen=True)
+class Script(Job):
+    """Print the batch script of a job, and write what it needs into the run directory: give it to sbatch."""
+
+
+@dataclass(frozen=True)
+class Submit(Job):
+    """Submit a job to Slurm: the bytes that `script` prints; print Slurm's id and the run directory."""
+
+    doctor: bool = False
+    """Submit a check of the allocation instead, wait for it, and print what it says."""
+
+
+@dataclass(frozen=True)
+class Doctor(Job):
+    """Check the allocation it runs in, under srun or mpirun: every line is ok, or says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Settle(Job):
+    """The end of a batch script: exit 0 if the run is done, 75 if its job is to be requeued, 1 if not."""
+
+
+JOBS: dict[str, type[Job]] = {"run": Job, "script": Script, "submit": Submit, "doctor": Doctor, "settle": Settle}
+VIEWS = {"status": Status, "verify": Verify, "merge": Merge, "cancel": Cancel}
+Command = Job | Status | Verify | Merge | Cancel | Fetch
 
 
 def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
@@ -53,45 +96,57 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
     `loader` takes the place of what loads models.
     """
     arguments = sys.argv[1:]
-    if job is not None and (not arguments or arguments[0] not in ("run", *VIEWS)):
+    if job is not None and (not arguments or arguments[0] not in (*JOBS, *VIEWS)):
         arguments = ["run", *arguments]
-    command = parse(arguments, job)
-    if isinstance(command, Job):
-        sys.exit(run(command, loader or Loader()))
-    from hpc import view
-
-    code = 0
     try:
-        if isinstance(command, Status):
-            code = view.status(command.run, command.follow)
-        elif isinstance(command, Verify):
-            code = view.verify(command.run)
-        else:
-            code = view.merge(command.run)
+        job, arguments = take_job_file(job, arguments)
     except Refusal as refusal:
-        print(f"scattergen: {refusal}", file=sys.stderr)
-        code = REFUSED
+        _refuse(str(refusal), quiet=comm.launched_rank() > 0)
+    command = parse(arguments, job)
+    if isinstance(command, Doctor) or type(command) is Job:
+        sys.exit(run(command, loader or Loader()))
+    try:
+        code = ACTIONS[type(command)](command, loader)
+    except Refusal as refusal:
+        _refuse(str(refusal), quiet=False)
     sys.exit(code)
 
 
-def parse(arguments: list[str], job: Job | None) -> Job | Status | Verify | Merge:
+def take_job_file(job: Job | None, arguments: list[str]) -> tuple[Job | None, list[str]]:
+    """Take `--job FILE` out of the arguments: the job.json of a run directory, in the place of a job file's job."""
+    if "--job" not in arguments[:-1] or arguments[0] not in JOBS:
+        return job, arguments
+    at = arguments.index("--job")
+    path = Path(arguments[at + 1])
+    try:
+        job = Job.from_json(json.loads(path.read_text(encoding="utf-8"))["job"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"--job {path}: {error!r}; it must be the job.json of a run directory") from error
+    return job, arguments[:at] + arguments[at + 2 :]
+
+
+def parse(arguments: list[str], job: Job | None) -> Command:
     """Make a command of arguments; exit with 2, saying why on rank 0 alone, if they make none."""
     import tyro
 
     quiet = comm.launched_rank() > 0
-    default: dict[str, Any] = {} if job is None else {"default": job}
     conf = tyro.conf
-    commands: Any = Annotated[Job, conf.subcommand("run", **default)]
-    for verb, kind in VIEWS.items():
-        commands = commands | Annotated[kind, conf.subcommand(verb), conf.PositionalRequiredArgs]
+    commands: Any = None
+    for verb, kind in JOBS.items():
+        default: dict[str, Any] = {} if job is None else {"default": kind(**vars(job))}
+        one = Annotated[kind, conf.subcommand(verb, **default)]  # type: ignore[valid-type]
+        commands = one if commands is None else commands | one
+    for verb, view in {**VIEWS, "fetch": Fetch}.items():
+        commands = commands | Annotated[view, conf.subcommand(verb), conf.PositionalRequiredArgs]
     if job is not None and arguments[0] in VIEWS and not any(not text.startswith("-") for text in arguments[1:]):
         arguments = [arguments[0], str(run_path(job, tuple(Path(name) for name in job.corpus))), *arguments[1:]]
     try:
-        command: Job | Status | Verify | Merge = tyro.cli(
+        command: Command = tyro.cli(
             commands,
             args=arguments,
             prog="scattergen",
-            description="Completions for a large prompt corpus, in order and exactly once.",
+            description="Completions for a large prompt corpus, in order and exactly once. In the place of flags, "
+            "run, script, submit and doctor take --job RUN/job.json.",
             console_outputs=not quiet,
             config=(conf.OmitSubcommandPrefixes,),
         )
@@ -100,18 +155,85 @@ def parse(arguments: list[str], job: Job | None) -> Job | Status | Verify | Merg
     return command
 
 
+def script(command: Script, loader: Loader | None) -> int:
+    """Print the batch script of a job."""
+    from hpc import slurm
+
+    print(slurm.prepare(_job(command), _program(loader)), end="")
+    return OK
+
+
+def submit(command: Submit, loader: Loader | None) -> int:
+    """Submit a job, its model resolved here."""
+    from hpc import slurm
+
+    log.configure(0, 1)
+    job = _job(command)
+    model = (loader or Loader()).resolve(job.model)
+    verb = "doctor" if command.doctor else "run"
+    job_id, path = slurm.submit(job, model, _program(loader), verb)
+    print(f"Slurm job {job_id}\n{path}", flush=True)
+    return slurm.show_log(job_id, path) if command.doctor else OK
+
+
+def fetch(command: Fetch, loader: Loader | None) -> int:
+    """Store a model and print where."""
+    log.configure(0, 1)
+    print((loader or Loader()).resolve(command.model).path)
+    return OK
+
+
+def settle(command: Settle, loader: Loader | None) -> int:  # noqa: ARG001  (one signature for all)
+    """Decide what becomes of the Slurm job."""
+    from hpc.settle import settle as decide
+
+    return decide(_job(command), squeue.here())
+
+
+def look(command: Any, loader: Loader | None) -> int:  # noqa: ARG001
+    """Look at a run directory, or stop what runs in it."""
+    from hpc import view
+    from hpc.cancel import cancel
+
+    if isinstance(command, Status):
+        return view.status(command.run, command.follow)
+    actions: Mapping[type, Callable[[Path], int]] = {Verify: view.verify, Merge: view.merge, Cancel: cancel}
+    return actions[type(command)](command.run)
+
+
+ACTIONS: Mapping[type, Callable[[Any, Loader | None], int]] = {
+    Script: script, Submit: submit, Fetch: fetch, Settle: settle, **dict.fromkeys(VIEWS.values(), look)
+}  # fmt: skip
+
+
+def _job(command: Job) -> Job:
+    """Return the job of a verb that takes a job's flags."""
+    return Job(**{name: getattr(command, name) for name in Job.__dataclass_fields__})
+
+
+def _program(loader: Loader | None) -> tuple[str, ...]:
+    """Return what runs on the nodes: this program itself, where it brings its own loader."""
+    from hpc import slurm
+
+    return slurm.PROGRAM if loader is None else (sys.executable, str(Path(sys.argv[0]).absolute()))
+
+
 def run(job: Job, loader: Loader) -> int:
     """Run a job on this rank; return its exit code, which is 0 on every rank but rank 0."""
     quiet = comm.launched_rank() > 0
     try:
-        world = comm.connect()
+        world = comm.alone() if job.share else comm.connect()
     except Refusal as refusal:
         _refuse(str(refusal), quiet)
     stop = Stop()
     stop.listen()
     log.configure(world.rank, world.size)
     try:
-        return generate(job, world, loader, stop)
+        if isinstance(job, Doctor):
+            from hpc.doctor import examine
+
+            return examine(_job(job), world, loader)
+        return generate(job, world, loader, stop, squeue.here() if world.rank == 0 else None)
     except Refusal as refusal:
         _refuse(str(refusal), quiet=False)
     except Exception as error:

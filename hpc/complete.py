@@ -41,7 +41,7 @@ def complete(
             completions = [_finish(finish, samples) for samples in whole]
             places = journal.append(completions) if completions else []
             for completion, samples, (offset, length) in zip(completions, whole, places, strict=True):
-                rows = [completion.row, *backlog.done(completion.row)]
+                rows = [completion.row, *backlog.done(completion.row, max(len(s.token_ids) for s in samples))]
                 for row in rows:
                     records.add(row, offset, length)
                 progress.rows += len(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hpc import log, place, read
 from hpc.comm import Comm, Message, Tag, pack, unpack, wait_for
 from hpc.complete import complete, finisher
+from hpc.deadline import Deadline
 from hpc.gather import OwnRecords
 from hpc.job import Job
 from hpc.journal import FSYNC_S, JournalWriter
@@ -43,6 +44,7 @@ class _Assignment:
     model_path: Path
     file_names: tuple[str, ...]
     place: Place
+    deadline: Deadline
 
 
 @dataclass
@@ -114,6 +116,7 @@ class Follower:
             Path(values["model_path"]),
             tuple(values["file_names"]),
             Place(**values["place"]),
+            Deadline(values["seconds_left"]),
         )
         log.configure(
             self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
@@ -136,7 +139,9 @@ class Follower:
 
     def _begin_generating(self) -> None:
         defaults = self.assignment.job.sampling
-        self._backlog = Backlog(defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True)
+        self._backlog = Backlog(
+            defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True, deadline=self.assignment.deadline
+        )
 
     def _generate(self, backlog: Backlog) -> None:
         given, rank = self.assignment, self.world.rank

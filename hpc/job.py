@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hpc.allocation import Share, Slurm
+
 
 class Refusal(Exception):
     """The user asked for what must not be done; the message says what to do instead. Exit code 2."""
@@ -234,10 +236,14 @@ class Job:
     """Generate again the rows that an engine error ended in an earlier attempt."""
     force: bool = False
     """Take the run directory even where its lock cannot be tested."""
+    share: str = ""
+    """I/N: only the rows whose index is I modulo N, generated here alone; the last of the N shares merges."""
     show: int = 0
     """Print so many of the first prompts with their completions at the end."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """How tokens are chosen; a row's own "sampling" goes before it."""
+    slurm: Slurm = field(default_factory=Slurm)
+    """What `submit` asks of Slurm."""
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
@@ -250,6 +256,7 @@ class Job:
         _require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
         _require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
+        Share.of(self.share)
         _require(self.show >= 0, "show", self.show, "it must be at least 0")
         _require(
             self.name not in (".", "..") and "/" not in self.name,
@@ -262,4 +269,5 @@ class Job:
     def from_json(cls, values: Mapping[str, Any]) -> "Job":
         """Make the job that `dataclasses.asdict` and JSON have made `values` of: lists stand for tuples."""
         sampling = SamplingParams().override(values["sampling"])
-        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling})
+        slurm = Slurm(**values.get("slurm", {}))
+        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling, "slurm": slurm})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc import place
 from hpc.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
+from hpc.deadline import Deadline
 from hpc.journal import FSYNC_S, JournalWriter
 from hpc.place import Place
 from hpc.progress import Events, Progress, Work, describe, overall
@@ -37,6 +38,7 @@ class Leader:
         self._dispatcher: Dispatcher | None = None
         self._events: Events | None = None
         self._work: Work | None = None
+        self._deadline = Deadline(None)
         self._places: list[Place] = []
         self._print_s = TERMINAL_S if sys.stderr.isatty() else FILE_S
         self._next_print = 0.0
@@ -58,9 +60,9 @@ class Leader:
         for rank in self.others:
             self.world.send(rank, Tag.JOB, pack({**values, "place": asdict(self._places[rank])}))
 
-    def start(self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events) -> None:
+    def start(self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events, deadline: Deadline) -> None:
         """Tell every other rank to generate, and scatter their shards; from now on, who asks for more is answered."""
-        self._work, self._dispatcher, self._events = work, dispatcher, events
+        self._work, self._dispatcher, self._events, self._deadline = work, dispatcher, events, deadline
         self.progress = {rank: Progress() for rank in self.others} | {0: own}
         self._next_print = time.monotonic() + self._print_s
         if self.world.size == 1 and sys.stderr.isatty():
@@ -96,6 +98,8 @@ class Leader:
                 self.world.send(rank, Tag.STOP, pack())
         if journal is not None:
             journal.sync(FSYNC_S)
+        if self._dispatcher is not None and self._deadline.passed:
+            self._dispatcher.close()
         if self._events is not None:
             self._events.tick("generate", self.progress[0])
         self._print()
@@ -113,6 +117,10 @@ class Leader:
             self._bar.close()
         if self._events is not None:
             self._events.write("generated", asdict(self.progress[0]))
+
+    def requests_left(self) -> int:
+        """Return how many of the attempt's requests have not been generated."""
+        return self._work.requests - overall(self.progress).requests if self._work else 0
 
     def ranks_with_records(self) -> list[int]:
         """Return the other ranks that have completions to be gathered."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpc import corpus, output, place, read, scatter, summary
+from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, run_path
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
@@ -25,7 +26,7 @@ from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.output import Counts
 from hpc.plan import arrange
-from hpc.progress import Progress, Work
+from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
 from hpc.stop import Stop
@@ -37,8 +38,10 @@ OK, FAULT, REFUSED, UNFINISHED = 0, 1, 2, 75
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: run the same command again."""
 
 
-def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
+def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allocation | None = None) -> int:
     """Generate a completion for every row of the job's corpus; return this rank's exit code.
+
+    In an `allocation` whose end is known, what would not end in time is left to another attempt.
 
     Raises `Refusal`, on rank 0 alone, when every other rank has been told to leave. After any other
     exception the other ranks still wait: it is for the caller to `world.abort`.
@@ -47,7 +50,7 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
         return follow(world, loader, stop)
     leader = Leader(world, stop)
     try:
-        code = take_and_lead(job, leader, loader)
+        code = take_and_lead(job, leader, loader, allocation)
     except Refusal:
         leader.dismiss()
         raise
@@ -55,18 +58,18 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop) -> int:
     return code
 
 
-def take_and_lead(job: Job, leader: Leader, loader: Loader) -> int:
+def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocation | None) -> int:
     """Take the run directory, tell the story, give it back."""
     try:
         files = corpus.find(job.corpus)
     except CorpusError as error:
         raise Refusal(str(error)) from error
-    directory = RunDirectory(run_path(job, files))
+    directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
     directory.acquire(job.force)
     before = directory.state
     try:
-        return lead(begin(job, directory, files, leader, loader))
+        return lead(begin(job, directory, files, leader, loader, allocation))
     except Refusal:
         directory.restore_state(before)  # what an earlier attempt left is as it was
         raise
@@ -87,8 +90,10 @@ def lead(attempt: Attempt) -> int:
         attempt.write_job()
         work, dispatcher = plan(attempt, tokens, earlier)
         own = generate_all(attempt, work, dispatcher)
-        if attempt.leader.stop.reason:
-            return drain(attempt)
+        if attempt.leader.stop.reason or attempt.leader.requests_left():
+            return drain(attempt, work)
+        if attempt.directory.share:
+            return merge_if_last(attempt, tokens, work)
         counts = gather_and_merge(attempt, tokens, earlier, own)
         return conclude(attempt, work, counts)
 
@@ -100,6 +105,16 @@ def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     store of the last one stays.
     """
     began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if attempt.directory.share:  # the first of the jobs reads for all of them
+            stack.enter_context(attempt.directory.alone("store", lambda: bool(attempt.leader.stop.reason)))
+        tokens = read_or_reuse(attempt, earlier) if not attempt.leader.stop.reason else None
+    attempt.seconds["tokenize"] = time.monotonic() - began
+    return tokens
+
+
+def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
+    """Return the token store of the corpus; see `read_corpus`."""
     job, folder = attempt.job, attempt.directory.path
     inputs = store_inputs(attempt)
     tokens = None
@@ -125,7 +140,6 @@ def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
             raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
         finally:
             writer.close()
-    attempt.seconds["tokenize"] = time.monotonic() - began
     return tokens
 
 
@@ -166,13 +180,16 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     for index in np.flatnonzero((count[which] > 1) & ~found[which]).tolist():
         if rows[index] != asked_by[which[index]]:
             also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
+    share = attempt.directory.share or Share(0, 1)
     pending = np.sort(asked_by[~found])
+    pending = pending[pending % share.count == share.index]
+    mine = rows % share.count == share.index
     asked = np.sort(asked_by)  # of the whole corpus, not of what is pending: see `hpc.prefix`
     arranged = arrange(tokens.prompts(asked), np.searchsorted(asked, pending), job, size)
     work = Work(
-        rows=tokens.num_rows,
-        refused=tokens.num_rows - len(rows),
-        done=int(count[found].sum()),
+        rows=len(range(share.index, tokens.num_rows, share.count)),
+        refused=len(range(share.index, tokens.num_rows, share.count)) - int(mine.sum()),
+        done=int(found[which[mine]].sum()),
         requests=len(pending),
         duplicates=len(rows) - len(unique),
     )
@@ -196,11 +213,12 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
         "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
         work.rows, work.refused, work.done, work.duplicates, work.requests,
     )  # fmt: skip
-    leader.start(work, dispatcher, progress, attempt.events)
+    deadline = attempt.deadline()
+    leader.start(work, dispatcher, progress, attempt.events, deadline)
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
-    backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)))
+    backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     complete(
         replica.engine, backlog, writer, own, progress,
@@ -210,12 +228,31 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
     return own
 
 
-def drain(attempt: Attempt) -> int:
+def drain(attempt: Attempt, work: Work | None = None) -> int:
     """End before the end: everything finished is in the journals."""
     attempt.directory.set_state("drained")
     attempt.events.write("drained", {})
-    LOGGER.warning("stopped (%s); run the same command again to go on", attempt.leader.stop.reason)
+    reason = attempt.leader.stop.reason or "the rest would not end within the time limit"
+    LOGGER.warning("stopped (%s); run the same command again to go on", reason)
+    if work is not None:
+        LOGGER.info("%s", left(work, overall(attempt.leader.progress), time.time()))
     return UNFINISHED
+
+
+def merge_if_last(attempt: Attempt, tokens: TokenStore, work: Work) -> int:
+    """End a share: the one that finds every row answered, by whichever job, writes the output."""
+    directory = attempt.directory
+    with directory.alone("merge", lambda: bool(attempt.leader.stop.reason)):
+        index = JournalIndex(directory.journals())
+        missing = int(tokens.good.sum()) - int(np.count_nonzero((index.find(tokens.keys) >= 0) & tokens.good))
+        directory.set_state("done")
+        if missing:
+            LOGGER.info("share %s is done; %d rows are left to the other shares", attempt.job.share, missing)
+            return OK
+        counts = gather_and_merge(attempt, tokens, index, OwnRecords(directory.journal(attempt.number, 0)))
+        code = conclude(attempt, work, counts)
+        directory.set_whole_state("done" if code == OK else "failed")
+        return code
 
 
 def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, own: OwnRecords) -> Counts:

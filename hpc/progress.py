@@ -104,6 +104,16 @@ def describe(work: Work, total: Progress, now: float) -> str:
     return text
 
 
+def left(work: Work, total: Progress, now: float) -> str:
+    """Return the line with which an attempt ends before the end: rows done and left, and how long they would take."""
+    done = work.done + work.refused + total.rows
+    text = f"{done:,} rows done, {total.rows:,} of them in this attempt; {work.rows - done:,} left"
+    elapsed = now - total.began if total.began else 0.0
+    if elapsed > 0 and total.rows:
+        text += f", about {duration(elapsed * (work.rows - done) / total.rows)} on these ranks"
+    return text
+
+
 def duration(seconds: float) -> str:
     """Write seconds for people: 41 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)

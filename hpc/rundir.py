@@ -13,12 +13,13 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from hpc import atomic
+from hpc.allocation import Share
 from hpc.job import Job, Refusal
 
 State = Literal["running", "drained", "done", "failed"]
@@ -27,12 +28,22 @@ BOUND = ("model", "tokenizer", "template", "dtype")
 """What must stay the same over the attempts of a run; engine, device and ranks may change."""
 
 
-class RunDirectory:
-    """Paths and small files of a run."""
+LOCK_PATIENCE_S = 2.0
+"""Somebody who only looks whether the lock is held holds it for a moment."""
 
-    def __init__(self, path: Path) -> None:
+
+class RunDirectory:
+    """Paths and small files of a run.
+
+    Independent jobs that each generate a share of the rows have lock, state and attempts of their own
+    in it, and the number of their share stands for the rank.
+    """
+
+    def __init__(self, path: Path, share: Share | None = None) -> None:
         self.path = path
-        self._lock: int | None = None
+        self.share = share
+        self._suffix = "" if share is None else f"-{share.index}"
+        self._locks: list[int] = []
 
     @property
     def completions(self) -> Path:
@@ -49,21 +60,34 @@ class RunDirectory:
         """Figures of the run, for programs."""
         return self.path / "summary.json"
 
+    @property
+    def cancelled(self) -> Path:
+        """Is there since `cancel`, until the run is begun or submitted again: its job shall not requeue itself."""
+        return self.path / "cancelled"
+
     def journal(self, attempt: int, rank: int) -> Path:
         """One rank's journal of one attempt."""
-        return self.path / "journal" / f"{attempt:04d}-{rank:05d}.jsonl"
+        return self.path / "journal" / f"{self._of(attempt, rank)}.jsonl"
 
     def journals(self) -> list[Path]:
         """All journals, the earliest attempt first."""
         return sorted((self.path / "journal").glob("*.jsonl"), key=attempt_and_rank)
 
+    def journals_of(self, attempt: int) -> list[Path]:
+        """Return the journals of one attempt, of this share."""
+        rank = "*" if self.share is None else f"{self.share.index:05d}"
+        return sorted((self.path / "journal").glob(f"{attempt:04d}-{rank}.jsonl"))
+
     def events(self, attempt: int, rank: int) -> Path:
         """One rank's progress in one attempt."""
-        return self.path / "events" / f"{attempt:04d}-{rank:05d}.jsonl"
+        return self.path / "events" / f"{self._of(attempt, rank)}.jsonl"
 
     def log(self, attempt: int, rank: int) -> Path:
         """One rank's log of one attempt."""
-        return self.path / "log" / f"{attempt:04d}-{rank:05d}.log"
+        return self.path / "log" / f"{self._of(attempt, rank)}.log"
+
+    def _of(self, attempt: int, rank: int) -> str:
+        return f"{attempt:04d}-{rank + (self.share.index if self.share else 0):05d}"
 
     def create(self) -> None:
         """Make the folders; raise `Refusal` where that cannot be done."""
@@ -74,72 +98,117 @@ class RunDirectory:
             raise Refusal(_cannot_write(self.path, error)) from error
 
     def acquire(self, force: bool = False, flock: Callable[[int, int], None] = fcntl.flock) -> None:
-        """Take the run directory for this process until it ends, however it ends.
+        """Take the run directory, or its share of it, for this process until it ends, however it ends.
 
         Raises `Refusal` if another process has it, or if the file system cannot tell (`force` goes on
         then).
         """
+        if self.share is None:
+            self._take("lock", fcntl.LOCK_EX, force, flock)
+        else:
+            self._take("lock", fcntl.LOCK_SH, force, flock)  # no run of the whole beside shares of it
+            self._take("lock" + self._suffix, fcntl.LOCK_EX, force, flock)
+
+    def _take(self, name: str, kind: int, force: bool, flock: Callable[[int, int], None]) -> None:
         try:
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise Refusal(_cannot_write(self.path, error)) from error
-        try:
-            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 1000, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise Refusal(
-                f"{self.path} is in use by {owner or 'another process'}; wait for it or stop it, "
-                "or choose another --name"
-            ) from None
-        except OSError as error:
-            if not force:
+        give_up = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                flock(lock, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < give_up:
+                    time.sleep(LOCK_PATIENCE_S / 20)
+                    continue
+                owner = os.pread(lock, 1000, 0).decode(errors="replace").strip()
                 os.close(lock)
                 raise Refusal(
-                    f"{self.path}/lock cannot be locked ({error.strerror}), so a second run in this directory would "
+                    f"{self.path} is in use by {owner or 'another process'}; wait for it or stop it "
+                    f"(scattergen cancel {self.path}), or choose another --name"
+                ) from None
+            except OSError as error:
+                if force:
+                    break
+                os.close(lock)
+                raise Refusal(
+                    f"{self.path / name} cannot be locked ({error.strerror}), so a second run in this directory would "
                     "go unseen. If you are sure that there is none, add --force"
                 ) from error
         job = os.environ.get("SLURM_JOB_ID")
         owner = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", Slurm job {job}" if job else "")
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{owner}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-        self._lock = lock
+        self._locks.append(lock)
 
     def release(self) -> None:
         """Give the run directory back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        while self._locks:
+            os.close(self._locks.pop())
 
-    def is_held(self) -> bool:
-        """Say whether a living process has the run directory, as far as the file system can tell."""
+    def is_held(self, name: str = "lock") -> bool:
+        """Say whether a living process has the run directory, or a share of it, as far as the file system can tell."""
         try:
-            lock = os.open(self.path / "lock", os.O_RDONLY)
+            try:
+                lock, kind = os.open(self.path / name, os.O_RDWR), fcntl.LOCK_EX
+            except PermissionError:  # somebody else's run: a reader's lock shows at least who has the whole of it
+                lock, kind = os.open(self.path / name, os.O_RDONLY), fcntl.LOCK_SH
         except OSError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except OSError as error:
             return error.errno in (errno.EAGAIN, errno.EACCES)
         finally:
             os.close(lock)
         return False
 
+    @contextlib.contextmanager
+    def alone(self, what: str, give_up: Callable[[], bool]) -> Iterator[bool]:
+        """Be the only job of this run that does `what`; wait for the others, and yield False if that is given up."""
+        lock = os.open(self.path / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            taken = False
+            while not (taken or give_up()):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken = True
+                except BlockingIOError:
+                    time.sleep(LOCK_PATIENCE_S / 20)
+                except OSError:  # a file system without locks: `acquire` was told to go on
+                    taken = True
+            yield taken
+        finally:
+            os.close(lock)
+
     @property
     def state(self) -> str:
         """What `state` says; "new" before the first attempt."""
         try:
-            return (self.path / "state").read_text().strip()
+            return (self.path / f"state{self._suffix}").read_text().strip()
         except FileNotFoundError:
             return "new"
 
     def set_state(self, state: State) -> None:
-        """Write `state`."""
+        """Write `state`; with shares, that of this one, and of the whole run what follows from it."""
+        atomic.write(self.path / f"state{self._suffix}", state + "\n")
+        if self.share is not None:
+            others = (f"lock-{index}" for index in range(self.share.count) if index != self.share.index)
+            if state == "running" or any(self.is_held(name) for name in others):
+                self.set_whole_state("running")
+            else:  # a share that is done leaves the rows of those that have not run
+                self.set_whole_state("drained" if state == "done" else state)
+
+    def set_whole_state(self, state: State) -> None:
+        """Write the state of the run, whatever the shares'."""
         atomic.write(self.path / "state", state + "\n")
 
     def restore_state(self, state: str) -> None:
         """Write the state that was there before; a run that had none has failed."""
-        atomic.write(self.path / "state", ("failed" if state == "new" else state) + "\n")
+        restored: Any = "failed" if state == "new" else state
+        self.set_state(restored)
 
     def set_failed(self) -> None:
         """Write that the run has failed, if that can be written at all: there is another error to be told."""
@@ -149,7 +218,21 @@ class RunDirectory:
     def next_attempt(self) -> int:
         """Return a number above those of all attempts that left anything, from 1."""
         paths = [path for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
-        return 1 + max((attempt_and_rank(path)[0] for path in paths), default=0)
+        found = [attempt_and_rank(path) for path in paths]
+        return 1 + max((n for n, rank in found if self.share is None or rank == self.share.index), default=0)
+
+    def note_slurm_job(self, job_id: str) -> None:
+        """Add a Slurm job to those of this run."""
+        if self.slurm_jobs()[-1:] != [job_id]:
+            with open(self.path / "slurm_jobs", "a") as file:
+                file.write(job_id + "\n")
+
+    def slurm_jobs(self) -> list[str]:
+        """Return the ids of the Slurm jobs that were submitted for this run, or have run in it; the latest last."""
+        try:
+            return (self.path / "slurm_jobs").read_text().split()
+        except FileNotFoundError:
+            return []
 
     def read_job(self) -> dict[str, Any] | None:
         """Return what `job.json` holds, or None before the first attempt."""
@@ -162,7 +245,7 @@ class RunDirectory:
     def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
         """Record the resolved job: what runs, on what, with which versions."""
         value = {
-            "job": dataclasses.asdict(job),
+            "job": dataclasses.asdict(dataclasses.replace(job, share="")),
             "files": [str(file) for file in files],
             "model_path": str(model_path),
             "bound": dict(bound),
@@ -175,7 +258,7 @@ class RunDirectory:
         """Raise `Refusal`, naming the field, if an earlier attempt was bound to something else."""
         earlier = self.read_job()
         for name in BOUND:
-            if earlier is not None and earlier["bound"][name] != bound[name]:
+            if earlier is not None and earlier["bound"].get(name, bound[name]) != bound[name]:
                 raise Refusal(
                     f"{self.path} was begun with {name} {earlier['bound'][name]}, and this job has {name} "
                     f"{bound[name]}: its completions would not belong together. Choose another --name, or remove "

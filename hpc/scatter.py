@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hpc import shard, store
 from hpc.comm import Buffer, pack, unpack
+from hpc.deadline import Deadline
 from hpc.job import SamplingParams
 from hpc.plan import Arrangement
 from hpc.records import KEY_BYTES, Request
@@ -66,6 +67,11 @@ class Dispatcher:
         last = not len(self._shards[rank]) and not len(self._tail)
         return self._pack(chosen, last)
 
+    def close(self) -> None:
+        """Hand out nothing more: there is no time left for it."""
+        self._shards = [indices[:0] for indices in self._shards]
+        self._tail = self._tail[:0]
+
     def _fitting(self, indices: Ints) -> int:
         """Return how many of the requests make up at most a piece: one at least, however large."""
         rows = self._rows[indices]
@@ -100,16 +106,25 @@ class Backlog:
     It asks for more before its engine is idle, so that the answer is there when it is needed; not while
     it is `expecting` a piece, as at first one that comes without being asked for, nor while most of
     what the engine has taken is under way: an engine with room would take what others will need.
+    A request that would not end before the deadline is passed over.
     """
 
-    def __init__(self, defaults: SamplingParams, ask: Callable[[], None], expecting: bool = False) -> None:
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        ask: Callable[[], None],
+        expecting: bool = False,
+        deadline: Deadline | None = None,
+    ) -> None:
         self._defaults = defaults
         self._ask = ask
         self._requests: deque[Request] = deque()
         self._tokens = 0
         self._expecting = expecting
         self._last = False
-        self._under_way = self._most_under_way = 0
+        self._deadline = deadline or Deadline(None)
+        self._under_way: dict[int, tuple[Request, float]] = {}
+        self._most_under_way = 0
         self.also: dict[int, list[int]] = {}
         """For a request's row, the further rows that it answers."""
         self.waited_s = 0.0
@@ -127,21 +142,24 @@ class Backlog:
         room = num_tokens
         while self._requests and (not taken or self._requests[0].most_tokens <= room):
             request = self._requests.popleft()
-            room -= request.most_tokens
             self._tokens -= request.most_tokens
-            taken.append(request)
-        enough = self._tokens >= num_tokens or self._under_way > 3 * self._most_under_way // 4
-        self._under_way += len(taken)
-        self._most_under_way = max(self._most_under_way, self._under_way)
+            if self._deadline.admits(len(request.token_ids), request.sampling.max_new_tokens):
+                room -= request.most_tokens
+                taken.append(request)
+        enough = self._tokens >= num_tokens or len(self._under_way) > 3 * self._most_under_way // 4
+        now = time.monotonic()
+        self._under_way.update((request.row, (request, now)) for request in taken)
+        self._most_under_way = max(self._most_under_way, len(self._under_way))
         if not (enough or self._expecting or self._last):
             self._expecting = True
             self._ask()
         self._note_waiting(not taken and not self.exhausted)
         return taken
 
-    def done(self, row: int) -> list[int]:
-        """Note that the request of a row has ended; return the further rows that it answers."""
-        self._under_way -= 1
+    def done(self, row: int, new_tokens: int) -> list[int]:
+        """Note that the request of a row has ended after so many steps; return the further rows that it answers."""
+        request, began = self._under_way.pop(row)
+        self._deadline.note(len(request.token_ids), new_tokens, time.monotonic() - began)
         return self.also.pop(row, [])
 
     def add(self, piece: Buffer) -> None:

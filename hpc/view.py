@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc import output
+from hpc import output, squeue
 from hpc.job import Job, Refusal
 from hpc.journal import JournalIndex
 from hpc.merge import MergeError, OutputRow
@@ -102,6 +102,8 @@ def status(path: Path, follow: bool) -> int:
         live.follow(RunDirectory(path))
     else:
         print(live.describe_state(RunDirectory(path)))
+        if jobs := RunDirectory(path).slurm_jobs():
+            print(squeue.describe(jobs[-1], RunDirectory(path)))
         try:
             run = Run.open(path)
         except Refusal:

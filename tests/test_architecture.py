@@ -9,18 +9,19 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("job", "log", "stop", "atomic"),
+    ("allocation", "log", "stop", "atomic"),
+    ("job",),
     ("records",),
-    ("bucket", "cost", "shard", "prefix", "trim"),
+    ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
     ("plan",),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
-    ("store", "merge", "model", "gather", "place"),
+    ("store", "merge", "model", "gather", "place", "squeue"),
     ("rows", "scatter", "read", "verify"),
     ("complete", "loader", "output", "live"),
     ("leader", "follow", "summary"),
     ("attempt",),
-    ("pipeline",),
-    ("view",),
+    ("pipeline", "template"),
+    ("view", "settle", "cancel", "slurm", "doctor"),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -31,6 +32,7 @@ ONLY_IN = {
     "transformers": ("engine/", "tokenizer.py"),
     "mpi4py": ("comm.py",),
     "tyro": ("cli.py",),
+    "submitit": ("slurm.py", "template.py"),
     "rich": ("live.py",),
     "huggingface_hub": ("model.py",),
     "safetensors": ("comm.py", "engine/"),

@@ -1,0 +1,217 @@
+"""Slurm's side of a job: write its script, submit it. The only place that knows submitit.
+
+submitit writes the `#SBATCH` lines and submits; what runs is a command in shell, so that a script
+can be read, kept, changed and given to sbatch by hand.
+"""
+
+import pprint
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpc import atomic, corpus, squeue, template
+from hpc.allocation import Slurm, check_time
+from hpc.attempt import run_path
+from hpc.corpus import CorpusError
+from hpc.job import Job, Refusal
+from hpc.model import Model
+from hpc.rundir import RunDirectory
+
+PROGRAM = (sys.executable, "-m", "hpc")
+"""What runs on the nodes, where a template does not bring its own Python."""
+
+DEFAULT_TIME_MIN = 60
+
+LONGEST_WAIT_S = 900.0
+"""How long to wait for a short job to get its turn and end."""
+
+_SUBMITIT = {"tasks_per_node": "ntasks_per_node", "time_min": "time"}
+_PASSED = (
+    "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "time_min", "partition", "account", "qos",
+    "constraint", "gres", "mem", "nodelist", "exclude", "dependency",
+)  # fmt: skip
+
+
+def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = None, verb: str = "run") -> str:
+    """Write job.json, job.py and script.sbatch into the run directory; return the text of the script.
+
+    With a resolved `model` the run is bound to it. Raises `Refusal` for what must not or cannot run.
+    """
+    files = find_corpus(job)
+    directory = RunDirectory(run_path(job, files))
+    job = absolute(job, files, directory.path)
+    text = render(job, directory, program, verb)
+    directory.create()
+    if directory.is_held():
+        raise Refusal(f"{directory.path} is in use; see `scattergen status {directory.path}`")
+    earlier = directory.read_job()
+    bound = dict(earlier["bound"]) if earlier else {}
+    if model is not None:
+        bound |= {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template}
+    if job.dtype != "auto":
+        bound["dtype"] = job.dtype
+    directory.check_bound(bound)
+    directory.write_job(job, files, bound, model.path if model else Path(job.model))
+    atomic.write(directory.path / "job.py", record(job))
+    atomic.write(directory.path / "script.sbatch", text)
+    return text
+
+
+def find_corpus(job: Job) -> tuple[Path, ...]:
+    """Return the corpus files of a job, absolute; raise `Refusal` if there are none."""
+    try:
+        return tuple(file.absolute() for file in corpus.find(job.corpus))
+    except CorpusError as error:
+        raise Refusal(str(error)) from error
+
+
+def absolute(job: Job, files: Sequence[Path], run: Path) -> Job:
+    """Return the job as it reads from any folder of any node."""
+    model = Path(job.model).expanduser()
+    return replace(
+        job,
+        model=str(model.absolute()) if model.exists() else job.model,
+        corpus=tuple(map(str, files)),
+        runs=str(run.parent),
+        name=run.name,
+    )
+
+
+def record(job: Job) -> str:
+    """Return the job as a job file."""
+    return (
+        f'"""What `scattergen submit` was asked for, on {job.name}; a record, and a job file."""\n\n'
+        f"from hpc import Job, SamplingParams, Slurm, main\n\nJOB = {pprint.pformat(job, width=110)}\n\n"
+        'if __name__ == "__main__":\n    main(JOB)\n'
+    )
+
+
+def render(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, verb: str = "run") -> str:
+    """Return the text of the batch script of a job whose paths are absolute.
+
+    The ranks do `verb`; behind a "run" the script puts its job back into the queue while work is left.
+    Raises `Refusal` for a template that cannot be used.
+    """
+    from submitit.slurm import slurm
+
+    asked, profile = job.slurm, template.read(template.find(job.slurm.template))
+    parameters = _parameters(asked, profile)
+    try:
+        check_time(parameters["time"], asked.signal_delay_s)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    log = str(directory.path / "log" / ("slurm-%A_%a.log" if asked.array else "slurm-%j.log"))
+    name = log.rsplit("/", 1)[1]
+    additional: dict[str, Any] = {
+        "output": log.removesuffix(name).replace("%", "%%") + name,
+        "requeue": True,
+        **({"array": f"0-{asked.array - 1}"} if asked.array else {}),
+        **({"reservation": asked.reservation} if asked.reservation else {}),
+        **parameters.pop("additional_parameters", {}),
+        **asked.additional_parameters,
+    }
+    python = f"{profile.python} -m hpc" if profile.python else shlex.join(program)
+    share = f' --share "$SLURM_ARRAY_TASK_ID/{asked.array}"' if asked.array else ""
+    mpi = "none" if asked.array else asked.mpi or profile.mpi
+    srun = shlex.join(["srun", f"--mpi={mpi}", "--kill-on-bad-exit=1", *profile.srun_args])
+    path = shlex.quote(str(directory.path / "job.json"))
+    text = slurm._make_sbatch_string(
+        command=f"{srun} {python} {verb} --job {path}{share}",
+        folder=directory.path / "log",
+        job_name=job.name,
+        setup=list(profile.setup),
+        teardown=[*profile.teardown, *(_settle(f"{python} settle --job {path}{share}") if verb == "run" else ())],
+        signal_delay_s=asked.signal_delay_s,
+        stderr_to_stdout=True,
+        use_srun=False,
+        additional_parameters={name: True if value in ("true", True) else value for name, value in additional.items()},
+        wckey=None,  # type: ignore[arg-type]  # many sites refuse a key that they do not know
+        **parameters,
+    )
+    return text + "\n"
+
+
+def _settle(command: str) -> list[str]:
+    """Return the shell that ends a batch script."""
+    return [
+        "# What the run directory says decides, and not srun, which mixes the codes of the ranks.",
+        command,
+        "case $? in",
+        "  0) exit 0 ;;",
+        '  75) scontrol requeue "$SLURM_JOB_ID" ;;  # work is left, and this attempt got on with it',
+        "  *) exit 1 ;;",
+        "esac",
+    ]
+
+
+def _parameters(asked: Slurm, profile: template.Template) -> dict[str, Any]:
+    """Return submitit's parameters: the template's, and before them what the job asks for."""
+    own = {_SUBMITIT.get(name, name): getattr(asked, name) for name in _PASSED if getattr(asked, name) is not None}
+    values = {"time": DEFAULT_TIME_MIN, "nodes": 1, **profile.directives, **own}
+    if asked.exclusive:
+        values["exclusive"] = True
+    if asked.array:
+        values |= {"nodes": 1, "ntasks_per_node": 1}
+    elif "ntasks_per_node" not in own:
+        gpus = own.get("gpus_per_node")
+        values["ntasks_per_node"] = gpus or values.get("ntasks_per_node") or values.get("gpus_per_node", 1)
+    return values
+
+
+def submit(job: Job, model: Model, program: Sequence[str] = PROGRAM, verb: str = "run") -> tuple[str, Path]:
+    """Submit a job; return Slurm's id and the run directory.
+
+    The bytes that go to sbatch are those of script.sbatch. Raises `Refusal` if a job of this run is
+    under way (but with `job.force`), or if Slurm refuses.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """Submits a text as it is."""
+
+        def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002
+            return text
+
+    if SlurmExecutor.affinity() < 0:
+        raise Refusal("there is no srun on PATH, so this is no machine of a Slurm cluster; log in to one")
+    directory = RunDirectory(run_path(job, find_corpus(job)))
+    directory.create()
+    with directory.alone("submit", lambda: False):
+        if not job.force:
+            refuse_live(directory)
+        text = prepare(job, program, model, verb)
+        directory.cancelled.unlink(missing_ok=True)
+        executor = Executor(directory.path / "slurm")
+        try:
+            submitted = executor._submit_command("")
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise Refusal(f"Slurm did not take the job: {error}") from error
+        directory.note_slurm_job(submitted.job_id)
+    return submitted.job_id, directory.path
+
+
+def refuse_live(directory: RunDirectory) -> None:
+    """Raise `Refusal` if Slurm still has a job of this run."""
+    for job_id in directory.slurm_jobs()[-3:]:
+        found = squeue.ask(job_id)
+        if found is not None and found.live:
+            raise Refusal(
+                f"{directory.path} has the Slurm job {job_id}, which is {found.states}: wait for it, stop it "
+                f"(scattergen cancel {directory.path}), or submit beside it with --force"
+            )
+
+
+def show_log(job_id: str, path: Path) -> int:
+    """Wait for the end of a job, print its log, and return 0 if it completed, else 1."""
+    began = time.monotonic()
+    while (answer := squeue.ask(job_id)) is not None and answer.live:
+        if time.monotonic() - began > LONGEST_WAIT_S:
+            raise Refusal(f"job {job_id} still is {answer.states}; its output will be {path}/log/slurm-{job_id}.log")
+        time.sleep(1)
+    print((path / "log" / f"slurm-{job_id}.log").read_text(errors="replace"), end="")
+    return 0 if answer is not None and set(answer.counts) == {"COMPLETED"} else 1

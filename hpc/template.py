@@ -1,0 +1,108 @@
+"""Site profiles: the shell around the ranks of a Slurm job, and the site's defaults for what is asked of Slurm."""
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc.job import Refusal
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PACKAGE = Path(__file__).parents[1] / "slurm_templates"
+
+OWN = {"mpi": str, "python": str, "srun_args": list}
+"""What directives.toml may say besides submitit's parameters, and of what type."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A site profile."""
+
+    setup: tuple[str, ...]
+    """Lines of shell before srun."""
+    teardown: tuple[str, ...]
+    """Lines of shell after srun."""
+    directives: Mapping[str, Any]
+    """Defaults in submitit's names, without those of `OWN`."""
+    mpi: str
+    """Type for srun --mpi."""
+    python: str | None
+    """Shell command that starts Python on a node; None for the interpreter that submits."""
+    srun_args: tuple[str, ...]
+
+
+def find(name: str) -> Path:
+    """Return the folder of a template: a folder, or a name; a user's own goes before the package's.
+
+    Raises `Refusal` if there is none.
+    """
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = [Path("slurm_templates") / name, config / "scattergen" / "slurm_templates" / name, PACKAGE / name]
+    if "/" in name:
+        places = [Path(name).expanduser()]
+    for place in places:
+        if place.is_dir():
+            return place
+    own = sorted(folder.name for folder in PACKAGE.iterdir() if folder.is_dir())
+    raise Refusal(
+        f'"slurm.template" is {name!r}, and there is no such folder: {", ".join(map(str, places))}. scattergen brings '
+        f"{', '.join(own)}"
+    )
+
+
+def read(folder: Path) -> Template:
+    """Read a template; a file that it does not have counts as empty. Raises `Refusal` for what cannot be used."""
+    path = folder / "directives.toml"
+    try:
+        values = tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise Refusal(f"{path}: {error}") from error
+    for name, value in values.items():
+        if name in OWN and not isinstance(value, OWN[name]):
+            raise Refusal(f'{path}: "{name}" is {value!r}; it must be a {OWN[name].__name__}')
+    own = {name: values.pop(name) for name in OWN if name in values}
+    strangers = sorted(set(values) - parameters())
+    if strangers:
+        known = ", ".join(sorted(parameters() | set(OWN)))
+        raise Refusal(
+            f"{path}: {', '.join(strangers)} is none of {known}; other options of sbatch stand under "
+            "[additional_parameters]"
+        )
+    return Template(
+        setup=_lines(folder / "setup.sh"),
+        teardown=_lines(folder / "teardown.sh"),
+        directives=values,
+        mpi=own.get("mpi", "pmi2"),
+        python=own.get("python"),
+        srun_args=tuple(own.get("srun_args", ())),
+    )
+
+
+def parameters() -> set[str]:
+    """Return the names of submitit's parameters that a template may set."""
+    from submitit.slurm import slurm
+
+    ours = {"command", "folder", "setup", "teardown", "signal_delay_s", "map_count", "srun_args", "use_srun"}
+    return set(inspect.signature(slurm._make_sbatch_string).parameters) - ours
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path} cannot be read: {error}") from error
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """Return the lines of a shell file that are to stand in a script."""
+    lines = _text(path).splitlines()
+    return tuple(line for line in lines if not line.startswith(("#!", "# shellcheck")))
