@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: written aside, then renamed into place."""
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -9,17 +10,19 @@ def aside(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def finish(path: Path) -> None:
+def finish(path: Path, written: Path | None = None) -> None:
     """Force what was written aside to the disk, rename it to `path`, and force the rename too."""
-    force(aside(path))
-    os.replace(aside(path), path)
+    written = written or aside(path)
+    force(written)
+    os.replace(written, path)
     force(path.parent)
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file."""
-    aside(path).write_text(text, encoding="utf-8")
-    finish(path)
+    """Write a small file, which other processes may be writing too: the last one stays."""
+    own = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
+    own.write_text(text, encoding="utf-8")
+    finish(path, own)
 
 
 def force(path: Path) -> None:

@@ -92,6 +92,7 @@ def begin(
     directory.set_state("running")
     directory.cancelled.unlink(missing_ok=True)
     log.configure(0, leader.world.size, directory.log(number, 0))
+    LOGGER.debug("%s", place)
     events = Events(directory.events(number, 0))
     left = None
     if allocation is not None:

@@ -130,6 +130,9 @@ def parse(arguments: list[str], job: Job | None) -> Command:
     import tyro
 
     quiet = comm.launched_rank() > 0
+    verbs = (*JOBS, *VIEWS, "fetch")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        _refuse(f"there is no verb {arguments[0]!r}; the verbs are {', '.join(verbs)}", quiet)
     conf = tyro.conf
     commands: Any = None
     for verb, kind in JOBS.items():

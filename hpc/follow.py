@@ -1,5 +1,6 @@
 """What a rank other than 0 does: whatever the messages of rank 0 say, until it says goodbye."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ from hpc.rows import Checker
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, piece_bytes
 from hpc.stop import Stop
+
+LOGGER = logging.getLogger(__name__)
 
 
 def follow(world: Comm, loader: Loader, stop: Stop) -> int:
@@ -121,6 +124,7 @@ class Follower:
         log.configure(
             self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
         )
+        LOGGER.info("%s", self.assignment.place)
 
     def _read(self, message: Message) -> None:
         if self._checker is None:

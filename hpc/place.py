@@ -27,6 +27,11 @@ class Place:
     gpu_name: str = ""
     """What tells this GPU from the others of the node."""
 
+    def __str__(self) -> str:
+        """Return it in words."""
+        gpu = f", GPU {self.gpu_name}" if self.gpu is not None else ""
+        return f"rank {self.local_rank} of {self.ranks_on_node} on {self.host}, {self.threads} threads{gpu}"
+
 
 def hello() -> Buffer:
     """Return what rank 0 must know of this process to place it: its host, cores, GPUs, and its wish for threads."""

@@ -24,9 +24,6 @@ from hpc.job import Job, Refusal
 
 State = Literal["running", "drained", "done", "failed"]
 
-BOUND = ("model", "tokenizer", "template", "dtype")
-"""What must stay the same over the attempts of a run; engine, device and ranks may change."""
-
 
 LOCK_PATIENCE_S = 2.0
 """Somebody who only looks whether the lock is held holds it for a moment."""
@@ -255,13 +252,16 @@ class RunDirectory:
         atomic.write(self.path / "job.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def check_bound(self, bound: Mapping[str, str]) -> None:
-        """Raise `Refusal`, naming the field, if an earlier attempt was bound to something else."""
+        """Raise `Refusal`, naming the field, if the run is bound to something else.
+
+        What was submitted and not yet begun is not bound to what only a node can resolve.
+        """
         earlier = self.read_job()
-        for name in BOUND:
-            if earlier is not None and earlier["bound"].get(name, bound[name]) != bound[name]:
+        for name, value in bound.items():
+            if earlier is not None and earlier["bound"].get(name, value) != value:
                 raise Refusal(
                     f"{self.path} was begun with {name} {earlier['bound'][name]}, and this job has {name} "
-                    f"{bound[name]}: its completions would not belong together. Choose another --name, or remove "
+                    f"{value}: its completions would not belong together. Choose another --name, or remove "
                     "the run directory"
                 )
 

@@ -158,8 +158,9 @@ class Backlog:
 
     def done(self, row: int, new_tokens: int) -> list[int]:
         """Note that the request of a row has ended after so many steps; return the further rows that it answers."""
-        request, began = self._under_way.pop(row)
-        self._deadline.note(len(request.token_ids), new_tokens, time.monotonic() - began)
+        if row in self._under_way:
+            request, began = self._under_way.pop(row)
+            self._deadline.note(len(request.token_ids), new_tokens, time.monotonic() - began)
         return self.also.pop(row, [])
 
     def add(self, piece: Buffer) -> None:

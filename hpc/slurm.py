@@ -186,6 +186,7 @@ def submit(job: Job, model: Model, program: Sequence[str] = PROGRAM, verb: str =
             refuse_live(directory)
         text = prepare(job, program, model, verb)
         directory.cancelled.unlink(missing_ok=True)
+        (directory.path / "slurm").mkdir(exist_ok=True)
         executor = Executor(directory.path / "slurm")
         try:
             submitted = executor._submit_command("")

@@ -10,5 +10,9 @@ from hpc.comm import launched_rank
 from tests.fakes import echo_from_environment
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run", "--model", "echo"]
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "run")
+    sys.argv[2:2] = (
+        [] if "--job" in sys.argv or sys.argv[1] in ("status", "verify", "merge", "cancel") else ["--model", "echo"]
+    )
     main(loader=echo_from_environment(launched_rank()))

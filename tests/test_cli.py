@@ -16,6 +16,11 @@ FLAGS = {
     "--sampling.min-p", "--sampling.repetition-penalty", "--sampling.presence-penalty", "--sampling.frequency-penalty",
     "--sampling.n", "--sampling.min-new-tokens", "--sampling.logprobs",
     "--sampling.stop", "--sampling.stop-token-ids", "--sampling.ignore-eos", "--sampling.seed",
+    "--share", "--slurm.template", "--slurm.nodes", "--slurm.tasks-per-node", "--slurm.gpus-per-node",
+    "--slurm.cpus-per-task", "--slurm.time-min", "--slurm.signal-delay-s", "--slurm.partition", "--slurm.account",
+    "--slurm.qos", "--slurm.constraint", "--slurm.gres", "--slurm.mem", "--slurm.nodelist", "--slurm.exclude",
+    "--slurm.exclusive", "--slurm.reservation", "--slurm.dependency", "--slurm.mpi", "--slurm.array",
+    "--slurm.max-requeues", "--slurm.additional-parameters",
 }  # fmt: skip
 
 
@@ -25,7 +30,9 @@ def test_the_flags_of_run_are_those_of_the_list() -> None:
 
 
 def test_the_verbs_are_those_of_the_list() -> None:
-    assert "{run,status,verify,merge}" in scattergen("--help", COLUMNS="200").out
+    assert (
+        "{run,script,submit,doctor,settle,status,verify,merge,cancel,fetch}" in scattergen("--help", COLUMNS="200").out
+    )
 
 
 def test_a_mistyped_flag_is_exit_code_2_with_a_suggestion() -> None:
@@ -37,7 +44,7 @@ def test_a_mistyped_flag_is_exit_code_2_with_a_suggestion() -> None:
 def test_a_mistyped_verb_is_exit_code_2_with_the_verbs() -> None:
     ended = scattergen("verfy", "runs/x")
     assert ended.code == 2
-    assert "run, status, verify, merge" in ended.err
+    assert "run, script, submit, doctor, settle, status, verify, merge, cancel, fetch" in ended.err
 
 
 @pytest.mark.parametrize(

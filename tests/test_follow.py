@@ -66,6 +66,7 @@ def test_a_piece_that_comes_together_with_the_start_is_generated(tmp_path: Path)
             "model_path": "echo",
             "file_names": ["c.jsonl"],
             "place": asdict(Place("here", 0, 1)),
+            "seconds_left": None,
         }
     )
     together = [

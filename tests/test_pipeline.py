@@ -1,6 +1,7 @@
 """The whole of a run in this process: the pipeline with a single process for a world and an echo for an engine."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from hpc import view
+from hpc.allocation import EARLY_SIGNAL_S, Allocation, Slurm
 from hpc.comm import Single
 from hpc.engine import OnStep, Sequence, Source, begin, pull
 from hpc.job import Job, Refusal, SamplingParams
@@ -391,3 +393,33 @@ def test_the_first_samples_do_not_depend_on_how_many_there_are(
     rows: list[object] = [{"id": "many", "prompt": "once upon", "sampling": sampled}]
     run(tmp_path, rows, Loader(), model=str(tiny_model), device="cpu", engine="hf")
     assert texts(output(tmp_path)[0]) == texts(tiny_run[1])[:3]
+
+
+def run_until(tmp_path: Path, ends_at: float) -> int:
+    """Run ten rows in an allocation that ends then."""
+    corpus = write_corpus(tmp_path / "rows.jsonl", [{"prompt": f"row {index}"} for index in range(10)])
+    job = Job("echo", (str(corpus),), runs=str(tmp_path / "runs"), sampling=SHORT)
+    return generate(job, Single(), EchoLoader(), Stop(), Allocation("7", "7", 0, ends_at))
+
+
+def test_in_an_allocation_that_is_about_to_end_nothing_is_begun(tmp_path: Path) -> None:
+    early = time.time() + Slurm().signal_delay_s + EARLY_SIGNAL_S - 1
+    assert run_until(tmp_path, early) == 75
+    run = tmp_path / "runs" / "rows"
+    assert ((run / "state").read_text(), list((run / "journal").iterdir())) == ("drained\n", [])
+
+
+def test_an_attempt_that_drains_ends_with_what_is_done_and_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_until(tmp_path, time.time())
+    assert capsys.readouterr().err.splitlines()[-1].endswith("0 rows done, 0 of them in this attempt; 10 left")
+
+
+def test_in_an_allocation_with_time_left_everything_is_done(tmp_path: Path) -> None:
+    assert run_until(tmp_path, time.time() + 3600) == 0
+
+
+def test_the_slurm_job_of_an_attempt_is_written_down(tmp_path: Path) -> None:
+    run_until(tmp_path, time.time() + 3600)
+    assert (tmp_path / "runs" / "rows" / "slurm_jobs").read_text() == "7\n"

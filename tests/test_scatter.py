@@ -71,7 +71,7 @@ def drain(backlog: Backlog, num_tokens: int = 1 << 20) -> list[Request]:
         taken = backlog.pull(num_tokens)
         pulled += taken
         for request in taken:
-            backlog.done(request.row)
+            backlog.done(request.row, 1)
     return pulled
 
 
@@ -133,7 +133,7 @@ def test_a_request_comes_out_as_the_store_has_it(tokens: TokenStore) -> None:
 def test_further_rows_travel_with_the_request_they_share(tokens: TokenStore) -> None:
     backlog = Backlog(DEFAULTS, lambda: None)
     backlog.add(dispatch(tokens, range(4), also={1: [7, 9], 3: [8]}).next_piece(0))
-    assert [backlog.done(row) for row in range(4)] == [[], [7, 9], [], [8]]
+    assert [backlog.done(row, 1) for row in range(4)] == [[], [7, 9], [], [8]]
 
 
 @settings(deadline=None)
@@ -239,7 +239,7 @@ def test_a_backlog_asks_when_a_quarter_of_what_was_taken_is_done(tokens: TokenSt
     asker.answer()
     taken = [asker.backlog.pull(1)[0] for _ in range(3)]
     before = asker.asked
-    asker.backlog.done(taken[0].row)
+    asker.backlog.done(taken[0].row, 1)
     asker.backlog.pull(1)
     assert (before, asker.asked) == (0, 1)
 
