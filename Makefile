@@ -37,7 +37,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run slurm_templates/*/*.sh
+	$(BIN)/shellcheck .ci/run slurm_templates/*/*.sh jobs/*.pbs
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -61,6 +61,10 @@ class Slurm:
                 raise ValueError(f'"slurm.{name}" is {getattr(self, name)}; it must be at least {least}')
         if self.time_min is not None:
             check_time(self.time_min, self.signal_delay_s)
+        if self.array and (self.gpus_per_node or 1) > 1:
+            raise ValueError(
+                f'"slurm.gpus_per_node" is {self.gpus_per_node} with an array; each of its jobs is one rank, on one GPU'
+            )
         if self.array and (self.nodes or 1) * (self.tasks_per_node or 1) > 1:
             raise ValueError(
                 f'"slurm.array" is {self.array} with {self.nodes or 1} nodes of {self.tasks_per_node or 1} tasks; each '
@@ -84,24 +88,29 @@ class Allocation:
     """The Slurm job in which a process runs."""
 
     job_id: str
-    """With which scontrol knows it; each element of an array has its own."""
-    submitted_id: str
-    """What sbatch printed: of an array, that of the whole."""
+    """What names it: of an array's elements each other than the whole, 12_3."""
     restarts: int
     """How often it has been put back into the queue."""
     ends_at: float | None = None
     """When its time limit ends it, in seconds of the clock; None where that is not known."""
 
+    @property
+    def submitted_id(self) -> str:
+        """What sbatch printed."""
+        return self.job_id.partition("_")[0]
+
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Allocation | None":
-        """Return the allocation that Slurm's variables speak of; None outside of one."""
-        names = ("JOB_ID", "ARRAY_JOB_ID", "RESTART_COUNT", "JOB_END_TIME")
-        job_id, array_id, restarts, ends_at = (environment.get(f"SLURM_{name}", "") for name in names)
+        """Return the allocation that Slurm's variables speak of; None outside of one.
+
+        SLURM_JOB_ID alone would not do: that of the last element of an array is the whole array's.
+        """
+        names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_END_TIME")
+        job_id, array_id, task, restarts, ends_at = (environment.get(f"SLURM_{name}", "") for name in names)
         if not job_id:
             return None
         return cls(
-            job_id,
-            array_id or job_id,
+            f"{array_id}_{task}" if array_id else job_id,
             int(restarts) if restarts.isdigit() else 0,
             float(ends_at) if ends_at.isdigit() else None,
         )

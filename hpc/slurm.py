@@ -8,7 +8,7 @@ import pprint
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,21 @@ def render(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, 
         signal_delay_s=asked.signal_delay_s,
         stderr_to_stdout=True,
         use_srun=False,
-        additional_parameters={name: True if value in ("true", True) else value for name, value in additional.items()},
+        additional_parameters=_flags(additional),
         wckey=None,  # type: ignore[arg-type]  # many sites refuse a key that they do not know
         **parameters,
     )
     return text + "\n"
+
+
+def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as submitit takes them: True for one without a value; what is false is left out.
+
+    One that submitit knows goes by its name there, and so before what else says it.
+    """
+    known = {name.replace("_", "-"): name for name in template.parameters()}
+    values = {name: {"true": True, "false": False}.get(str(value).lower(), value) for name, value in options.items()}
+    return {known.get(name, name): value for name, value in values.items() if value is not False}
 
 
 def _settle(command: str) -> list[str]:
@@ -142,7 +152,8 @@ def _settle(command: str) -> list[str]:
         command,
         "case $? in",
         "  0) exit 0 ;;",
-        '  75) scontrol requeue "$SLURM_JOB_ID" ;;  # work is left, and this attempt got on with it',
+        "  75)  # Work is left, and this attempt got on with it. An array's last element has the id of the whole.",
+        '    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}" ;;',
         "  *) exit 1 ;;",
         "esac",
     ]

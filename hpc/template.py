@@ -17,8 +17,17 @@ else:
 
 PACKAGE = Path(__file__).parents[1] / "slurm_templates"
 
-OWN = {"mpi": str, "python": str, "srun_args": list}
-"""What directives.toml may say besides submitit's parameters, and of what type."""
+OWN = ("mpi", "python", "srun_args")
+"""What directives.toml may say besides submitit's parameters."""
+
+_TYPES = {
+    "mpi": (str, "text"),
+    "python": (str, "text"),
+    "srun_args": (list, "a list of texts"),
+    "additional_parameters": (dict, "a table"),
+    **dict.fromkeys(("time", "nodes", "ntasks_per_node", "gpus_per_node"), (int, "an integer")),
+}
+"""Of what is used here, and not only handed to submitit."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def find(name: str) -> Path:
     """
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     places = [Path("slurm_templates") / name, config / "scattergen" / "slurm_templates" / name, PACKAGE / name]
-    if "/" in name:
+    if "/" in name or name in ("", ".", ".."):
         places = [Path(name).expanduser()]
     for place in places:
         if place.is_dir():
@@ -65,8 +74,10 @@ def read(folder: Path) -> Template:
     except tomllib.TOMLDecodeError as error:
         raise Refusal(f"{path}: {error}") from error
     for name, value in values.items():
-        if name in OWN and not isinstance(value, OWN[name]):
-            raise Refusal(f'{path}: "{name}" is {value!r}; it must be a {OWN[name].__name__}')
+        kind, words = _TYPES.get(name, (object, ""))
+        texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
+        if not (isinstance(value, kind) and texts):
+            raise Refusal(f'{path}: "{name}" is {value!r}; it must be {words}')
     own = {name: values.pop(name) for name in OWN if name in values}
     strangers = sorted(set(values) - parameters())
     if strangers:
@@ -89,7 +100,10 @@ def parameters() -> set[str]:
     """Return the names of submitit's parameters that a template may set."""
     from submitit.slurm import slurm
 
-    ours = {"command", "folder", "setup", "teardown", "signal_delay_s", "map_count", "srun_args", "use_srun"}
+    ours = {
+        "command", "folder", "job_name", "setup", "teardown", "signal_delay_s", "stderr_to_stdout", "wckey",
+        "map_count", "array_parallelism", "srun_args", "use_srun",
+    }  # fmt: skip
     return set(inspect.signature(slurm._make_sbatch_string).parameters) - ours
 
 

@@ -399,7 +399,7 @@ def run_until(tmp_path: Path, ends_at: float) -> int:
     """Run ten rows in an allocation that ends then."""
     corpus = write_corpus(tmp_path / "rows.jsonl", [{"prompt": f"row {index}"} for index in range(10)])
     job = Job("echo", (str(corpus),), runs=str(tmp_path / "runs"), sampling=SHORT)
-    return generate(job, Single(), EchoLoader(), Stop(), Allocation("7", "7", 0, ends_at))
+    return generate(job, Single(), EchoLoader(), Stop(), Allocation("7", 0, ends_at))
 
 
 def test_in_an_allocation_that_is_about_to_end_nothing_is_begun(tmp_path: Path) -> None:

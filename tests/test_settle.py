@@ -10,7 +10,7 @@ from hpc.job import Job
 from hpc.rundir import RunDirectory
 from hpc.settle import settle
 
-JOB = Allocation("7", "7", 0)
+JOB = Allocation("7", 0)
 
 
 def job(tmp_path: Path, **slurm: int) -> Job:
@@ -53,7 +53,7 @@ def test_an_attempt_without_a_completion_is_not_requeued(tmp_path: Path) -> None
     assert settle(job(tmp_path), JOB) == 1
 
 
-@pytest.mark.parametrize("other", [Allocation("6", "6", 0), Allocation("7", "7", 1)])
+@pytest.mark.parametrize("other", [Allocation("6", 0), Allocation("7", 1)])
 def test_completions_of_another_attempt_do_not_count(tmp_path: Path, other: Allocation) -> None:
     run(tmp_path, "drained", begun_by=other)
     assert settle(job(tmp_path), JOB) == 1
@@ -66,7 +66,7 @@ def test_a_cancelled_run_is_not_requeued(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("restarts", "code"), [(2, 75), (3, 1)])
 def test_a_job_is_requeued_at_most_so_often(tmp_path: Path, restarts: int, code: int) -> None:
-    allocation = Allocation("7", "7", restarts)
+    allocation = Allocation("7", restarts)
     run(tmp_path, "drained", begun_by=allocation)
     assert settle(job(tmp_path, max_requeues=3), allocation) == code
 

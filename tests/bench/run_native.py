@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hpc.comm import Place
 from hpc.engine.hf import HFEngine
 from hpc.job import Job, SamplingParams
 from hpc.loader import Loader
+from hpc.place import Place
 from hpc.plan import Prompts, arrange
 from hpc.records import Request, completion_key
 from tests.bench.measure import Ask, Generate, Options, main
