@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -100,8 +101,8 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
         arguments = ["run", *arguments]
     try:
         job, arguments = take_job_file(job, arguments)
-    except Refusal as refusal:
-        _refuse(str(refusal), quiet=comm.launched_rank() > 0)
+    except Refusal as refusal:  # on every rank for itself: this node may be the only one that does not see the file
+        _refuse(f"{socket.gethostname()}: {refusal}", quiet=False)
     command = parse(arguments, job)
     if isinstance(command, Doctor) or type(command) is Job:
         sys.exit(run(command, loader or Loader()))

@@ -221,11 +221,9 @@ def connect() -> Comm:
         from mpi4py import MPI
 
         comm = World(MPI)
-        library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError where no libmpi is found
         why_no_mpi = (str(error) or type(error).__name__).splitlines()[0]
-        library = "none"
-    check_world(comm.size, os.environ, library, why_no_mpi)
+    check_world(comm.size, os.environ, library(), why_no_mpi)
     return comm
 
 

@@ -94,7 +94,8 @@ def _from_hub(model: str) -> tuple[Path, str]:
     except Exception as error:  # an id that is none, no network, no such model: the hub has many exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(
-            f'model "{model}" is no folder or .gguf file here, and the hub did not give it: {reason}'
+            f'model "{model}" is no folder or .gguf file here, and the hub did not give it: {reason}. On a machine '
+            f"with a way to the hub, `scattergen fetch {model}` stores it"
         ) from error
     return folder, f"hub:{model}@{folder.name}"
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("store", "merge", "model", "gather", "place", "squeue"),
     ("rows", "scatter", "read", "verify"),
     ("complete", "loader", "output", "live"),
-    ("leader", "follow", "summary"),
+    ("leader", "follow", "summary", "diagnosis"),
     ("attempt",),
     ("pipeline", "template"),
     ("view", "settle", "cancel", "slurm", "doctor"),

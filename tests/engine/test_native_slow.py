@@ -15,6 +15,7 @@ from hpc.job import SamplingParams
 from hpc.prefix import cuts
 from hpc.records import Request
 from hpc.tokenizer import Tokenizer
+from tests.conftest import ROOT, finish, start
 from tests.engine.models import kernel_of
 from tests.engine.oracle import CPU, Plain, generated, request
 from tests.engine.test_hf_slow import NEW, ROWS, demo_prompts
@@ -88,3 +89,40 @@ def test_greedy_and_sampled_output_of_real_prompts_does_not_depend_on_order_or_b
         found.append(generated(engine_of(demo_model, "kernel", limits, tokenizer, dtype), shuffled))
     assert found[0] == found[1]
     assert found[0] == found[2]
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import transformers.models.llama.modeling_llama
+from hpc.job import Job
+from hpc.loader import Loader
+from hpc.place import Place
+from hpc.tokenizer import Tokenizer
+from tests.bench import workloads
+from tests.bench.run_native import arranged
+from tests.fakes import ListSource
+import hpc.engine.native, hpc.engine.kernel, hpc.engine.support
+
+def memory(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+model = Path(sys.argv[1])
+asks = workloads.make(Tokenizer(model).encode([workloads.corpus()], False)[0])["W1"]
+imported = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
+job = Job(str(model), ("none",), dtype="float32", device="cpu", cache_gib=1)
+replica = Loader().load(job, model, Place("here", 0, 2))
+ended = sum(len(some) for some in replica.engine.generate(ListSource(arranged(asks, job)), lambda: False))
+assert ended == len(asks)
+print(memory("VmHWM") - imported)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_memory_of_w1_is_at_most_a_third_above_weights_and_cache(demo_model: Path) -> None:
+    ended = finish(start(["-c", MEMORY, str(demo_model)], PYTHONPATH=str(ROOT)), 500)
+    assert ended.code == 0, ended.err
+    weights = sum(parameter.numel() * 4 for parameter in load(demo_model, CPU, "float32", 1).parameters())
+    assert int(ended.out) <= 1.3 * (weights + 2**30)

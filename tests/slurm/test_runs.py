@@ -113,6 +113,14 @@ def test_a_job_that_was_scancelled_can_be_submitted_again(site: Site, expected: 
     assert (again.output, max(again.records().values())) == (expected, 1)
 
 
+def test_a_job_that_slurm_requeues_as_it_does_a_preempted_one_goes_on(site: Site, expected: bytes) -> None:
+    job = interrupted(site)
+    assert site.cluster.run("scontrol", "requeue", job.job_id).returncode == 0
+    job.wait(lambda: job.states() == {"PENDING"})
+    assert job.wait_for_end() == {"COMPLETED"}
+    assert (job.output, max(job.records().values()), job.attempts()) == (expected, 1, 2)
+
+
 def test_a_killed_rank_ends_the_attempt_at_once_and_the_job_goes_on(site: Site, expected: bytes) -> None:
     job = interrupted(site)
     job.kill_rank("node2")
@@ -207,52 +215,59 @@ def test_status_tells_what_slurm_does_with_the_job(site: Site) -> None:
     assert f"Slurm job {job.job_id}: cancelled" in ended
 
 
-def test_the_doctor_finds_nothing_wrong_with_the_cluster(site: Site) -> None:
-    flags = ("--corpus", str(write_long_corpus(site.folder)), *TWO_BY_TWO)
-    ended = site.call(ECHO, "submit", "--doctor", *flags, "--runs", str(site.folder / "runs"))
-    assert (ended.code, "FIX" in ended.out, "2 nodes" in ended.out) == (0, False, True), ended.out + ended.err
+def test_the_doctor_finds_nothing_wrong_with_the_cluster(site: Site, tiny_model: Path) -> None:
+    flags = ("--model", str(tiny_model), "--corpus", str(write_long_corpus(site.folder)), *TWO_BY_TWO)
+    ended = site.call("-m", "hpc", "submit", "--doctor", *flags, "--runs", str(site.folder / "runs"))
+    assert (ended.code, "FIX" in ended.out, "4 on 2 nodes" in ended.out) == (0, False, True), ended.out + ended.err
 
 
-class TestDemoModel:
-    """With a real model, in float32."""
+def test_the_doctor_says_how_to_mend_a_wrong_type_of_mpi(site: Site, tiny_model: Path) -> None:
+    flags = ("--model", str(tiny_model), "--corpus", str(write_long_corpus(site.folder)), *TWO_BY_TWO)
+    wrong = ("--slurm.mpi", "none", "--runs", str(site.folder / "runs"))
+    ended = site.call("-m", "hpc", "submit", "--doctor", *flags, *wrong)
+    assert (ended.code, "--mpi=pmi2 for MPICH" in ended.out) == (1, True), ended.out + ended.err
 
-    FLAGS = ("--dtype", "float32", "--sampling.max-new-tokens", "12")
 
-    @pytest.fixture(scope="class")
-    def flags(self, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-        lines = (ROOT / "jobs" / "demo.jsonl").read_text().splitlines()[:24]
-        corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "demo.jsonl", lines)
-        return ("--model", str(demo_model), "--corpus", str(corpus), *self.FLAGS)
+@pytest.fixture(scope="module")
+def demo(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The flags of a run with a real model, in float32."""
+    lines = (ROOT / "jobs" / "demo.jsonl").read_text().splitlines()[:24]
+    corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "demo.jsonl", lines)
+    flags = ("--dtype", "float32", "--sampling.max-new-tokens", "12")
+    return ("--model", str(demo_model), "--corpus", str(corpus), *flags)
 
-    @pytest.fixture(scope="class")
-    def alone(self, flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-        runs = tmp_path_factory.mktemp("alone")
-        assert finish(start(["-m", "hpc", "run", *flags, "--runs", str(runs)])).code == 0
-        return (runs / "demo" / "completions.jsonl").read_bytes()
 
-    def test_mpirun_gives_the_bytes_of_one_process(self, flags: tuple[str, ...], alone: bytes, tmp_path: Path) -> None:
-        assert finish(start(["-m", "hpc", "run", *flags, "--runs", str(tmp_path)], ranks=2)).code == 0
-        assert (tmp_path / "demo" / "completions.jsonl").read_bytes() == alone
+@pytest.fixture(scope="module")
+def demo_alone(demo: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What one process makes of it."""
+    runs = tmp_path_factory.mktemp("alone")
+    assert finish(start(["-m", "hpc", "run", *demo, "--runs", str(runs)])).code == 0
+    return (runs / "demo" / "completions.jsonl").read_bytes()
 
-    def test_two_nodes_of_two_ranks_give_the_bytes_of_one_process(
-        self, site: Site, flags: tuple[str, ...], alone: bytes
-    ) -> None:
-        job = site.submit(*flags, *TWO_BY_TWO, program=("-m", "hpc"))
-        assert job.wait_for_end(300) == {"COMPLETED"}
-        assert job.output == alone
 
-    def test_the_printed_script_given_to_sbatch_by_hand_gives_the_bytes_of_one_process(
-        self, site: Site, flags: tuple[str, ...], alone: bytes
-    ) -> None:
-        runs = site.folder / "runs"
-        printed = site.call("-m", "hpc", "script", *flags, *TWO_BY_TWO, "--runs", str(runs))
-        script = site.folder / "mine.sbatch"
-        script.write_text(printed.out)
-        job = site.sbatch(script, runs / "demo")
-        assert job.wait_for_end(300) == {"COMPLETED"}
-        assert job.output == alone
+def test_with_a_real_model_mpirun_gives_the_bytes_of_one_process(
+    demo: tuple[str, ...], demo_alone: bytes, tmp_path: Path
+) -> None:
+    assert finish(start(["-m", "hpc", "run", *demo, "--runs", str(tmp_path)], ranks=2)).code == 0
+    assert (tmp_path / "demo" / "completions.jsonl").read_bytes() == demo_alone
 
-    def test_an_array_gives_the_bytes_of_one_process(self, site: Site, flags: tuple[str, ...], alone: bytes) -> None:
-        job = site.submit(*flags, "--slurm.array", "3", program=("-m", "hpc"))
-        assert job.wait_for_end(300) == {"COMPLETED"}
-        assert job.output == alone
+
+@pytest.mark.parametrize("how", [TWO_BY_TWO, ("--slurm.array", "3")], ids=["two nodes of two ranks", "an array"])
+def test_with_a_real_model_a_submitted_job_gives_the_bytes_of_one_process(
+    site: Site, demo: tuple[str, ...], demo_alone: bytes, how: tuple[str, ...]
+) -> None:
+    job = site.submit(*demo, *how, program=("-m", "hpc"))
+    assert job.wait_for_end(300) == {"COMPLETED"}
+    assert job.output == demo_alone
+
+
+def test_with_a_real_model_the_printed_script_given_to_sbatch_by_hand_gives_the_bytes_of_one_process(
+    site: Site, demo: tuple[str, ...], demo_alone: bytes
+) -> None:
+    runs = site.folder / "runs"
+    printed = site.call("-m", "hpc", "script", *demo, *TWO_BY_TWO, "--runs", str(runs))
+    script = site.folder / "mine.sbatch"
+    script.write_text(printed.out)
+    job = site.sbatch(script, runs / "demo")
+    assert job.wait_for_end(300) == {"COMPLETED"}
+    assert job.output == demo_alone
