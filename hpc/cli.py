@@ -77,6 +77,18 @@ class Submit(Job):
 
 
 @dataclass(frozen=True)
+class Plan(Job):
+    """Say what a job will take on 1, 2, 4, … ranks: from its corpus, and from what the steps of earlier runs took."""
+
+    json: bool = False
+    """Print it for programs."""
+    deadline_min: float | None = None
+    """Minutes within which the job is to end: find the cheapest number of ranks that does."""
+    calibration: Path | None = None
+    """File of a calibration; else the newest of this model in the user's cache."""
+
+
+@dataclass(frozen=True)
 class Doctor(Job):
     """Check the allocation it runs in, under srun or mpirun: every line is ok, or says how to mend it."""
 
@@ -86,7 +98,14 @@ class Settle(Job):
     """The end of a batch script: exit 0 if the run is done, 75 if its job is to be requeued, 1 if not."""
 
 
-JOBS: dict[str, type[Job]] = {"run": Job, "script": Script, "submit": Submit, "doctor": Doctor, "settle": Settle}
+JOBS: dict[str, type[Job]] = {
+    "run": Job,
+    "plan": Plan,
+    "script": Script,
+    "submit": Submit,
+    "doctor": Doctor,
+    "settle": Settle,
+}
 VIEWS = {"status": Status, "verify": Verify, "merge": Merge, "cancel": Cancel}
 Command = Job | Status | Verify | Merge | Cancel | Fetch
 
@@ -180,6 +199,19 @@ def submit(command: Submit, loader: Loader | None) -> int:
     return slurm.show_log(job_id, path) if command.doctor else OK
 
 
+def plan(command: Plan, loader: Loader | None) -> int:
+    """Print what a job will take."""
+    from hpc import forecast
+
+    log.configure(0, 1)
+    found = forecast.forecast(_job(command), loader or Loader(), command.calibration)
+    if command.json:
+        print(forecast.to_json(found))
+    else:
+        forecast.show(found, command.deadline_min)
+    return OK
+
+
 def fetch(command: Fetch, loader: Loader | None) -> int:
     """Store a model and print where."""
     log.configure(0, 1)
@@ -206,7 +238,7 @@ def look(command: Any, loader: Loader | None) -> int:  # noqa: ARG001
 
 
 ACTIONS: Mapping[type, Callable[[Any, Loader | None], int]] = {
-    Script: script, Submit: submit, Fetch: fetch, Settle: settle, **dict.fromkeys(VIEWS.values(), look)
+    Script: script, Submit: submit, Plan: plan, Fetch: fetch, Settle: settle, **dict.fromkeys(VIEWS.values(), look)
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc import calibration
 from hpc.engine import Engine
 from hpc.job import Job
 from hpc.model import Model, resolve, user_cache
@@ -26,6 +27,8 @@ class Replica:
     engine: Engine
     eos_token_ids: tuple[int, ...]
     decode: Callable[[Any], str]
+    device: str = "cpu"
+    """What computes, by its maker's name."""
 
 
 class Loader:
@@ -68,7 +71,8 @@ class Loader:
             if engine is None:  # what was tried has changed the model
                 model = load.load(path, device, job.dtype, place.threads)
         engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
-        return Replica(engine, described.eos_token_ids, tokenizer.decode)
+        name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, name)
 
 
 def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:

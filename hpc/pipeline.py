@@ -15,17 +15,22 @@ import numpy as np
 from hpc import corpus, output, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, run_path
+from hpc.calibration import Calibration, save
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
+from hpc.cost import fit
 from hpc.follow import follow
 from hpc.gather import Gathering, OwnRecords
 from hpc.job import Job, Refusal
 from hpc.journal import JournalIndex, JournalWriter
 from hpc.leader import Leader
-from hpc.loader import Loader
+from hpc.loader import Loader, Replica
+from hpc.model import user_cache
+from hpc.outline import outline
 from hpc.output import Counts
 from hpc.plan import arrange
+from hpc.predict import Bounds
 from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
@@ -171,32 +176,13 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     job, size = attempt.job, attempt.leader.world.size
     for damage in earlier.damages:
         LOGGER.warning("%s", damage)
-    rows = np.flatnonzero(tokens.good)
-    keys = tokens.keys[rows]
-    unique, first, which, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    found = earlier.find(unique) >= 0
-    asked_by = rows[first]
-    also: dict[int, list[int]] = {}
-    for index in np.flatnonzero((count[which] > 1) & ~found[which]).tolist():
-        if rows[index] != asked_by[which[index]]:
-            also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
-    share = attempt.directory.share or Share(0, 1)
-    pending = np.sort(asked_by[~found])
-    pending = pending[pending % share.count == share.index]
-    mine = rows % share.count == share.index
-    asked = np.sort(asked_by)  # of the whole corpus, not of what is pending: see `hpc.prefix`
-    arranged = arrange(tokens.prompts(asked), np.searchsorted(asked, pending), job, size)
-    work = Work(
-        rows=len(range(share.index, tokens.num_rows, share.count)),
-        refused=len(range(share.index, tokens.num_rows, share.count)) - int(mine.sum()),
-        done=int(found[which[mine]].sum()),
-        requests=len(pending),
-        duplicates=len(rows) - len(unique),
-    )
+    found = outline(tokens, earlier, attempt.directory.share)
+    # Of the whole corpus, not of what is pending: see `hpc.prefix`.
+    arranged = arrange(tokens.prompts(found.asked), np.searchsorted(found.asked, found.pending), job, size)
     padded = int(arranged.buckets.sum())
-    attempt.padding = 1 - int(tokens.prompt_lengths(pending).sum()) / padded if padded else 0.0
-    attempt.events.write("plan", asdict(work))
-    return work, Dispatcher(tokens, pending, also, arranged, scatter.piece_bytes(size))
+    attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
+    attempt.events.write("plan", asdict(found.work))
+    return found.work, Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
 
 
 def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRecords:
@@ -224,8 +210,25 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
         replica.engine, backlog, writer, own, progress,
         on_step=lambda: leader.step(writer), finish=finisher(replica.eos_token_ids, replica.decode),
     )  # fmt: skip
+    if not leader.stop.reason:
+        measure(attempt, replica, progress.load_s)
     leader.wait_for_others()
     return own
+
+
+def measure(attempt: Attempt, replica: Replica, load_s: float) -> None:
+    """Keep what the steps of this rank cost, for predictions; a run with few steps says nothing."""
+    if replica.engine.bounds is None:
+        return
+    place, samples = attempt.place, replica.engine.steps.samples
+    try:
+        made = Calibration(
+            attempt.model.revision, attempt.job.dtype, replica.device, place.threads, place.ranks_on_node,
+            Bounds(*replica.engine.bounds), load_s, fit(samples), len(samples), time.time(),
+        )  # fmt: skip
+        save(made, user_cache() / "calibrations")
+    except (OSError, ValueError) as error:
+        LOGGER.debug("no calibration: %s", error)
 
 
 def drain(attempt: Attempt, work: Work | None = None) -> int:

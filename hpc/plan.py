@@ -39,6 +39,8 @@ class Arrangement:
     """Tokens to which each prompt is padded."""
     prefixes: Ints
     """Tokens at its beginning that each prompt shares."""
+    groups: Ints
+    """Number of the beginning that each shares with others; -1 where it shares none."""
     costs: Floats
     """Predicted seconds."""
     least: float
@@ -58,7 +60,7 @@ def arrange(prompts: Prompts, pending: Ints, job: Job, size: int) -> Arrangement
         cut, group = cut[pending], group[pending]
         costs = cost.requests(lengths - cut, new_tokens * samples)
         shards = shard.plan(costs, _together(costs, group), size, job.tail, groups=group)
-        return Arrangement(lengths, cut, costs, 0.0, shards)
+        return Arrangement(lengths, cut, group, costs, 0.0, shards)
     costs = cost.requests(lengths, new_tokens) * samples
     buckets, least = lengths, 0.0
     if len(pending):
@@ -66,7 +68,7 @@ def arrange(prompts: Prompts, pending: Ints, job: Job, size: int) -> Arrangement
         buckets = bucket.assign(lengths, chosen)
         least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
     shards = shard.plan(costs, buckets, size, job.tail, least)
-    return Arrangement(buckets, np.zeros_like(lengths), costs, least, shards)
+    return Arrangement(buckets, np.zeros_like(lengths), np.full_like(lengths, -1), costs, least, shards)
 
 
 def _together(costs: Floats, group: Ints) -> Ints:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpc.engine import OnStep, Source, begin, pull
+from hpc.engine import OnStep, Source, StepLog, begin, pull
 from hpc.engine import Sequence as Growing
 from hpc.job import Job
 from hpc.loader import Loader, Replica
@@ -47,6 +47,7 @@ class EchoEngine:
         self._pause = 1 / steps_per_s if steps_per_s else 0.0
         self._slots = slots
         self._raise_at = raise_at
+        self.steps, self.bounds = StepLog(), None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Growing]]:
         live: list[Growing] = []

@@ -13,15 +13,15 @@ LAYERS = (
     ("job",),
     ("records",),
     ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
-    ("plan",),
+    ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
-    ("store", "merge", "model", "gather", "place", "squeue"),
-    ("rows", "scatter", "read", "verify"),
+    ("store", "merge", "model", "gather", "place", "squeue", "calibration"),
+    ("rows", "scatter", "read", "verify", "outline"),
     ("complete", "loader", "output", "live"),
     ("leader", "follow", "summary", "diagnosis"),
     ("attempt",),
     ("pipeline", "template"),
-    ("view", "settle", "cancel", "slurm", "doctor"),
+    ("view", "settle", "cancel", "slurm", "doctor", "forecast"),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -33,12 +33,13 @@ ONLY_IN = {
     "mpi4py": ("comm.py",),
     "tyro": ("cli.py",),
     "submitit": ("slurm.py", "template.py"),
-    "rich": ("live.py",),
+    "rich": ("live.py", "forecast.py"),
+    "scipy": ("cost.py",),
     "huggingface_hub": ("model.py",),
     "safetensors": ("comm.py", "engine/"),
 }
 
-PURE = ("bucket", "cost", "shard", "prefix", "plan", "trim", "merge", "records", "job")
+PURE = ("bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job")
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
 

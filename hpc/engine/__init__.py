@@ -41,6 +41,44 @@ class Sequence:
     """Those among them that the model chose."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step computes: all that its duration depends on."""
+
+    tokens: int
+    """Rows of every linear layer: the newest token of each sequence, and those of prompts."""
+    chosen: int
+    """Rows of the head: tokens that are chosen."""
+    pairs: float
+    """Of prompts, pairs of a token and one that it attends to: the sum of n*(p + n/2) for n behind p."""
+    kv: int
+    """Stored tokens that the sequences which decode read."""
+
+
+Measured = tuple[int, int, float, int, float]
+"""Of a step: the fields of its `StepShape`, and seconds."""
+
+
+class StepLog:
+    """What an engine's steps computed, and how long they took: every one at first, then fewer, evenly."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self.samples: list[Measured] = []
+        self._every = 1
+        self._seen = 0
+
+    def add(self, shape: StepShape, seconds: float) -> None:
+        """Note a step."""
+        self._seen += 1
+        if self._seen % self._every == 0:
+            self.samples.append((shape.tokens, shape.chosen, shape.pairs, shape.kv, seconds))
+        if len(self.samples) == self.MOST:
+            self.samples = self.samples[1::2]
+            self._every *= 2
+
+
 class Source(Protocol):
     """Where an engine gets its requests."""
 
@@ -57,6 +95,14 @@ class Source(Protocol):
 
 class Engine(Protocol):
     """What generates. `generate` may be closed at any step and leaves nothing behind."""
+
+    @property
+    def steps(self) -> StepLog:
+        """Steps so far; none where the engine does not see them."""
+
+    @property
+    def bounds(self) -> tuple[int, int, int] | None:
+        """Most sequences at a time, prompt tokens of a step, tokens of its cache; None where it has no such bounds."""
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""

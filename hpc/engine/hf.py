@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from hpc.engine import OnStep, Sequence, Source, begin, pull
+from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
 from hpc.engine.batch import Halver
 from hpc.engine.sample import Choice, Sampler
 from hpc.records import TokenLogprobs
@@ -50,6 +50,8 @@ class HFEngine:
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._batch_tokens = batch_tokens
+        self.steps = StepLog()  # `generate` does not tell of its steps
+        self.bounds = None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""

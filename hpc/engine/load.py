@@ -56,6 +56,11 @@ def resolve_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a GPU is called."""
+    return str(torch.cuda.get_device_name(device))
+
+
 def resolve_dtype(dtype: str, device: str) -> str:
     """Return the type that "auto" stands for: bfloat16 on GPUs that have it, float32 on CPUs."""
     if dtype != "auto":

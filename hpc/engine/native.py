@@ -8,6 +8,7 @@ step. On a CPU the logits of a sequence do not depend on what else is in the ste
 import contextlib
 import gc
 import logging
+import time
 import traceback
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc.engine import EngineFault, OnStep, Sequence, Source, begin, pull
+from hpc.engine import EngineFault, OnStep, Sequence, Source, StepLog, StepShape, begin, pull
 from hpc.engine.attention import Flash, Span, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
 from hpc.engine.cache import Cache, Layout, token_bytes
@@ -94,6 +95,14 @@ class NativeEngine:
         self._decode = decode
         self._limits = limits
         self._kernel = kernel
+        self.steps = StepLog()
+
+    @property
+    def bounds(self) -> tuple[int, int, int]:
+        """Most sequences at a time, prompt tokens of a step, tokens of its cache."""
+        panel = self._kernel.panel if self._kernel else 0
+        cache_tokens = self._limits.cache_bytes // token_bytes(self.layouts, self._model.dtype, panel)
+        return self._limits.max_seqs, self._limits.step_tokens, cache_tokens
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
@@ -102,9 +111,13 @@ class NativeEngine:
             while run.busy or (requests := pull(source, 1, on_step)):
                 if not run.busy:
                     run.scheduler.waiting.extend(begin(requests))
+                began = time.perf_counter()
                 if ended := run.step(source):
                     yield ended
-                if on_step():
+                over = on_step()
+                if run.shape is not None:  # with what the rank does between two steps
+                    self.steps.add(run.shape, time.perf_counter() - began)
+                if over:
                     return
             if run.failed:
                 yield run.failed
@@ -163,6 +176,8 @@ class Run:
         self._unread: deque[_Unread] = deque()
         self._drafts = Drafts() if limits.drafts and not self._lag else None
         self._faults = 0
+        self.shape: StepShape | None = None
+        """What the latest step computes."""
 
     @property
     def busy(self) -> bool:
@@ -177,7 +192,7 @@ class Run:
             request = row.sequence.request
             self._sampler.set(row.slot, request, row.sequence.sample)
             row.endings = ending_tokens(request.sampling, self._eos_token_ids)
-        failure, ended = None, []
+        failure, ended, self.shape = None, [], None
         try:
             plan = self.scheduler.next()
             if plan.chunks:
@@ -212,7 +227,7 @@ class Run:
         last: list[int] = []
         checked: list[int] = []
         rows: list[Row] = []
-        length = 0
+        length, pairs, kv = 0, 0.0, 0
         for chunk, guess in zip(plan.chunks, guesses, strict=True):
             row, end = chunk.row, chunk.position + chunk.count
             prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
@@ -220,15 +235,18 @@ class Run:
             positions.extend(range(chunk.position, end))
             if chunk.position < len(row.tokens):
                 prompts.append(row.tokens[chunk.position : end])
+                pairs += chunk.count * (chunk.position + chunk.count / 2)
             else:
                 assert row.sequence is not None
                 decoding.append(row.slot)
+                kv += end
                 newest.extend([0 if self._lag else row.sequence.token_ids[-1], *guess])
             length += chunk.count
             if chunk.chooses:
                 last.append(length - 1 - len(guess))
                 checked.extend(range(length - len(guess), length))
                 rows.append(row)
+        self.shape = StepShape(length, len(last) + len(checked), pairs, kv)
         decodes = len(decoding) == len(plan.chunks)
         padding = self._sizes[not decodes] - length if self._sizes else -length % self._multiple
         positions.extend([0] * padding)

@@ -1,0 +1,191 @@
+"""Predict a run: the engine's admission and the shards and tail of a plan, fed by costs instead of a model. Pure.
+
+Between two events (a request that begins, one that ends) all steps are alike but for the growth of
+what they read, so that they are summed in closed form: a request costs a few operations, whatever its
+length.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc import shard
+from hpc.cost import StepCosts
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests as an engine sees them; arrays of shape [requests]."""
+
+    prompts: Ints
+    """Tokens of each prompt."""
+    prefixes: Ints
+    """Tokens at its beginning that it shares, 0 where it shares none."""
+    groups: Ints
+    """Number of the prefix that it shares; -1 where it shares none."""
+    new: Ints
+    """Tokens that each of its samples generates."""
+    samples: Ints
+    """Sequences that each of them is."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What bounds the steps of an engine."""
+
+    max_seqs: int
+    step_tokens: int
+    cache_tokens: int
+    """Tokens whose keys and values there is memory for."""
+
+
+@dataclass
+class Rank:
+    """A rank in time: what it has generated, what is under way, what it has still to begin."""
+
+    costs: StepCosts
+    engine: Bounds
+    work: Workload
+    clock: float = 0.0
+    """Seconds since the first rank began."""
+    queue: list[int] = field(default_factory=list)
+    """Indices of requests, the next one last."""
+    _steps: int = 0
+    _live: list[tuple[int, int]] = field(default_factory=list)
+    """(step in which it ends, tokens that its end gives back), a heap."""
+    _prefill: list[list[int]] = field(default_factory=list)
+    """[index, prompt tokens computed], in the order of admission."""
+    _kv: int = 0
+    """Tokens that a decoding step reads."""
+    _held: int = 0
+    """Tokens of the cache that are reserved."""
+    _most_live: int = 0
+    _known: set[int] = field(default_factory=set)
+    _tokens_of: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or to be begun."""
+        return not (self._live or self._prefill or self.queue)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it would ask for more: its queue is empty, and a quarter of what was under way is done."""
+        return not self.queue and len(self._live) + len(self._prefill) <= 3 * self._most_live // 4
+
+    def advance(self) -> None:
+        """Go on until something has ended, or begun."""
+        self._admit()
+        decoding = len(self._live)
+        if self._prefill:
+            tokens, chosen, pairs = self._chunks()
+            steps = 1
+        else:
+            tokens, chosen, pairs = 0, 0, 0.0
+            steps = max(1, self._live[0][0] - self._steps)
+        # kv grows by one for each row and step.
+        kv = steps * self._kv + decoding * steps * (steps + 1) // 2
+        total = tokens + decoding
+        self.clock += steps * (self._tokens(total) + self.costs.chosen * (chosen + decoding))
+        self.clock += self.costs.pair * pairs + self.costs.kv * kv
+        self._steps += steps
+        self._kv += decoding * steps
+        while self._live and self._live[0][0] <= self._steps:
+            self._end(heapq.heappop(self._live)[1])
+        while self._prefill and self._prefill[0][1] >= self.work.prompts[self._prefill[0][0]]:
+            self._begin_decoding(self._prefill.pop(0)[0])
+
+    def _tokens(self, count: int) -> float:
+        if count not in self._tokens_of:
+            self._tokens_of[count] = self.costs.tokens(count)
+        return self._tokens_of[count]
+
+    def _admit(self) -> None:
+        """Begin what has room, as the engine's scheduler does."""
+        work = self.work
+        pending = sum(int(work.prompts[index]) - done for index, done in self._prefill)
+        while self.queue and pending < self.engine.step_tokens:
+            index = self.queue[-1]
+            if len(self._live) + len(self._prefill) >= self.engine.max_seqs:
+                break
+            group, cut = int(work.groups[index]), int(work.prefixes[index])
+            fresh = cut if group >= 0 and group not in self._known else 0
+            need = int(work.prompts[index]) - cut + int(work.new[index]) + fresh
+            if self._held + need > self.engine.cache_tokens and (self._live or self._prefill):
+                break
+            self.queue.pop()
+            if group >= 0:
+                self._known.add(group)
+            self._held += need
+            done = cut - fresh
+            self._prefill.append([index, done])
+            pending += int(work.prompts[index]) - done
+        self._most_live = max(self._most_live, len(self._live) + len(self._prefill))
+
+    def _chunks(self) -> tuple[int, int, float]:
+        """Compute a step's worth of prompts; return their tokens, how many end in it, and pairs."""
+        room, tokens, chosen, pairs = self.engine.step_tokens, 0, 0, 0.0
+        for entry in self._prefill:
+            if room <= 0:
+                break
+            prompt = int(self.work.prompts[entry[0]])
+            count = min(room, prompt - entry[1])
+            pairs += count * (entry[1] + count / 2)
+            entry[1] += count
+            chosen += entry[1] >= prompt
+            tokens += count
+            room -= count
+        return tokens, chosen, pairs
+
+    def _begin_decoding(self, index: int) -> None:
+        """Let a request, whose first token has just been chosen, decode the rest."""
+        prompt, new = int(self.work.prompts[index]), int(self.work.new[index])
+        holds = prompt - int(self.work.prefixes[index]) + new
+        if new <= 1:
+            self._held -= holds
+            return
+        heapq.heappush(self._live, (self._steps + new - 1, index))
+        self._kv += prompt
+
+    def _end(self, index: int) -> None:
+        prompt, new = int(self.work.prompts[index]), int(self.work.new[index])
+        self._held -= prompt - int(self.work.prefixes[index]) + new
+        self._kv -= prompt + new - 1
+
+
+def run(
+    costs: StepCosts, engine: Bounds, work: Workload, plan: shard.Plan, dear: npt.NDArray[np.float64]
+) -> list[float]:
+    """Return, for each rank of a plan, the seconds from the beginning until it has nothing more to do.
+
+    `dear`, shape [requests], is what `shard.plan` took each request to cost: the tail's pieces follow it.
+    """
+    queued: Callable[[Ints], list[int]] = lambda indices: np.repeat(indices, work.samples[indices])[::-1].tolist()  # noqa: E731
+    ranks = [Rank(costs, engine, work, queue=queued(indices)) for indices in plan.shards]
+    tail = plan.tail
+    order = [(0.0, number) for number in range(len(ranks))]
+    heapq.heapify(order)
+    while order:
+        _, number = heapq.heappop(order)
+        rank = ranks[number]
+        if len(tail) and rank.asks:
+            count = shard.next_piece(dear[tail], len(ranks))
+            rank.queue = queued(tail[:count])
+            tail = tail[count:]
+        if rank.idle:
+            continue
+        rank.advance()
+        heapq.heappush(order, (rank.clock, number))
+    return [rank.clock for rank in ranks]
+
+
+def interval(predict: Callable[[Ints], float], draws: Sequence[Ints]) -> tuple[float, float, float]:
+    """Return the 10th, 50th and 90th percentile of what is predicted for several draws of the output's lengths."""
+    found = [predict(new) for new in draws]
+    low, middle, high = np.percentile(found, [10, 50, 90]).tolist()
+    return low, middle, high
