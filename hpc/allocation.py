@@ -29,17 +29,25 @@ class Slurm:
     signal_delay_s: int = 120
     """Slurm's signal to stop comes so long before the time limit, or up to a minute earlier."""
     partition: str | None = None
+    """Queue; `sinfo` lists them."""
     account: str | None = None
+    """Who pays."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that the nodes must have: a100."""
     gres: str | None = None
+    """Generic resources of each node: gpu:a100:4."""
     mem: str | None = None
     """Memory of a node, as sbatch writes it: 64G."""
     nodelist: str | None = None
+    """Nodes that it must have."""
     exclude: str | None = None
+    """Nodes that it must not have."""
     exclusive: bool = False
     """Share the nodes with no other job."""
     reservation: str | None = None
+    """Name of a reservation."""
     dependency: str | None = None
     """As sbatch writes it: afterok:123."""
     mpi: str | None = None

@@ -134,6 +134,7 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
 
 def take_job_file(job: Job | None, arguments: list[str]) -> tuple[Job | None, list[str]]:
     """Take `--job FILE` out of the arguments: the job.json of a run directory, in the place of a job file's job."""
+    arguments = [part for text in arguments for part in (text.split("=", 1) if text.startswith("--job=") else [text])]
     if "--job" not in arguments[:-1] or arguments[0] not in JOBS:
         return job, arguments
     at = arguments.index("--job")

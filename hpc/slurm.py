@@ -37,7 +37,7 @@ _PASSED = (
 
 
 def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = None, verb: str = "run") -> str:
-    """Write job.json, job.py and script.sbatch into the run directory; return the text of the script.
+    """Write job.json, job.py and script.sbatch (doctor.sbatch) into the run directory; return the text of the script.
 
     With a resolved `model` the run is bound to it. Raises `Refusal` for what must not or cannot run.
     """
@@ -57,7 +57,7 @@ def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = No
     directory.check_bound(bound)
     directory.write_job(job, files, bound, model.path if model else Path(job.model))
     atomic.write(directory.path / "job.py", record(job))
-    atomic.write(directory.path / "script.sbatch", text)
+    atomic.write(directory.path / ("script.sbatch" if verb == "run" else f"{verb}.sbatch"), text)
     return text
 
 
@@ -99,6 +99,8 @@ def render(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, 
     from submitit.slurm import slurm
 
     asked, profile = job.slurm, template.read(template.find(job.slurm.template))
+    if verb != "run":  # once, on the first of an array
+        asked = replace(asked, array=0)
     parameters = _parameters(asked, profile)
     try:
         check_time(parameters["time"], asked.signal_delay_s)
