@@ -31,6 +31,7 @@ _HEAD = len('{"crc":"00000000",')
 _KEY = slice(_HEAD + len('"key":"'), _HEAD + len('"key":"') + 2 * KEY_BYTES)
 _NO_ERROR = b'"error":null}\n'
 _READ_BYTES = 1 << 24
+_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 class JournalError(OSError):
@@ -65,7 +66,7 @@ def encode(completion: Completion) -> bytes:
         value["others"] = [asdict(sample) for sample in completion.others]
     value["error"] = completion.error  # last: an index knows errors by how a record ends
     # ASCII only: any string JSON can write comes through, and no line separator is mistaken for one.
-    body = json.dumps(value, separators=(",", ":")).encode()[1:]
+    body = _JSON.encode(value).encode()[1:]
     return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
 
 

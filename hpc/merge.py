@@ -14,6 +14,8 @@ from hpc import corpus, journal
 from hpc.corpus import RowError
 from hpc.records import Completion, RowId, Sample
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
 
 @dataclass(frozen=True)
 class OutputRow:
@@ -112,7 +114,7 @@ def _line(
     if completion and completion.others:
         output["samples"] = [_sample(sample, return_token_ids) for sample in completion.samples]
     try:
-        return json.dumps(output, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return _JSON.encode(output).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair in "id" or "meta": JSON can carry it, UTF-8 cannot
         return json.dumps(output, allow_nan=False).encode() + b"\n"
 
