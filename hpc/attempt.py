@@ -38,6 +38,8 @@ class Attempt:
     seconds: dict[str, float]
     seconds_left: float | None
     """From the beginning until Slurm's signal to stop may come; None where there is no time limit."""
+    imports_s: float = 0.0
+    """What reading took to get its libraries, which loading the model would have taken without it."""
     padding: float = 0.0
     """Share of padding in the prompts of full buckets."""
 

@@ -48,6 +48,16 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Say where the time of a run went, on the terminal and as report.html; of two runs, compare them."""
+
+    runs: tuple[Path, ...]
+    """The run directory, or two."""
+    html: bool = True
+    """Write the page."""
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Stop a run, so that nothing finished is lost, and cancel its Slurm job."""
 
@@ -106,8 +116,8 @@ JOBS: dict[str, type[Job]] = {
     "doctor": Doctor,
     "settle": Settle,
 }
-VIEWS = {"status": Status, "verify": Verify, "merge": Merge, "cancel": Cancel}
-Command = Job | Status | Verify | Merge | Cancel | Fetch
+VIEWS = {"status": Status, "verify": Verify, "merge": Merge, "report": Report, "cancel": Cancel}
+Command = Job | Status | Verify | Merge | Report | Cancel | Fetch
 
 
 def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
@@ -234,6 +244,10 @@ def look(command: Any, loader: Loader | None) -> int:  # noqa: ARG001
 
     if isinstance(command, Status):
         return view.status(command.run, command.follow)
+    if isinstance(command, Report):
+        from hpc.report import report
+
+        return report(command.runs, command.html)
     actions: Mapping[type, Callable[[Path], int]] = {Verify: view.verify, Merge: view.merge, Cancel: cancel}
     return actions[type(command)](command.run)
 

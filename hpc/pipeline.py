@@ -128,7 +128,9 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     if tokens is None or tokens.inputs != inputs:
         attempt.events.write("read", {})
         place.use_threads(attempt.place.threads)
+        began = time.monotonic()
         checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
+        attempt.imports_s = time.monotonic() - began
         blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
         writer = StoreWriter(folder)
         try:
@@ -211,7 +213,7 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
         on_step=lambda: leader.step(writer), finish=finisher(replica.eos_token_ids, replica.decode),
     )  # fmt: skip
     if not leader.stop.reason:
-        measure(attempt, replica, progress.load_s)
+        measure(attempt, replica, attempt.imports_s + progress.load_s)
     leader.wait_for_others()
     return own
 

@@ -12,7 +12,6 @@ from tests.fakes import echo_from_environment
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.argv.insert(1, "run")
-    sys.argv[2:2] = (
-        [] if "--job" in sys.argv or sys.argv[1] in ("status", "verify", "merge", "cancel") else ["--model", "echo"]
-    )
+    if "--job" not in sys.argv and sys.argv[1] in ("run", "plan", "script", "submit", "doctor"):
+        sys.argv[2:2] = ["--model", "echo"]
     main(loader=echo_from_environment(launched_rank()))
