@@ -56,7 +56,7 @@ def test_a_piece_that_comes_together_with_the_start_is_generated(tmp_path: Path)
     directory.create()
     store = read_store(tmp_path, [corpus], job.sampling)
     rows, none = np.array([0]), np.empty(0, dtype=np.int64)
-    arranged = Arrangement(np.array([3]), np.array([0]), np.array([1.0]), 0.0, Plan((none, rows), none))
+    arranged = Arrangement(np.array([3]), np.array([0]), np.array([-1]), np.array([1.0]), 0.0, Plan((none, rows), none))
     dispatcher = Dispatcher(store, rows, {}, arranged, 1 << 20)
     introduction = pack(
         {

@@ -46,7 +46,7 @@ def dispatch(
     chosen = np.array(rows, dtype=np.int64)
     costs, buckets = costs_and_buckets(len(chosen))
     planned = planned or shard.plan(costs, buckets, size, tail)
-    arranged = Arrangement(buckets, np.arange(len(chosen)) % 3, costs, 0.0, planned)
+    arranged = Arrangement(buckets, np.arange(len(chosen)) % 3, np.full_like(chosen, -1), costs, 0.0, planned)
     return Dispatcher(tokens, chosen, also or {}, arranged, max_bytes)
 
 
