@@ -5,6 +5,6 @@ import sys
 from hpc import main
 
 if __name__ == "__main__":
-    if sys.argv[1:2] not in (["run"], ["status"], ["verify"], ["merge"]):
+    if not sys.argv[1:] or sys.argv[1].startswith("-"):
         sys.argv.insert(1, "run")
     main()
