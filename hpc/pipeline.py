@@ -212,9 +212,9 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
         replica.engine, backlog, writer, own, progress,
         on_step=lambda: leader.step(writer), finish=finisher(replica.eos_token_ids, replica.decode),
     )  # fmt: skip
+    leader.wait_for_others()
     if not leader.stop.reason:
         measure(attempt, replica, attempt.imports_s + progress.load_s)
-    leader.wait_for_others()
     return own
 
 
