@@ -126,7 +126,7 @@ def render(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, 
         folder=directory.path / "log",
         job_name=job.name,
         setup=list(profile.setup),
-        teardown=[*profile.teardown, *(_settle(f"{python} settle --job {path}{share}") if verb == "run" else ())],
+        teardown=_ending(profile.teardown, f"{python} settle --job {path}{share}" if verb == "run" else None),
         signal_delay_s=asked.signal_delay_s,
         stderr_to_stdout=True,
         use_srun=False,
@@ -147,11 +147,14 @@ def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
     return {known.get(name, name): value for name, value in values.items() if value is not False}
 
 
-def _settle(command: str) -> list[str]:
-    """Return the shell that ends a batch script."""
+def _ending(teardown: Sequence[str], settle: str | None) -> list[str]:
+    """Return the shell behind srun; without `settle` the script ends with srun's own code."""
+    if settle is None:
+        return ["code=$?", *teardown, 'exit "$code"']
     return [
+        *teardown,
         "# What the run directory says decides, and not srun, which mixes the codes of the ranks.",
-        command,
+        settle,
         "case $? in",
         "  0) exit 0 ;;",
         "  75)  # Work is left, and this attempt got on with it. An array's last element has the id of the whole.",

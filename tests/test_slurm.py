@@ -490,7 +490,8 @@ def test_the_image_and_what_it_sees_can_be_said_from_outside(node: Node) -> None
 
 
 def test_the_image_sees_the_folder_in_which_sbatch_was_called(node: Node) -> None:
-    assert node.play(played(node, "apptainer"), SLURM_SUBMIT_DIR="/scratch/me").variables["APPTAINER_BIND"] == "/scratch/me"
+    found = node.play(played(node, "apptainer"), SLURM_SUBMIT_DIR="/scratch/me")
+    assert found.variables["APPTAINER_BIND"] == "/scratch/me"
 
 
 SQUEUE = 'test "$SLURM_TIME_FORMAT" = %s && echo "$END"\n'
