@@ -84,7 +84,7 @@ def test_a_time_limit_that_is_too_short_drains_requeues_and_finishes(site: Site)
 
 
 def test_before_its_end_a_job_finishes_what_it_has_begun(site: Site) -> None:
-    site.variables = {**SLOW, "SLURM_JOB_END_TIME": str(int(time.time()) + 60 + 120 + 6)}
+    site.variables = {**SLOW, "SLURM_JOB_END_TIME": str(int(time.time()) + 60 + 120 + 12)}
     job = site.submit(
         "--corpus", str(write_long_corpus(site.folder, rows=120)), *TWO_BY_TWO, "--slurm.max-requeues", "0"
     )
