@@ -125,7 +125,9 @@ def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"is no folder or \.gguf file here, and the hub did not give it: "):
+    with pytest.raises(
+        Refusal, match=r"is no folder or \.gguf file here, and the hub did not give it: (.|\n)*`scattergen fetch "
+    ):
         resolve(str(tmp_path / "missing"))
 
 
