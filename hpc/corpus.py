@@ -241,6 +241,6 @@ def _sampling(value: object, defaults: SamplingParams) -> SamplingParams:
         names = ", ".join(field.name for field in dataclasses.fields(defaults))
         raise RowError("sampling", f'"sampling" is {_short(value)}; it must be an object with some of {names}')
     try:
-        return defaults.override(value)
+        return defaults.overridden(value)
     except ValueError as error:
         raise RowError("sampling", str(error)) from None

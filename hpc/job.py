@@ -5,6 +5,8 @@ value, the rule and the way out), so a job that exists is a job that can be run.
 """
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -144,9 +146,9 @@ class SamplingParams:
         )
         _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
         _require(_is_int(self.seed), "seed", self.seed, "it must be an integer")
-        # 1 and 1.0 are the same temperature and must give the same key.
+        # 1 and 1.0, 0.0 and -0.0 are the same and must give the same key.
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
     @property
     def greedy(self) -> bool:
@@ -174,13 +176,17 @@ class SamplingParams:
             changes[name] = tuple(value) if isinstance(value, list) else value
         return dataclasses.replace(self, **changes)
 
+    def overridden(self, values: Mapping[str, Any]) -> "SamplingParams":
+        """Return `override(values)`; what the last rows asked for is remembered, as most ask for the same."""
+        return _overridden(self, json.dumps(values))
+
     def identity(self) -> dict[str, Any]:
         """Return what a completion depends on: for a greedy request, no parameter of drawing.
 
         A parameter that is younger than the first journals is left out where it has its default, so
         that their completions are found again.
         """
-        values = dataclasses.asdict(self)
+        values = dict(vars(self))
         if self.greedy:
             for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
                 del values[name]
@@ -188,6 +194,11 @@ class SamplingParams:
             if younger.name not in _FIRST_PARAMETERS and values.get(younger.name) == younger.default:
                 values.pop(younger.name, None)
         return values
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _overridden(defaults: SamplingParams, values: str) -> SamplingParams:
+    return defaults.override(json.loads(values))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Request and Completion: the two things that travel. Knows nothing of where they come from."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -87,16 +88,21 @@ class Completion:
         return sum(len(sample.token_ids) for sample in self.samples)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _identity(sampling: SamplingParams, row_id: RowId | None) -> bytes:
+    depends_on: dict[str, Any] = sampling.identity()
+    if row_id is not None:
+        depends_on["id"] = row_id
+    return json.dumps(depends_on, sort_keys=True).encode()
+
+
 def completion_key(token_ids: Tokens, sampling: SamplingParams, row_id: RowId) -> bytes:
     """Hash exactly what a completion depends on: `KEY_BYTES` of BLAKE2b.
 
     Prompt tokens and sampling parameters; for a sampled request its id too, which with the seed
     fixes the random numbers. Equal greedy requests have one key, so they are generated once.
     """
-    depends_on: dict[str, Any] = sampling.identity()
-    if not sampling.greedy:
-        depends_on["id"] = row_id
-    digest = hashlib.blake2b(json.dumps(depends_on, sort_keys=True).encode(), digest_size=KEY_BYTES)
+    digest = hashlib.blake2b(_identity(sampling, None if sampling.greedy else row_id), digest_size=KEY_BYTES)
     digest.update(b"\0")
     digest.update(np.ascontiguousarray(token_ids, dtype="<i4").tobytes())
     return digest.digest()

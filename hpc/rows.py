@@ -158,12 +158,13 @@ class Checker:
             entry.token_ids = entry.token_ids[-room:] if left else entry.token_ids[:room]
         new = min(new, context - len(entry.token_ids))
         least = min(entry.sampling.min_new_tokens, new)
-        entry.sampling = replace(entry.sampling, max_new_tokens=new, min_new_tokens=least)
+        if (new, least) != (entry.sampling.max_new_tokens, entry.sampling.min_new_tokens):
+            entry.sampling = replace(entry.sampling, max_new_tokens=new, min_new_tokens=least)
 
     def _overrides(self, entry: "_Entry") -> dict[str, Any]:
         if entry.sampling == self.defaults:
             return {}
-        own, defaults = dataclasses.asdict(entry.sampling), dataclasses.asdict(self.defaults)
+        own, defaults = vars(entry.sampling), vars(self.defaults)
         return {name: value for name, value in own.items() if value != defaults[name]}
 
 

@@ -82,19 +82,17 @@ class Dispatcher:
 
     def _pack(self, indices: Ints, last: bool) -> Buffer:
         rows = self._rows[indices]
-        prompts = [self._tokens.tokens(row) for row in rows.tolist()]
-        lines = [self._tokens.request_line(row) for row in rows.tolist()]
         also = [np.array(self._also.get(row, ()), dtype=np.int64) for row in rows.tolist()]
         return pack(
             {"last": last},
             rows=rows,
             buckets=self._plan.buckets[indices],
             prefixes=self._plan.prefixes[indices],
-            keys=np.frombuffer(b"".join(self._tokens.key(row) for row in rows.tolist()), dtype=np.uint8),
-            lengths=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
-            tokens=np.concatenate([np.empty(0, np.int32), *prompts]),
-            line_lengths=np.array([len(line) for line in lines], dtype=np.int64),
-            lines=np.concatenate([np.empty(0, np.uint8), *lines]),
+            keys=self._tokens.keys[rows].view(np.uint8),
+            lengths=self._tokens.prompt_lengths(rows),
+            tokens=self._tokens.all_tokens(rows),
+            line_lengths=self._tokens.request_bytes(rows),
+            lines=self._tokens.request_lines(rows),
             also_lengths=np.array([len(rows) for rows in also], dtype=np.int64),
             also=np.concatenate([np.empty(0, np.int64), *also]),
         )

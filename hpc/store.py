@@ -235,10 +235,23 @@ class TokenStore:
         """Return the key of a row, all of it: numpy drops zeros at the end of its byte strings."""
         return bytes(self.keys[row]).ljust(KEY_BYTES, b"\0")
 
-    def request_line(self, row: int) -> npt.NDArray[np.uint8]:
-        """Return the line of a row in requests.jsonl, as bytes."""
+    def all_tokens(self, rows: Ints) -> npt.NDArray[np.int32]:
+        """Return the prompts of some rows, one behind the other."""
+        return self._join(self._tokens, rows, Column.TOKENS)
+
+    def request_lines(self, rows: Ints) -> npt.NDArray[np.uint8]:
+        """Return the lines of some rows in requests.jsonl, as bytes, one behind the other."""
+        return self._join(self._requests, rows, Column.REQUEST)
+
+    def request_line(self, row: int) -> bytes:
+        """Return the line of one row in requests.jsonl."""
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
-        return self._requests[begin:end]
+        return self._requests[begin:end].tobytes()
+
+    def _join(self, values: npt.NDArray[Any], rows: Ints, column: Column) -> npt.NDArray[Any]:
+        begins, ends = self.offsets[rows, column].tolist(), self.offsets[rows + 1, column].tolist()
+        parts = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        return np.concatenate(parts) if parts else values[:0]
 
 
 def error_line(row: int, kind: str, message: str) -> bytes:
@@ -263,7 +276,7 @@ def parse_request(
 ) -> Request:
     """Make the request that a line of requests.jsonl and the arrays beside it stand for."""
     value = json.loads(line)
-    sampling = defaults.override(value["sampling"]) if "sampling" in value else defaults
+    sampling = defaults.overridden(value["sampling"]) if "sampling" in value else defaults
     return Request(row, value["id"], token_ids, sampling, key, bucket, prefix)
 
 
@@ -274,4 +287,4 @@ def _starts(lengths: Ints) -> Ints:
 def _map(path: Path, dtype: Any) -> npt.NDArray[Any]:
     if path.stat().st_size == 0:  # mmap refuses an empty file
         return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))  # a slice of a memmap itself takes ten times as long

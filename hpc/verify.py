@@ -48,7 +48,7 @@ def _rows_of(tokens: TokenStore) -> dict[str, int]:
     """Return the first row of each id."""
     found: dict[str, int] = {}
     for row in range(tokens.num_rows):
-        found.setdefault(_name(json.loads(tokens.request_line(row).tobytes())["id"]), row)
+        found.setdefault(_name(json.loads(tokens.request_line(row))["id"]), row)
     return found
 
 

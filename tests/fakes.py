@@ -66,9 +66,9 @@ class EchoEngine:
                 if (count := growing.request.sampling.logprobs) is not None:
                     growing.logprobs.append((-0.5, tuple((token + near, -0.5) for near in range(count))))
             time.sleep(self._pause)
-            ended = [g for g in live if len(g.token_ids) >= g.request.sampling.max_new_tokens]
+            ended = [g for g in live[: self._slots] if len(g.token_ids) >= g.request.sampling.max_new_tokens]
             if ended:
-                live = [g for g in live if g not in ended]
+                live = [g for g in live if len(g.token_ids) < g.request.sampling.max_new_tokens]
                 yield ended
             if on_step():
                 return
@@ -99,11 +99,11 @@ class EchoLoader(Loader):
 
 
 def echo_from_environment(rank: int) -> EchoLoader:
-    """The loader of tests/echo_job.py: its speed, and the id at which a rank breaks, come from the environment."""
+    """The loader of tests/echo_job.py: its values come from the environment."""
     steps = float(os.environ.get("ECHO_STEPS_PER_S", "0"))
     slow = float(os.environ.get(f"ECHO_STEPS_PER_S_{rank}", steps))
     raise_at = os.environ.get("ECHO_RAISE_AT") if os.environ.get("ECHO_RAISE_RANK", str(rank)) == str(rank) else None
-    return EchoLoader(EchoEngine(slow or None, raise_at=raise_at))
+    return EchoLoader(EchoEngine(slow or None, int(os.environ.get("ECHO_SLOTS", "8")), raise_at))
 
 
 class ListSource:

@@ -102,7 +102,7 @@ def test_a_request_comes_back_as_it_was_asked(tmp_path: Path) -> None:
     defaults = SamplingParams(max_new_tokens=9, seed=4)
     row = {"id": "é", "prompt": "abc", "sampling": {"temperature": 0.5, "stop": ["x"], "stop_token_ids": [3]}}
     tokens = stored(tmp_path, {"prompt": "z"}, row, sampling=defaults)
-    line = tokens.request_line(1).tobytes()
+    line = tokens.request_line(1)
     request = parse_request(line, 1, tokens.tokens(1), tokens.key(1), 8, defaults)
     sampling = SamplingParams(max_new_tokens=9, seed=4, temperature=0.5, stop=("x",), stop_token_ids=(3,))
     assert (request.id, request.token_ids.tolist(), request.sampling) == ("é", list(b"abc"), sampling)
