@@ -40,6 +40,8 @@ class Attempt:
     """From the beginning until Slurm's signal to stop may come; None where there is no time limit."""
     imports_s: float = 0.0
     """What reading took to get its libraries, which loading the model would have taken without it."""
+    predicted_s: float | None = None
+    """What loading, generating and merging should take; None where nothing is known of it."""
     padding: float = 0.0
     """Share of padding in the prompts of full buckets."""
 
@@ -96,10 +98,11 @@ def begin(
     log.configure(0, leader.world.size, directory.log(number, 0))
     LOGGER.debug("%s", place)
     events = Events(directory.events(number, 0))
+    slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
+    events.write("begin", {"ranks": leader.world.size, **slurm})
     left = None
     if allocation is not None:
         directory.note_slurm_job(allocation.submitted_id)
-        events.write("begin", {"slurm_job": allocation.job_id, "restarts": allocation.restarts})
         if allocation.ends_at is not None:
             left = allocation.ends_at - time.time() - job.slurm.signal_delay_s - EARLY_SIGNAL_S
     attempt = Attempt(job, leader, loader, directory, number, files, model, bound, place, events, began, {}, left)

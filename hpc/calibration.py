@@ -1,23 +1,28 @@
-"""Calibrations: what the steps of past runs cost, kept in the user's cache for each model and kind of node."""
+"""Calibrations: what the steps of trials and runs took, kept in the user's cache for each model and kind of node."""
 
 import json
 import logging
 import platform
+import re
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc import atomic
-from hpc.cost import StepCosts
+from hpc.cost import Sample, StepCosts, fit
 from hpc.predict import Bounds
 
 LOGGER = logging.getLogger(__name__)
 
+LEAST_STEPS = 16
+"""Of a run, which are much alike; the steps of a trial are as many as it had time for."""
+
 
 @dataclass(frozen=True)
-class Calibration:
-    """What one replica of a model costs on one kind of node, with as many beside it as there were."""
+class Kind:
+    """What a calibration is for."""
 
     model: str
     """Revision."""
@@ -25,52 +30,130 @@ class Calibration:
     device: str
     threads: int
     ranks_on_node: int
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        ranks = f"{self.ranks_on_node} rank{'s' * (self.ranks_on_node != 1)} on a node"
+        return f"{self.device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a replica holds, and what a token costs at the least."""
+
+    weight_bytes: int
+    token_flops: float
+    """Operations for a token in the layers, attention apart: two for each weight that it meets."""
+    choice_flops: float
+    """Operations in the head for a token that is chosen."""
+    memory_bytes: int
+    """What its rank may have in all, of the device or of the node's memory."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the device can do at most, with as many ranks at work as the node has."""
+
+    bytes_per_s: float
+    """Reading memory."""
+    flops_per_s: float
+    """Multiplying matrices."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one replica of a model costs on one kind of node, with as many beside it as there were."""
+
+    kind: Kind
     engine: Bounds
+    size: Size
     load_s: float
     costs: StepCosts
     steps: int
     """Steps that were measured."""
     time: float
     """When, in seconds of the clock."""
+    trial: tuple[Sample, ...] = ()
+    """Steps of a trial, which are of all shapes; those of a run are of few."""
+    speed: Speed | None = None
+    """As the trial found it."""
 
     def __str__(self) -> str:
         """Return it in words."""
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.time))
-        return (
-            f"{self.device}, {self.dtype}, {self.threads} threads, {self.ranks_on_node} ranks on a node "
-            f"({self.steps:,} steps, {made})"
-        )
+        return f"{self.kind} ({self.steps:,} steps, {made}{'' if self.trial else ', no trial'})"
 
 
-def save(calibration: Calibration, folder: Path) -> None:
-    """Keep a calibration, in the place of one of the same kind."""
+def learn(
+    folder: Path,
+    kind: Kind,
+    engine: Bounds,
+    size: Size,
+    load_s: float,
+    run: Sequence[Sample] = (),
+    trial: Sequence[Sample] = (),
+    speed: Speed | None = None,
+) -> Calibration:
+    """Fit costs to the steps of a run or of a trial, and keep them in the place of earlier ones of that kind.
+
+    What an earlier trial found still counts beside the steps of a run. Raises `ValueError` for too few steps.
+    """
+    path = _path(folder, kind)
+    try:
+        earlier = read(path)
+        trial, speed = trial or earlier.trial, speed or earlier.speed
+    except (OSError, ValueError):
+        pass  # there is none, or it is of another version
+    samples = [*run, *trial]
+    costs = fit(samples, len(trial) or LEAST_STEPS)
+    made = Calibration(kind, engine, size, load_s, costs, len(samples), time.time(), tuple(trial), speed)
     folder.mkdir(parents=True, exist_ok=True)
-    kind = (calibration.model, calibration.dtype, calibration.device, calibration.threads, calibration.ranks_on_node)
-    name = "-".join(str(part) for part in kind)
-    safe = "".join(char if char.isalnum() or char in "-._" else "_" for char in name)[:200]
-    atomic.write(folder / f"{safe}.json", json.dumps(asdict(calibration), indent=2) + "\n")
+    atomic.write(path, json.dumps(asdict(made)) + "\n")
+    return made
 
 
-def find(folder: Path, model: str, dtype: str) -> list[Calibration]:
-    """Return the calibrations of a model, of any dtype where that is "auto", the newest first."""
+def find(folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: int = 0) -> Calibration | None:
+    """Return the calibration of a model that suits best: as many ranks on a node, as many threads, the newest.
+
+    Of any dtype where that is "auto"; None if there is none.
+    """
     found = []
     for path in folder.glob("*.json"):
         try:
             calibration = read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            LOGGER.debug("%s: %s", path, error)
+        except (OSError, ValueError) as error:
+            LOGGER.debug("%s", error)
             continue
-        if calibration.model == model and dtype in ("auto", calibration.dtype):
-            found.append(calibration)
-    return sorted(found, key=lambda calibration: -calibration.time)
+        kind = calibration.kind
+        if kind.model == model and dtype in ("auto", kind.dtype):
+            fits = ranks_on_node == kind.ranks_on_node, threads == kind.threads
+            found.append((fits, calibration.time, calibration))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
 
 
 def read(path: Path) -> Calibration:
-    """Read a calibration from its file."""
-    values: dict[str, Any] = json.loads(path.read_text())
-    costs, engine = values.pop("costs"), values.pop("engine")
-    made = StepCosts(**{**costs, "knots": tuple(costs["knots"]), "at_knots": tuple(costs["at_knots"])})
-    return Calibration(**values, costs=made, engine=Bounds(**engine))
+    """Read a calibration from its file; raise `ValueError` if it holds none."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        costs, speed = values["costs"], values["speed"]
+        return Calibration(
+            **{
+                **values,
+                "kind": Kind(**values["kind"]),
+                "engine": Bounds(**values["engine"]),
+                "size": Size(**values["size"]),
+                "costs": StepCosts(**{**costs, "knots": tuple(costs["knots"]), "at_knots": tuple(costs["at_knots"])}),
+                "trial": tuple(tuple(sample) for sample in values["trial"]),
+                "speed": Speed(**speed) if speed else None,
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no calibration: {error!r}; `scattergen calibrate` makes one") from error
+
+
+def _path(folder: Path, kind: Kind) -> Path:
+    name = "-".join(str(part) for part in astuple(kind))
+    return folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:200]}.json"
 
 
 def cpu() -> str:

@@ -95,12 +95,24 @@ class Plan(Job):
     deadline_min: float | None = None
     """Minutes within which the job is to end: find the cheapest number of ranks that does."""
     calibration: Path | None = None
-    """File of a calibration; else the newest of this model in the user's cache."""
+    """File of a calibration; else one of this model in the user's cache."""
+    plot: Path | None = None
+    """File for a picture of time and efficiency over ranks: .svg, .png or .pdf."""
+    ranks_on_node: int | None = None
+    """Ranks that share a node, as when it was calibrated; else --slurm.tasks-per-node."""
 
 
 @dataclass(frozen=True)
 class Doctor(Job):
     """Check the allocation it runs in, under srun or mpirun: every line is ok, or says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Calibrate(Job):
+    """Measure what the steps of a model cost on this node, for `plan`: with as many ranks as it is to have."""
+
+    corpus: tuple[str, ...] = ("-",)
+    """Not read."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ JOBS: dict[str, type[Job]] = {
     "script": Script,
     "submit": Submit,
     "doctor": Doctor,
+    "calibrate": Calibrate,
     "settle": Settle,
 }
 VIEWS = {"status": Status, "verify": Verify, "merge": Merge, "report": Report, "cancel": Cancel}
@@ -133,7 +146,7 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
     except Refusal as refusal:  # on every rank for itself: this node may be the only one that does not see the file
         _refuse(f"{socket.gethostname()}: {refusal}", quiet=False)
     command = parse(arguments, job)
-    if isinstance(command, Doctor) or type(command) is Job:
+    if isinstance(command, Doctor | Calibrate) or type(command) is Job:
         sys.exit(run(command, loader or Loader()))
     try:
         code = ACTIONS[type(command)](command, loader)
@@ -215,11 +228,15 @@ def plan(command: Plan, loader: Loader | None) -> int:
     from hpc import forecast
 
     log.configure(0, 1)
-    found = forecast.forecast(_job(command), loader or Loader(), command.calibration)
+    found = forecast.forecast(
+        _job(command), loader or Loader(), command.calibration, command.ranks_on_node, command.deadline_min
+    )
     if command.json:
         print(forecast.to_json(found))
     else:
         forecast.show(found, command.deadline_min)
+    if command.plot is not None:
+        forecast.plot(found, command.plot)
     return OK
 
 
@@ -284,6 +301,10 @@ def run(job: Job, loader: Loader) -> int:
             from hpc.doctor import examine
 
             return examine(_job(job), world, loader)
+        if isinstance(job, Calibrate):
+            from hpc.calibrate import calibrate
+
+            return calibrate(_job(job), world, loader)
         return generate(job, world, loader, stop, squeue.here() if world.rank == 0 else None)
     except Refusal as refusal:
         _refuse(str(refusal), quiet=False)

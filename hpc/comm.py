@@ -77,6 +77,10 @@ class Comm(Protocol):
     def size(self) -> int:
         """Number of processes."""
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Messages so far, sent and received, and their bytes."""
+
     def send(self, dest: int, tag: int, array: Buffer) -> None:
         """Begin to send bytes; they must not be changed afterwards. Never blocks."""
 
@@ -117,6 +121,7 @@ class Single:
 
     rank = 0
     size = 1
+    traffic = 0, 0
 
     def send(self, dest: int, tag: int, array: Buffer) -> None:  # noqa: ARG002  (the signature of Comm)
         """Refuse: there is nobody to send to."""
@@ -143,6 +148,7 @@ class World:
         self._world = mpi.COMM_WORLD
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
+        self.traffic = 0, 0
         self._sending: list[tuple[Any, Buffer]] = []
         self._receiving: list[tuple[Any, Message]] = []
 
@@ -150,6 +156,7 @@ class World:
         """Begin to send bytes, kept alive here until they have left."""
         request = self._world.Isend([array, self._mpi.BYTE], dest, tag)
         self._sending.append((request, array))
+        self._count(array)
 
     def poll(self) -> list[Message]:
         """Make progress, and return the messages that are complete."""
@@ -166,11 +173,16 @@ class World:
             # A small message must not overtake a large one from the same rank.
             if message.source not in behind and request.Test():
                 ready.append(message)
+                self._count(message.array)
             else:
                 behind.add(message.source)
                 waiting.append((request, message))
         self._receiving = waiting
         return ready
+
+    def _count(self, array: Buffer) -> None:
+        messages, size = self.traffic
+        self.traffic = messages + 1, size + array.nbytes
 
     def abort(self, message: str) -> NoReturn:
         """Say why, and end every rank: left to itself, the others would wait for this one for ever."""

@@ -53,6 +53,8 @@ def complete(
                 progress.accepted_tokens += sum(sequence.accepted for sequence in samples)
             progress.ended, progress.waited_s = time.time(), backlog.waited_s
             progress.busy_s = progress.ended - progress.began - progress.waited_s
+            for name, value in vars(engine.steps.totals).items():
+                setattr(progress, name, value)
     finally:
         close = getattr(sequences, "close", None)
         if close:

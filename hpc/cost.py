@@ -76,16 +76,18 @@ class StepCosts:
         return self.tokens(tokens) + self.chosen * chosen + self.pair * pairs + self.kv * kv
 
 
-def fit(samples: Sequence[Sample]) -> StepCosts:
-    """Fit the costs to measured steps by least squares, none of them negative; raise `ValueError` if they are too few.
+def fit(samples: Sequence[Sample], least: int = 16) -> StepCosts:
+    """Fit the costs to measured steps by least squares, none of them negative.
+
+    Raises `ValueError` if there are fewer than `least`; those of a trial, which are of all shapes, may be few.
 
     Steps weigh by the inverse of their duration, as the many short ones make up as much of a run as the
     few long ones. A step that took over three times what the fit says, when something else had the core,
     does not count.
     """
     values = np.array(samples, dtype=np.float64).reshape(-1, 5)
-    if len(values) < 16:
-        raise ValueError(f"{len(values)} steps have been measured; 16 are the least for a fit")
+    if len(values) < least:
+        raise ValueError(f"{len(values)} steps have been measured; {least} are the least for a fit")
     interval = np.searchsorted(KNOTS, values[:, 0])  # a knot is for the steps up to it; without any there is none
     knots = tuple(KNOTS[index] for index in np.unique(np.minimum(interval, len(KNOTS) - 1)).tolist())
     parts = np.hstack([_basis(values[:, 0], knots), values[:, 1:4]])

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpc import calibration, corpus, pipeline
+from hpc import bucket, calibration, corpus, pipeline
 from hpc.attempt import Attempt, run_path
 from hpc.calibration import Calibration
 from hpc.comm import Single
 from hpc.corpus import CorpusError
+from hpc.estimate import Demand, Estimator, Prediction, fewest
 from hpc.job import Job, Refusal
-from hpc.journal import JournalIndex, decode
+from hpc.journal import JournalIndex
 from hpc.leader import Leader
 from hpc.loader import Loader
-from hpc.model import user_cache
-from hpc.outline import Outline, outline
+from hpc.model import Model, user_cache
+from hpc.outline import Outline, lengths_seen, outline
 from hpc.place import Place
-from hpc.plan import Arrangement, arrange
-from hpc.predict import Workload, interval, run
+from hpc.plan import Prompts, cuts
 from hpc.progress import Events, duration
 from hpc.rundir import RunDirectory
 from hpc.stop import Stop
@@ -35,31 +35,35 @@ from hpc.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
 
-MERGE_ROW_S = 4e-5
-"""Seconds that rank 0 takes to gather and write a row."""
-DRAWS = 9
-"""Draws of output lengths behind an interval."""
-LEAST_KNOWN = 32
-"""Completions from which output lengths are drawn; with fewer, rows are taken to run to their limits."""
 MOST_RANKS = 1024
+NO_GAIN = 1.02
+"""A time that is so many times the shortest is as good."""
+BAR = 40
+"""Characters of the longest bar of a histogram."""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a job takes on a number of ranks; times in seconds."""
+class Memory:
+    """What a rank needs of the memory it may have, in bytes."""
 
-    ranks: int
-    low_s: float
-    seconds: float
-    """The median of the draws, as `low_s` and `high_s` are their 10th and 90th percentile."""
-    high_s: float
-    rank_hours: float
-    speedup: float
-    """Over one rank."""
-    efficiency: float
-    """Of the ranks' time, the share that one rank would need too."""
-    idle: float
-    """Share of the ranks' time in which they wait for the last one."""
+    weights: int
+    cache: int
+    cache_tokens: int
+    all: int
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How many ranks to ask for."""
+
+    fastest: Prediction
+    """The fewest ranks that take no longer than any other number."""
+    loading_from: int | None
+    """The fewest ranks with which loading takes longer than generating; None if no number does."""
+    cheapest: Prediction | None
+    """The fewest ranks that meet the deadline; None where there is none, or none does."""
+    time_min: int
+    """Minutes to ask for with the cheapest, or the fastest: the 90th percentile, a quarter, and five more."""
 
 
 @dataclass(frozen=True)
@@ -78,157 +82,141 @@ class Forecast:
     """Prompt tokens among them that are computed once for many."""
     longest_prompt: int
     most_new_tokens: int
+    histogram: list[tuple[int, int]]
+    """Lengths in tokens, and how many prompts are as long at most and longer than the one before."""
+    buckets: list[tuple[int, int]]
+    """Lengths to which the hf engine would pad, and how many prompts to each; the native engine pads nothing."""
+    padding: float
+    """Share of padding in them."""
     lengths_from: str
     """Where the lengths of the outputs come from."""
-    calibration: str
+    calibration: str | None
+    """None where there is none; then nothing is predicted."""
     load_s: float
+    memory: Memory | None
     predictions: list[Prediction]
+    advice: Advice | None
 
 
-def forecast(job: Job, loader: Loader, given: Path | None = None) -> Forecast:
+def forecast(
+    job: Job,
+    loader: Loader,
+    given: Path | None = None,
+    ranks_on_node: int | None = None,
+    deadline_min: float | None = None,
+) -> Forecast:
     """Read the corpus of a job and predict; raise `Refusal` where it cannot be done."""
     try:
         files = corpus.find(job.corpus)
     except CorpusError as error:
         raise Refusal(str(error)) from error
+    model = loader.resolve(job.model)
+    found = _calibration(job, model, given, ranks_on_node)
     directory = RunDirectory(run_path(job, files))
     directory.create()
     directory.acquire(job.force)
     try:
-        tokens, index, found = _read(job, directory, files, loader, given)
-        outlined = outline(tokens, index)
-        predictions, lengths_from = predict_all(job, tokens, index, outlined, found)
-        return _put_together(tokens, outlined, predictions, lengths_from, found, job)
+        leader, events = Leader(Single(), Stop()), Events(Path(os.devnull))
+        attempt = Attempt(
+            job, leader, loader, directory, 0, files, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
+        )
+        index = JournalIndex(directory.journals())
+        tokens = pipeline.read_corpus(attempt, index)
+        if tokens is None:
+            raise Refusal("stopped")
+        return _put_together(job, tokens, index, found, deadline_min)
     finally:
         directory.release()
 
 
-def _read(
-    job: Job, directory: RunDirectory, files: tuple[Path, ...], loader: Loader, given: Path | None
-) -> tuple[TokenStore, JournalIndex, Calibration]:
+def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int | None) -> Calibration | None:
     if job.engine != "native":
-        raise Refusal(f"the steps of the {job.engine} engine are not known; a prediction is for --engine native")
-    model = loader.resolve(job.model)
-    if given is not None:
-        found = calibration.read(given)
-    else:
-        known = calibration.find(user_cache() / "calibrations", model.revision, job.dtype)
-        if not known:
-            raise Refusal(
-                f"no run has measured {job.model} in {job.dtype} yet: on a node like those it will run on, run "
-                "`scattergen run` with the same flags and --limit 64 (its completions count), then ask again"
-            )
-        found = known[0]
-    leader = Leader(Single(), Stop())
-    events = Events(Path(os.devnull))
-    attempt = Attempt(
-        job, leader, loader, directory, 0, files, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
-    )
-    index = JournalIndex(directory.journals())
-    tokens = pipeline.read_corpus(attempt, index)
-    if tokens is None:
-        raise Refusal("stopped")
-    return tokens, index, found
-
-
-def predict_all(
-    job: Job, tokens: TokenStore, index: JournalIndex, outlined: Outline, found: Calibration
-) -> tuple[list[Prediction], str]:
-    """Predict for 1, 2, 4, … ranks, until more would not help; say where the output's lengths come from."""
-    prompts = tokens.prompts(outlined.asked)
-    pending = np.searchsorted(outlined.asked, outlined.pending)
-    samples = prompts.samples[pending]
-    most_new = prompts.new_tokens[pending]
-    draws, lengths_from = _draws(most_new, tokens, index)
-    predictions: list[Prediction] = []
-    ranks = 1
-    while ranks <= max(1, min(MOST_RANKS, len(pending))):
-        arranged = arrange(prompts, pending, job, ranks)
-        alone = predictions[0].seconds if predictions else None
-        rows = outlined.work.rows
-        predictions.append(_predict(ranks, arranged, prompts.lengths[pending], samples, draws, found, rows, alone))
-        best = min(prediction.seconds for prediction in predictions)
-        if predictions[-1].seconds > 0.98 * best and ranks > 1 and predictions[-1].efficiency < 0.3:
-            break
-        ranks *= 2
-    return predictions, lengths_from
-
-
-def _predict(
-    ranks: int,
-    arranged: Arrangement,
-    lengths: Ints,
-    samples: Ints,
-    draws: list[Ints],
-    found: Calibration,
-    rows: int,
-    alone: float | None,
-) -> Prediction:
-    """Predict for one number of ranks; `alone` is what one rank takes."""
-    idle = []
-    # The samples of a prompt share all of it but its last token.
-    several = samples > 1
-    prefixes = np.where(several, lengths - 1, arranged.prefixes)
-    groups = np.where(several, arranged.groups.max(initial=0) + 1 + np.arange(len(lengths)), arranged.groups)
-
-    def seconds(new: Ints) -> float:
-        work = Workload(lengths, prefixes, groups, new, samples)
-        clocks = run(found.costs, found.engine, work, arranged.shards, arranged.costs)
-        idle.append(1 - sum(clocks) / (ranks * max(clocks)) if max(clocks) else 0.0)
-        return found.load_s + max(clocks) + MERGE_ROW_S * rows
-
-    low, middle, high = interval(seconds, draws)
-    alone = alone or middle
-    return Prediction(
-        ranks, low, middle, high, ranks * middle / 3600, alone / middle, alone / middle / ranks, float(np.median(idle))
-    )
-
-
-def _draws(most_new: Ints, tokens: TokenStore, index: JournalIndex) -> tuple[list[Ints], str]:
-    """Return the tokens that requests may generate: their limits, or limits times what was seen so far of them."""
-    rows = np.flatnonzero(tokens.good)
-    numbers = index.find(tokens.keys[rows])
-    known = np.unique(numbers[numbers >= 0])[:2048]
-    shares = []
-    limits = dict(zip(rows.tolist(), tokens.prompts(rows).new_tokens.tolist(), strict=True))
-    for record in index.read(known.tolist()):
-        completion = decode(record)
-        if completion.error is None and completion.row in limits:
-            shares.append(min(1.0, completion.num_tokens / max(1, limits[completion.row])))
-    if len(shares) < LEAST_KNOWN:
-        return [most_new], "max_new_tokens: at most so long"
-    random = np.random.default_rng(0)
-    drawn = [np.maximum(1, (most_new * random.choice(shares, len(most_new))).astype(np.int64)) for _ in range(DRAWS)]
-    return drawn, f"{len(shares):,} completions of this run"
+        return None
+    if given is None:
+        folder = user_cache() / "calibrations"
+        return calibration.find(folder, model.revision, job.dtype, ranks_on_node or job.slurm.tasks_per_node or 1)
+    try:
+        return calibration.read(given)
+    except (OSError, ValueError) as error:
+        raise Refusal(str(error)) from error
 
 
 def _put_together(
-    tokens: TokenStore,
-    outlined: Outline,
-    predictions: list[Prediction],
-    lengths_from: str,
-    found: Calibration,
-    job: Job,
+    job: Job, tokens: TokenStore, index: JournalIndex, found: Calibration | None, deadline_min: float | None
 ) -> Forecast:
-    prompts = tokens.prompts(outlined.pending)
+    outlined = outline(tokens, index)
     asked = tokens.prompts(outlined.asked)
-    arranged = arrange(asked, np.searchsorted(outlined.asked, outlined.pending), job, 1)
+    shared = cuts(asked, job)
+    if len(outlined.pending) < len(outlined.asked):
+        pending = np.searchsorted(outlined.asked, outlined.pending)
+        shared = shared[0][pending], shared[1][pending]
+    prompts = tokens.prompts(outlined.pending)
+    seen, lengths_from = lengths_seen(job, tokens, index)
+    predictions: list[Prediction] = []
+    advised = None
+    if found is not None and outlined.work.requests:
+        estimator = Estimator(job, Demand(prompts, shared, seen, outlined.work.rows), found)
+        predictions, advised = predict_all(estimator, found.load_s, deadline_min)
     return Forecast(
-        rows=tokens.num_rows,
-        refused=outlined.work.refused,
-        refusals=dict(Counter(error["kind"] for _, error in tokens.errors())),
-        done=outlined.work.done,
-        duplicates=outlined.work.duplicates,
-        requests=outlined.work.requests,
-        prompt_tokens=int(prompts.lengths.sum()),
-        shared_tokens=int(arranged.prefixes.sum()),
-        longest_prompt=int(prompts.lengths.max(initial=0)),
-        most_new_tokens=int((prompts.new_tokens * prompts.samples).sum()),
+        **_counted(tokens, outlined, prompts, shared[0], job),
         lengths_from=lengths_from,
-        calibration=str(found),
-        load_s=found.load_s,
+        calibration=str(found) if found else None,
+        load_s=found.load_s if found else 0.0,
+        memory=_memory(found) if found else None,
         predictions=predictions,
+        advice=advised,
     )
+
+
+def _counted(tokens: TokenStore, outlined: Outline, prompts: Prompts, cut: Ints, job: Job) -> dict[str, Any]:
+    """Return what counting alone tells of a corpus."""
+    work, lengths = outlined.work, prompts.lengths
+    ends = 2 ** np.arange(4, max(5, int(lengths.max(initial=1) - 1).bit_length() + 1))
+    in_bin = np.bincount(np.searchsorted(ends, lengths), minlength=len(ends)).tolist()
+    padded_to = bucket.boundaries(lengths, job.buckets) if len(lengths) else lengths
+    assigned = bucket.assign(lengths, padded_to)
+    return {
+        "rows": tokens.num_rows,
+        "refused": work.refused,
+        "refusals": dict(Counter(error["kind"] for _, error in tokens.errors())),
+        "done": work.done,
+        "duplicates": work.duplicates,
+        "requests": work.requests,
+        "prompt_tokens": int(lengths.sum()),
+        "shared_tokens": int(cut.sum()),
+        "longest_prompt": int(lengths.max(initial=0)),
+        "most_new_tokens": int((prompts.new_tokens * prompts.samples).sum()),
+        "histogram": list(zip(ends.tolist(), in_bin, strict=True)),
+        "buckets": [(int(length), int((assigned == length).sum())) for length in padded_to],
+        "padding": 1 - float(lengths.sum() / assigned.sum()) if len(lengths) else 0.0,
+    }
+
+
+def _memory(found: Calibration) -> Memory:
+    engine, size = found.engine, found.size
+    cache = engine.cache_tokens * engine.token_bytes
+    return Memory(size.weight_bytes, cache, engine.cache_tokens, size.memory_bytes)
+
+
+def predict_all(estimator: Estimator, load_s: float, deadline_min: float | None) -> tuple[list[Prediction], Advice]:
+    """Predict for 1, 2, 4, … ranks, until more would not help, and say how many to ask for."""
+    most = min(MOST_RANKS, estimator.most_ranks)
+    predict = estimator.predict
+    predictions = [predict(1)]
+    while 2 * predictions[-1].ranks <= most:
+        predictions.append(predict(2 * predictions[-1].ranks))
+        best = min(prediction.seconds for prediction in predictions)
+        if predictions[-1].seconds > best / NO_GAIN and predictions[-1].efficiency < 0.3:
+            break
+    last, best = predictions[-1].ranks, min(prediction.seconds for prediction in predictions)
+    fastest = predict(fewest(lambda ranks: predict(ranks).seconds <= NO_GAIN * best, last) or last)
+    loading = fewest(lambda ranks: predict(ranks).seconds <= 2 * load_s, last)
+    cheapest = None
+    if deadline_min is not None:
+        enough = fewest(lambda ranks: predict(ranks).high_s <= 60 * deadline_min, last)
+        cheapest = predict(enough) if enough else None
+    asked = cheapest or fastest
+    return predictions, Advice(fastest, loading, cheapest, int(asked.high_s * 1.25 / 60) + 5)
 
 
 def show(found: Forecast, deadline_min: float | None = None) -> None:
@@ -236,42 +224,77 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     kinds = "".join(f", {count:,} {kind}" for kind, count in sorted(found.refusals.items()))
     console.print(
         f"{found.rows:,} rows: {found.refused:,} refused{kinds}; {found.done:,} done before, {found.duplicates:,} "
         f"duplicates, {found.requests:,} requests to generate\n{found.prompt_tokens:,} prompt tokens "
         f"({found.shared_tokens:,} of them shared), the longest prompt {found.longest_prompt:,}; at most "
-        f"{found.most_new_tokens:,} new tokens\nlengths of the outputs: {found.lengths_from}\n"
-        f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s"
+        f"{found.most_new_tokens:,} new tokens\nlengths of the outputs: {found.lengths_from}"
     )
-    table = Table()
-    for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):
-        table.add_column(title, justify="right")
-    for p in found.predictions:
-        table.add_row(
-            f"{p.ranks:,}", duration(p.seconds), f"{duration(p.low_s)} - {duration(p.high_s)}", f"{p.rank_hours:,.2f}",
-            f"{p.speedup:.1f}", f"{p.efficiency:.0%}", f"{p.idle:.1%}",
-        )  # fmt: skip
-    console.print(table)
+    most = max((count for _, count in found.histogram), default=0) or 1
+    for end, count in found.histogram:
+        console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-BAR * count // most)}")
+    padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
+    console.print(f"padding: none; with --engine hf {found.padding:.1%}, to {padded} tokens")
+    if found.memory is not None:
+        weights, cache, everything = (
+            f"{size / 2**30:.1f} GiB" for size in (found.memory.weights, found.memory.cache, found.memory.all)
+        )
+        console.print(
+            f"memory of a rank: {weights} of weights, {cache} for {found.memory.cache_tokens:,} tokens, of {everything}"
+        )
+    if found.calibration is not None:
+        console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
+        table = Table()
+        for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):
+            table.add_column(title, justify="right")
+        for p in found.predictions:
+            table.add_row(
+                f"{p.ranks:,}", duration(p.seconds), f"{duration(p.low_s)} - {duration(p.high_s)}",
+                f"{p.rank_hours:,.2f}", f"{p.speedup:.1f}", f"{p.efficiency:.0%}", f"{p.idle:.1%}",
+            )  # fmt: skip
+        console.print(table)
     console.print(advice(found, deadline_min))
+
+
+def plot(found: Forecast, path: Path) -> None:
+    """Draw time and efficiency over ranks into a file; raise `Refusal` where that cannot be."""
+    from hpc.chart import draw_plan
+
+    if not found.predictions:
+        raise Refusal(f"{path}: there is no prediction to draw")
+    try:
+        draw_plan(path, found.predictions)
+    except ImportError as error:
+        raise Refusal(f"--plot needs matplotlib: pip install 'scattergen[report]' ({error})") from error
+    except (OSError, ValueError) as error:
+        raise Refusal(f"--plot {path}: {error}") from error
 
 
 def advice(found: Forecast, deadline_min: float | None) -> str:
     """Say how many ranks to ask for, and for how long."""
     if not found.requests:
         return "Nothing is left to generate."
-    fastest = min(found.predictions, key=lambda p: p.seconds)
-    text = f"Fastest: {fastest.ranks:,} ranks, {duration(fastest.seconds)}; with more, start-up eats the gain."
-    asked = fastest
-    if deadline_min is not None:
-        meeting = [p for p in found.predictions if p.high_s <= 60 * deadline_min]
-        if not meeting:
-            return f"{text} No number of ranks meets {duration(60 * deadline_min)}."
-        asked = min(meeting, key=lambda p: p.rank_hours)
-        text += f" Cheapest within {duration(60 * deadline_min)}: {asked.ranks:,} ranks, {duration(asked.seconds)}."
-    minutes = int(asked.high_s * 1.25 / 60) + 5
-    return f"{text} Ask for {asked.ranks:,} ranks and --slurm.time-min {minutes}."
+    if found.advice is None:
+        return (
+            "No time is predicted: nothing has measured this model, dtype and engine yet. On a node like those it "
+            "will run on, run `scattergen calibrate --model M --dtype D`, under mpirun or srun with as many ranks as "
+            "the node is to have (native engine alone), then ask again."
+        )
+    fastest, cheapest = found.advice.fastest, found.advice.cheapest
+    text = f"Fastest: {_ranks(fastest.ranks)}, {duration(fastest.seconds)}; more gain nothing."
+    if found.advice.loading_from:
+        text += f" From {_ranks(found.advice.loading_from)} on, loading takes longer than generating."
+    if deadline_min is not None and cheapest is None:
+        return f"{text} No number of ranks meets {duration(60 * deadline_min)}."
+    if deadline_min is not None and cheapest is not None:
+        text += f" Fewest within {duration(60 * deadline_min)}: {_ranks(cheapest.ranks)}, {duration(cheapest.seconds)}."
+    return f"{text} Ask for {_ranks((cheapest or fastest).ranks)} and --slurm.time-min {found.advice.time_min}."
+
+
+def _ranks(count: int) -> str:
+    return f"{count:,} rank{'s' * (count != 1)}"
 
 
 def to_json(found: Forecast) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,28 +23,29 @@ class OwnRecords:
     """Where the records of this rank's completions stand in its journal."""
 
     path: Path
-    _places: list[tuple[int, int, int]] = field(default_factory=list)
+    _places: "array[int]" = field(default_factory=lambda: array("q"))
+    """Row, offset, length: 24 bytes a record; as objects 200."""
+    _sorted: Ints = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64))
     _sent: int = 0
 
     def add(self, row: int, offset: int, length: int) -> None:
         """Note that the record at `offset` answers `row`."""
-        self._places.append((row, offset, length))
-
-    def __len__(self) -> int:
-        return len(self._places)
+        self._places.extend((row, offset, length))
 
     def sort(self) -> None:
         """Put the records in the order of their rows; nothing may be added afterwards."""
-        self._places.sort()
+        places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
+        self._sorted = places[np.argsort(places[:, 0], kind="stable")]
+        self._places = array("q")
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records that have not been sent."""
-        if not self._places:
+        if not len(self._sorted):
             return
         file = os.open(self.path, os.O_RDONLY)
         try:
-            while self._sent < len(self._places):
-                row, offset, length = self._places[self._sent]
+            while self._sent < len(self._sorted):
+                row, offset, length = self._sorted[self._sent].tolist()
                 self._sent += 1
                 yield row, os.pread(file, length, offset)
         finally:
@@ -59,7 +61,7 @@ class OwnRecords:
             if size >= max_bytes:
                 break
         return pack(
-            {"last": self._sent == len(self._places)},
+            {"last": self._sent == len(self._sorted)},
             rows=np.array(rows, dtype=np.int64),
             lengths=np.array([len(record) for record in records], dtype=np.int64),
             records=np.frombuffer(b"".join(records), dtype=np.uint8),

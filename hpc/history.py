@@ -20,13 +20,17 @@ Floats = npt.NDArray[np.float64]
 KINDS = {
     "read": "reading and tokenizing",
     "load": "loading the model",
-    "generate": "generating",
+    "prefill": "prefill",
+    "decode": "decode",
+    "generate": "generating, the rest",
     "wait": "waiting for work",
     "idle": "idle at the end",
-    "merge": "gather and merge",
+    "drain": "draining",
+    "gather": "gather",
+    "merge": "merge",
     "other": "other",
 }
-"""What the time of a rank goes to."""
+"""What the time of a rank goes to. An engine that does not tell prefill and decode apart has all in the rest."""
 
 LEADING = ("begin", "read", "plan", "merge", "drained", "done")
 """Phases that rank 0 alone writes, and every job with a share of the rows."""
@@ -52,7 +56,19 @@ class Rank:
     points: tuple[tuple[float, int], ...]
     """When, in seconds of the clock, it had generated how many tokens."""
     spans: tuple[Span, ...]
-    """They follow one another without a gap."""
+    """They follow one another without a gap; prefill and decode, which take turns at every step, are in "generate"."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by kind, prefill and decode apart."""
+        found = dict.fromkeys(KINDS, 0.0)
+        for span in self.spans:
+            found[span.kind] += span.ended - span.began
+        steps = self.progress.prefill_s + self.progress.decode_s
+        told = min(1.0, found["generate"] / steps) if steps else 0.0  # the last steps may have ended nothing
+        found["prefill"], found["decode"] = told * self.progress.prefill_s, told * self.progress.decode_s
+        found["generate"] = max(0.0, found["generate"] - found["prefill"] - found["decode"])
+        return found
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,28 @@ class Attempt:
     ended: float
     """For an attempt that did not come to its end: when its latest event was written."""
     duplicates: int
+    predicted: dict[str, Any]
+    """What was expected of it, as its event has it; empty where nothing was."""
+    planned: float
+    """When, in seconds of the clock, it was known what to do; what was expected counts from there."""
+
+    @property
+    def limit_share(self) -> float | None:
+        """Share of the time in steps that the device would have needed at its fastest; None where that is unknown.
+
+        Of all steps together the longer of two times: for the operations of layers and head, attention
+        apart, and for reading the weights once a step and what the rows that decode have stored.
+        """
+        size, speed = self.predicted.get("size"), self.predicted.get("speed")
+        spent = self.total.prefill_s + self.total.decode_s
+        if not (size and speed and spent):
+            return None
+        least = 0.0
+        for progress in (rank.progress for rank in self.ranks):
+            flops = size["token_flops"] * progress.step_tokens + size["choice_flops"] * progress.step_chosen
+            read = size["weight_bytes"] * progress.steps + self.predicted["token_bytes"] * progress.step_kv
+            least += max(flops / speed["flops_per_s"], read / speed["bytes_per_s"])
+        return float(least / spent)
 
     @property
     def total(self) -> Progress:
@@ -79,8 +117,8 @@ class Attempt:
         """Rank-seconds by kind."""
         found = dict.fromkeys(KINDS, 0.0)
         for rank in self.ranks:
-            for span in rank.spans:
-                found[span.kind] += span.ended - span.began
+            for kind, seconds in rank.seconds.items():
+                found[kind] += seconds
         return found
 
     @cached_property
@@ -132,6 +170,8 @@ class _Log:
     at: dict[str, float] = field(default_factory=dict)
     """When the rank first wrote of each phase."""
     begin: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, Any] = field(default_factory=dict)
+    gathered_s: float = 0.0
     work: Work | None = None
     latest: dict[str, Any] = field(default_factory=dict)
     """The latest event with counts."""
@@ -161,6 +201,10 @@ class _Log:
                 self.latest = event
         elif phase == "begin":
             self.begin = event
+        elif phase == "predicted":
+            self.predicted = event
+        elif phase == "done":
+            self.gathered_s = float(event.get("gathered_s", 0.0))
         self.times.append(time)
         self.at.setdefault(phase, time)
 
@@ -243,10 +287,12 @@ class _Crew:
             for kind, until in _waits(log.progress, log.counts):
                 spans.add(kind, min(until, self.ended))
             spans.add("generate", min(stop, self.ended))
-            spans.add("idle", min(last, self.ended))
+            spans.add("drain" if self.ending == "drained" else "idle", min(last, self.ended))
         elif self.ending in ENDINGS[:3] and "merge" not in at and self.leader.work and self.leader.work.requests:
             spans.add("load", self.ended)  # a rank says nothing until its model is there
-        spans.add("other", at.get("merge", self.ended))
+        spans.add("drain" if self.ending == "drained" and log.progress else "other", at.get("merge", self.ended))
+        if "merge" in at:
+            spans.add("gather", min(at["merge"] + self.leader.gathered_s, self.ended))
         spans.add("merge", self.ended)
         return spans.done
 
@@ -354,4 +400,6 @@ def _attempt(
         min(crew.began for crew in crews),
         max(crew.ended for crew in crews),
         sum(log.work.duplicates for log in leaders if log.work),
+        leaders[0].predicted,
+        leaders[0].at.get("plan", leaders[0].times[0] if leaders[0].times else 0.0),
     )

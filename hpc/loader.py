@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import calibration
+from hpc.calibration import Size, Speed
+from hpc.cost import Sample
 from hpc.engine import Engine
 from hpc.job import Job
 from hpc.model import Model, resolve, user_cache
@@ -29,6 +31,8 @@ class Replica:
     decode: Callable[[Any], str]
     device: str = "cpu"
     """What computes, by its maker's name."""
+    size: Size | None = None
+    """What it holds, where that is known."""
 
 
 class Loader:
@@ -56,7 +60,7 @@ class Loader:
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
-        from hpc.engine import load
+        from hpc.engine import load, memory
         from hpc.engine.hf import HFEngine
         from hpc.tokenizer import Tokenizer
 
@@ -64,6 +68,7 @@ class Loader:
         device = load.resolve_device(job.device, place.gpu or 0)
         tokenizer, described = Tokenizer(path), load.describe(path)
         model = load.load(path, device, job.dtype, place.threads)
+        size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
         engine: Engine | None = None
         if job.engine == "native":
@@ -72,7 +77,17 @@ class Loader:
                 model = load.load(path, device, job.dtype, place.threads)
         engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
         name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, name)
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)
+
+    def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
+        """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
+        from hpc.engine.native import NativeEngine
+        from hpc.engine.trial import bytes_per_second, flops_per_second, trial
+
+        engine = replica.engine
+        assert isinstance(engine, NativeEngine)
+        speed = Speed(bytes_per_second(engine.device), flops_per_second(engine.device, engine.dtype))
+        return trial(engine, seconds), speed
 
 
 def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:

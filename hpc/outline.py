@@ -1,16 +1,22 @@
 """Outline: what of a read corpus is still to be generated, and what answers the rest. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc.allocation import Share
-from hpc.journal import JournalIndex
+from hpc.job import Job
+from hpc.journal import JournalIndex, decode
 from hpc.progress import Work
 from hpc.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+LEAST_SEEN, MOST_SEEN = 32, 2048
+"""Completions from which output lengths are known: with fewer, rows are taken to run to their limits."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +35,59 @@ class Outline:
 def outline(tokens: TokenStore, earlier: JournalIndex, share: Share | None = None) -> Outline:
     """Compare a corpus with the journals of earlier attempts."""
     share = share or Share(0, 1)
-    rows = np.flatnonzero(tokens.good)
-    keys = tokens.keys[rows]
-    unique, first, which, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    found = earlier.find(unique) >= 0
-    asked_by = rows[first]
+    rows, new = _by_key(tokens)  # in the order of keys; new: a key's first row
+    asked_by, leads = rows[new], np.flatnonzero(new)
+    found = earlier.find(tokens.keys[asked_by]) >= 0 if len(earlier) else np.zeros(len(asked_by), dtype=bool)
+    further = np.flatnonzero(~new)
+    which = np.searchsorted(leads, further, side="right") - 1
     also: dict[int, list[int]] = {}
-    for index in np.flatnonzero((count[which] > 1) & ~found[which]).tolist():
-        if rows[index] != asked_by[which[index]]:
-            also.setdefault(int(asked_by[which[index]]), []).append(int(rows[index]))
-    pending = np.sort(asked_by[~found])
-    mine = rows % share.count == share.index
+    for row, answer in zip(rows[further].tolist(), which.tolist(), strict=True):
+        if not found[answer]:
+            also.setdefault(int(asked_by[answer]), []).append(row)
+    done = [asked_by[found], rows[further[found[which]]]]
+    mine: Callable[[Ints], Ints] = lambda some: some[some % share.count == share.index] if share.count > 1 else some  # noqa: E731
+    pending = np.sort(mine(asked_by[~found]))
     size = len(range(share.index, tokens.num_rows, share.count))
     work = Work(
         rows=size,
-        refused=size - int(mine.sum()),
-        done=int(found[which[mine]].sum()),
-        requests=int((pending % share.count == share.index).sum()),
-        duplicates=len(rows) - len(unique),
+        refused=size - len(mine(rows)),
+        done=sum(len(mine(some)) for some in done),
+        requests=len(pending),
+        duplicates=len(further),
     )
-    return Outline(work, np.sort(asked_by), pending[pending % share.count == share.index], also)
+    return Outline(work, pending if not found.any() and share.count == 1 else np.sort(asked_by), pending, also)
+
+
+def _by_key(tokens: TokenStore) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return the good rows in the order of their keys, and whether each is the first with its key.
+
+    Keys are most of what rank 0 holds of a corpus: here one sorted copy of them, for no longer than this takes.
+    """
+    order = np.argsort(tokens.keys, kind="stable")
+    order = order[tokens.good[order]]
+    keys = tokens.keys[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = keys[1:] != keys[:-1]
+    return order, new
+
+
+def lengths_seen(job: Job, tokens: TokenStore, index: JournalIndex) -> tuple[Floats | None, str]:
+    """Return the shares of their limits that completions took which there are, and in words where they come from.
+
+    None where all run to their limits, as far as is known.
+    """
+    if job.sampling.ignore_eos:
+        return None, "max_new_tokens, as --sampling.ignore-eos says"
+    rows = np.flatnonzero(tokens.good)
+    numbers = index.find(tokens.keys[rows])
+    known, first = np.unique(numbers, return_index=True)
+    first = first[known >= 0][:MOST_SEEN]
+    limits = (tokens.new_tokens * tokens.samples)[rows[first]].tolist()
+    shares = []
+    for limit, record in zip(limits, index.read(numbers[first].tolist()), strict=True):
+        completion = decode(record)
+        if completion.error is None:
+            shares.append(min(1.0, completion.num_tokens / max(1, limit)))
+    if len(shares) < LEAST_SEEN:
+        return None, "max_new_tokens: at most so long"
+    return np.array(shares), f"{len(shares):,} completions of this run"

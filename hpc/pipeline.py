@@ -15,11 +15,11 @@ import numpy as np
 from hpc import corpus, output, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, run_path
-from hpc.calibration import Calibration, save
+from hpc.calibration import Kind, find, learn
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
-from hpc.cost import fit
+from hpc.estimate import Demand, Estimator
 from hpc.follow import follow
 from hpc.gather import Gathering, OwnRecords
 from hpc.job import Job, Refusal
@@ -27,7 +27,7 @@ from hpc.journal import JournalIndex, JournalWriter
 from hpc.leader import Leader
 from hpc.loader import Loader, Replica
 from hpc.model import user_cache
-from hpc.outline import outline
+from hpc.outline import lengths_seen, outline
 from hpc.output import Counts
 from hpc.plan import arrange
 from hpc.predict import Bounds
@@ -94,7 +94,7 @@ def lead(attempt: Attempt) -> int:
             return drain(attempt)
         attempt.write_job()
         work, dispatcher = plan(attempt, tokens, earlier)
-        own = generate_all(attempt, work, dispatcher)
+        own = generate_all(attempt, tokens, earlier, work, dispatcher)
         if attempt.leader.stop.reason or attempt.leader.requests_left():
             return drain(attempt, work)
         if attempt.directory.share:
@@ -180,14 +180,17 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
         LOGGER.warning("%s", damage)
     found = outline(tokens, earlier, attempt.directory.share)
     # Of the whole corpus, not of what is pending: see `hpc.prefix`.
-    arranged = arrange(tokens.prompts(found.asked), np.searchsorted(found.asked, found.pending), job, size)
+    asked = tokens.prompts(found.asked)
+    arranged = arrange(asked, np.searchsorted(found.asked, found.pending), job, size)
     padded = int(arranged.buckets.sum())
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
     return found.work, Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
 
 
-def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRecords:
+def generate_all(
+    attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, work: Work, dispatcher: Dispatcher
+) -> OwnRecords:
     """Scatter the requests over all ranks, this one too, and generate until nothing is in flight."""
     leader, job, directory = attempt.leader, attempt.job, attempt.directory
     journal = directory.journal(attempt.number, 0)
@@ -203,6 +206,7 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
     )  # fmt: skip
     deadline = attempt.deadline()
     leader.start(work, dispatcher, progress, attempt.events, deadline)
+    foresee(attempt, tokens, earlier, dispatcher)  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
@@ -218,17 +222,31 @@ def generate_all(attempt: Attempt, work: Work, dispatcher: Dispatcher) -> OwnRec
     return own
 
 
+def foresee(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatcher: Dispatcher) -> None:
+    """Write down how long this attempt should take, where steps of this model have been measured on such a node."""
+    place, job = attempt.place, attempt.job
+    folder = user_cache() / "calibrations"
+    found = find(folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads)
+    known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
+    if found is None or not known or job.engine != "native":
+        return
+    seen, _ = lengths_seen(job, tokens, earlier)
+    demand = Demand(tokens.prompts(dispatcher.rows), dispatcher.shared, seen, tokens.num_rows)
+    predicted = Estimator(job, demand, found).predict(attempt.leader.world.size)
+    attempt.predicted_s = round(predicted.seconds, 3)
+    values = {"low_s": predicted.low_s, "seconds": predicted.seconds, "high_s": predicted.high_s}
+    device = {"size": asdict(found.size), "speed": asdict(found.speed) if found.speed else None}
+    attempt.events.write("predicted", {**values, **device, "token_bytes": found.engine.token_bytes})
+
+
 def measure(attempt: Attempt, replica: Replica, load_s: float) -> None:
     """Keep what the steps of this rank cost, for predictions; a run with few steps says nothing."""
-    if replica.engine.bounds is None:
+    if replica.engine.bounds is None or replica.size is None:
         return
-    place, samples = attempt.place, replica.engine.steps.samples
+    place, bounds = attempt.place, Bounds(*replica.engine.bounds)
+    kind = Kind(attempt.model.revision, attempt.job.dtype, replica.device, place.threads, place.ranks_on_node)
     try:
-        made = Calibration(
-            attempt.model.revision, attempt.job.dtype, replica.device, place.threads, place.ranks_on_node,
-            Bounds(*replica.engine.bounds), load_s, fit(samples), len(samples), time.time(),
-        )  # fmt: skip
-        save(made, user_cache() / "calibrations")
+        learn(user_cache() / "calibrations", kind, bounds, replica.size, load_s, replica.engine.steps.samples)
     except (OSError, ValueError) as error:
         LOGGER.debug("no calibration: %s", error)
 
@@ -292,11 +310,13 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     values = summary.summarise(
         attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding
     )
+    values["predicted_seconds"] = attempt.predicted_s
+    values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
     values = summary.write(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows
     faulty = rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
-    attempt.events.write("done", {})
+    attempt.events.write("done", {"gathered_s": round(attempt.seconds["gather"], 3)})
     summary.show(attempt.directory, values, attempt.job.show, attempt.files)
     if faulty:
         LOGGER.error(

@@ -4,6 +4,7 @@ The `hf` engine pads within a bucket; the `native` engine pads nothing, shares p
 its requests longest predicted first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,17 +50,27 @@ class Arrangement:
     """Names requests by their index in `pending`."""
 
 
-def arrange(prompts: Prompts, pending: Ints, job: Job, size: int) -> Arrangement:
-    """Plan the prompts with the indices `pending` for `size` ranks."""
-    lengths, new_tokens, samples = (
-        values[pending] for values in (prompts.lengths, prompts.new_tokens, prompts.samples)
-    )
-    cost = CostModel()
+def cuts(prompts: Prompts, job: Job) -> tuple[Ints, Ints]:
+    """Return for each prompt how many of its first tokens it shares, and with which group; 0 and -1 for none."""
     if job.engine == "native":
-        cut, group = prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
-        cut, group = cut[pending], group[pending]
+        return prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
+    count = len(prompts.lengths)
+    return np.zeros(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
+
+
+def arrange(
+    prompts: Prompts, pending: Ints, job: Job, size: int, shared: tuple[Ints, Ints] | None = None
+) -> Arrangement:
+    """Plan the prompts with the indices `pending` for `size` ranks; `shared` is what `cuts` returns for all."""
+    whole = len(pending) == len(prompts.lengths)  # then nothing is copied: a corpus may be large
+    of_pending: Callable[[Ints], Ints] = lambda values: values if whole else values[pending]  # noqa: E731
+    lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
+    cost = CostModel()
+    cut, group = map(of_pending, shared or cuts(prompts, job))
+    if job.engine == "native":
         costs = cost.requests(lengths - cut, new_tokens * samples)
-        shards = shard.plan(costs, _together(costs, group), size, job.tail, groups=group)
+        together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
+        shards = shard.plan(costs, np.broadcast_to(together, costs.shape), size, job.tail, groups=group)
         return Arrangement(lengths, cut, group, costs, 0.0, shards)
     costs = cost.requests(lengths, new_tokens) * samples
     buckets, least = lengths, 0.0
@@ -68,7 +79,7 @@ def arrange(prompts: Prompts, pending: Ints, job: Job, size: int) -> Arrangement
         buckets = bucket.assign(lengths, chosen)
         least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
     shards = shard.plan(costs, buckets, size, job.tail, least)
-    return Arrangement(buckets, np.zeros_like(lengths), np.full_like(lengths, -1), costs, least, shards)
+    return Arrangement(buckets, cut, group, costs, least, shards)
 
 
 def _together(costs: Floats, group: Ints) -> Ints:

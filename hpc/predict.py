@@ -6,7 +6,7 @@ length.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,8 @@ class Bounds:
     step_tokens: int
     cache_tokens: int
     """Tokens whose keys and values there is memory for."""
+    token_bytes: int = 0
+    """What the keys and values of a token take."""
 
 
 @dataclass
@@ -182,10 +184,3 @@ def run(
         rank.advance()
         heapq.heappush(order, (rank.clock, number))
     return [rank.clock for rank in ranks]
-
-
-def interval(predict: Callable[[Ints], float], draws: Sequence[Ints]) -> tuple[float, float, float]:
-    """Return the 10th, 50th and 90th percentile of what is predicted for several draws of the output's lengths."""
-    found = [predict(new) for new in draws]
-    low, middle, high = np.percentile(found, [10, 50, 90]).tolist()
-    return low, middle, high

@@ -12,6 +12,8 @@ from hpc.records import Tokens
 
 Ints = npt.NDArray[np.int64]
 
+_AT_ONCE = 1 << 18
+
 BLOCK = 16
 """Prompts are compared by so many tokens at a time; shorter common beginnings are not worth a cut."""
 
@@ -24,10 +26,11 @@ def cuts(tokens: Tokens, starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     one that saves most: c tokens shared by g prompts save c*(1 - 1/g) for each. It is shorter than the
     prompt, whose last token must be computed for the logits behind it.
     """
-    cut, group = np.zeros_like(lengths), np.full_like(lengths, -1)
+    cut, group = np.zeros(len(lengths), dtype=np.int64), np.full(len(lengths), -1, dtype=np.int64)
     alive = np.flatnonzero(lengths > BLOCK)
+    alive = alive[_repeated(tokens, starts[alive])]  # of a large corpus mostly few, and all else is about these
     within = np.zeros(len(alive), dtype=np.int64)  # which of the beginnings seen so far each has
-    saved = np.zeros(len(lengths))
+    saved = np.zeros(len(lengths), dtype=np.float32)
     groups = depth = 0
     while len(alive):
         at = starts[alive] + depth
@@ -49,6 +52,21 @@ def cuts(tokens: Tokens, starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
         alive, within = alive[longer], within[longer]
     _lengthen(tokens, starts, lengths, cut, group)
     return cut, group
+
+
+def _repeated(tokens: Tokens, at: Ints) -> npt.NDArray[np.bool_]:
+    """Return which of the blocks of tokens that begin at `at` others seem to be equal to, by their hashes."""
+    hashed = np.empty(len(at), dtype=np.uint64)
+    for begin in range(0, len(at), _AT_ONCE):
+        part = at[begin : begin + _AT_ONCE]
+        hashed[begin : begin + _AT_ONCE] = _hashes(np.zeros(len(part), dtype=np.int64), tokens, part)
+    ordered = np.sort(hashed)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    if not len(twice):
+        return np.zeros(len(at), dtype=bool)
+    found: npt.NDArray[np.bool_] = twice[np.minimum(np.searchsorted(twice, hashed), len(twice) - 1)] == hashed
+    return found
 
 
 def _hashes(within: Ints, tokens: Tokens, at: Ints) -> npt.NDArray[np.uint64]:

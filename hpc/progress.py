@@ -29,6 +29,15 @@ class Progress:
     """Tokens that an engine guessed, to compute several of a row at once."""
     accepted_tokens: int = 0
     """Those among them that the model chose."""
+    steps: int = 0
+    """Of the engine, where it tells; what they computed together is as in `hpc.engine.StepTotals`."""
+    step_tokens: int = 0
+    step_prompt: int = 0
+    step_chosen: int = 0
+    step_pairs: float = 0.0
+    step_kv: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
     load_s: float = 0.0
     busy_s: float = 0.0
     """From the first request until the last completion, less the waiting for work."""
@@ -38,7 +47,10 @@ class Progress:
     ended: float = 0.0
 
 
-_COUNTS = ("rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens")
+_COUNTS = (
+    "rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens",
+    "steps", "step_tokens", "step_prompt", "step_chosen", "step_pairs", "step_kv", "prefill_s", "decode_s",
+)  # fmt: skip
 
 
 class Events:

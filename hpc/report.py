@@ -71,6 +71,13 @@ def remarks(run: History) -> list[str]:
     if total.guessed_tokens:
         right = total.accepted_tokens / total.guessed_tokens
         found.append(f"{total.guessed_tokens:,} tokens guessed, {total.accepted_tokens:,} of them right ({right:.0%})")
+    found += predictions(run)
+    answered = total.prompt_tokens - total.step_prompt
+    if total.step_prompt and answered > 0:
+        share = answered / total.prompt_tokens
+        found.append(
+            f"{answered:,} of {total.prompt_tokens:,} prompt tokens were shared, and not computed ({share:.0%})"
+        )
     if duplicates := run.attempts[-1].duplicates:
         number = run.attempts[-1].number
         found.append(f"{several(duplicates, 'row')} answered by another row's completion in attempt {number}")
@@ -84,6 +91,23 @@ def remarks(run: History) -> list[str]:
         found.append("figures of an attempt that did not come to its end are as of its latest events")
     if run.damaged:
         found.append(f"{several(run.damaged, 'line')} of events could not be read: half written, or damaged")
+    return found
+
+
+def predictions(run: History) -> list[str]:
+    """Compare what was expected of each attempt that came to its end with what it was, and with the device's limit."""
+    found = []
+    for attempt in run.attempts:
+        what = f"attempt {attempt.number}: "
+        if attempt.predicted and attempt.ending == "done":
+            expected, took = float(attempt.predicted["seconds"]), attempt.ended - attempt.planned
+            low, high = (duration(attempt.predicted[name]) for name in ("low_s", "high_s"))
+            found.append(
+                f"{what}loading, generating and merging were predicted to take {_time(expected)} ({low} to {high}), "
+                f"and took {_time(took)} ({took / expected - 1:+.0%})"
+            )
+        if (share := attempt.limit_share) is not None:
+            found.append(f"{what}the device at its fastest would have needed {share:.0%} of the time in steps")
     return found
 
 
@@ -115,7 +139,8 @@ def time_table(run: History) -> Table:
     whole = sum(run.seconds.values())
     if whole:
         rows.append(("share", *(f"{value / whole:.1%}" for value in run.seconds.values()), "100.0%"))
-    heads = ("attempt", "read", "load", "generate", "wait", "idle", "merge", "other", "ranks x time")
+    heads = ("attempt", "read", "load", "prefill", "decode", "rest", "wait", "idle", "drain", "gather", "merge",
+             "other", "ranks x time")  # fmt: skip
     return Table("Where the time of all ranks went, in rank-seconds", heads, tuple(rows))
 
 

@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 def piece_bytes(size: int) -> int:
     """Return how large a piece may be: rank 0 holds about one for each rank at the same time."""
-    return min(64 << 20, (512 << 20) // size)
+    return min(8 << 20, (512 << 20) // size)
 
 
 class Dispatcher:
@@ -43,12 +43,17 @@ class Dispatcher:
         rows that ask for it. A piece has at most `max_bytes`.
         """
         self._tokens = tokens
-        self._rows = rows
+        self.rows = rows
         self._also = also
         self._plan = plan
         self._shards = list(plan.shards.shards)
         self._tail = plan.shards.tail
         self._max_bytes = max_bytes
+
+    @property
+    def shared(self) -> tuple[Ints, Ints]:
+        """How many first tokens each request shares, and with which group."""
+        return self._plan.prefixes, self._plan.groups
 
     def next_piece(self, rank: int) -> Buffer:
         """Return the next piece for a rank; it says whether it is the last."""
@@ -74,14 +79,14 @@ class Dispatcher:
 
     def _fitting(self, indices: Ints) -> int:
         """Return how many of the requests make up at most a piece: one at least, however large."""
-        rows = self._rows[indices]
+        rows = self.rows[indices]
         also = np.array([len(self._also.get(row, ())) for row in rows.tolist()], dtype=np.int64)
         each = 4 * self._tokens.prompt_lengths(rows) + self._tokens.request_bytes(rows) + 8 * also + 64
         sizes = np.cumsum(each)
         return max(1, int(np.searchsorted(sizes, self._max_bytes, side="right")))
 
     def _pack(self, indices: Ints, last: bool) -> Buffer:
-        rows = self._rows[indices]
+        rows = self.rows[indices]
         also = [np.array(self._also.get(row, ()), dtype=np.int64) for row in rows.tolist()]
         return pack(
             {"last": last},

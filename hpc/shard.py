@@ -9,6 +9,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_BLOCK = 1 << 16
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,12 +43,14 @@ def plan(
     if size > 1 and tail > 0 and kept and spent[-1] * tail >= size * least:
         # Rounding down: with tail 1 nothing is dealt out beforehand.
         kept = int(np.searchsorted(spent, spent[-1] * (1 - tail), side="right"))
-    holder = np.full(len(order), size)  # of each unit: a rank, or the tail
+    holder = np.full(len(order), size, dtype=np.int32)  # of each unit: a rank, or the tail
     loads = [(0.0, rank) for rank in range(size)]
-    for unit, cost in zip(order[:kept].tolist(), unit_costs[order[:kept]].tolist(), strict=True):
-        load, rank = loads[0]
-        holder[unit] = rank
-        heapq.heapreplace(loads, (load + cost, rank))
+    for begin in range(0, kept, _BLOCK):  # as Python's numbers they take four times the memory
+        units = order[begin : min(begin + _BLOCK, kept)]
+        for unit, cost in zip(units.tolist(), unit_costs[units].tolist(), strict=True):
+            load, rank = loads[0]
+            holder[unit] = rank
+            heapq.heapreplace(loads, (load + cost, rank))
     ordered = np.lexsort((-costs, -bucket_of))
     held_by = holder[unit_of[ordered]] if len(ordered) else ordered
     by_holder = ordered[np.argsort(held_by, kind="stable")]

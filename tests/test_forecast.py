@@ -2,12 +2,15 @@
 
 import json
 import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from hpc.forecast import Forecast, Prediction, advice
+from hpc.estimate import Estimator, Prediction
+from hpc.forecast import Advice, Forecast, advice, predict_all
 from tests.conftest import Ended, finish, scattergen, start, write_corpus
 
 ROWS = [{"prompt": f"row {index} " * (1 + index % 5)} for index in range(40)] + [{"prompt": ""}, {"prompt": "row 0 "}]
@@ -42,9 +45,9 @@ def found(place: Place) -> dict[str, Any]:
     return values
 
 
-def test_without_a_calibration_it_says_how_to_get_one(tmp_path: Path, tiny_model: Path) -> None:
+def test_without_a_calibration_it_counts_and_says_how_to_get_one(tmp_path: Path, tiny_model: Path) -> None:
     ended = Place(tmp_path, tiny_model).call("plan")
-    assert (ended.code, "--limit 64" in ended.err) == (2, True)
+    assert (ended.code, "40 requests" in ended.out, "scattergen calibrate" in ended.out) == (0, True, True)
 
 
 def test_rows_are_counted_as_a_run_would(found: dict[str, Any]) -> None:
@@ -92,7 +95,7 @@ def test_a_run_that_follows_reads_the_corpus_no_more(place: Place, found: dict[s
 def test_a_table_and_an_answer_are_printed(place: Place) -> None:
     ended = place.call("plan", "--name", "other", "--deadline-min", "600")
     assert "speed-up" in ended.out
-    assert "Cheapest within 10 h 00 min: 1 ranks" in " ".join(ended.out.split())
+    assert "Fewest within 10 h 00 min: 1 rank," in " ".join(ended.out.split())
 
 
 def test_no_model_is_loaded(place: Place) -> None:
@@ -100,31 +103,97 @@ def test_no_model_is_loaded(place: Place) -> None:
     assert finish(start(["-c", code])).out == "[]\n", sys.executable
 
 
-def test_the_other_engine_is_refused(place: Place) -> None:
-    ended = place.call("plan", "--engine", "hf")
-    assert (ended.code, "--engine native" in ended.err) == (2, True)
+def test_the_hf_engine_is_counted_and_not_predicted(place: Place) -> None:
+    ended = place.call("plan", "--name", "hf", "--engine", "hf", "--json")
+    values = json.loads(ended.out)
+    assert (values["requests"], values["predictions"], values["calibration"]) == (40, [], None)
 
 
-def forecast_of(*seconds: float) -> Forecast:
-    predictions = [
-        Prediction(2**i, s, s, s, 2**i * s / 3600, seconds[0] / s, seconds[0] / s / 2**i, 0.0)
-        for i, s in enumerate(seconds)
-    ]
-    return Forecast(10, 0, {}, 0, 0, 10, 100, 0, 20, 100, "limits", "here", 1.0, predictions)
+def test_the_histogram_and_the_buckets_have_every_prompt_once(found: dict[str, Any]) -> None:
+    assert sum(count for _, count in found["histogram"]) == sum(count for _, count in found["buckets"]) == 40
 
 
-def test_the_fastest_number_of_ranks_is_advised() -> None:
-    assert "Ask for 2 ranks and --slurm.time-min 6." in advice(forecast_of(100, 60, 70), None)
+def test_the_memory_of_a_rank_is_its_weights_and_its_cache(found: dict[str, Any]) -> None:
+    memory = found["memory"]
+    assert 0 < memory["weights"] < memory["weights"] + memory["cache"] < memory["all"]
 
 
-def test_the_cheapest_that_meets_a_deadline_is_advised() -> None:
-    assert "Ask for 1 ranks and --slurm.time-min 7." in advice(forecast_of(100, 60, 70), 2.0)
+def test_a_picture_of_the_prediction_is_drawn(place: Place) -> None:
+    picture = place.folder / "plan.svg"
+    assert place.call("plan", "--name", "fresh", "--plot", str(picture)).code == 0
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("name", ["plan.docx", "missing/plan.svg"])
+def test_a_picture_that_cannot_be_drawn_is_refused(place: Place, name: str) -> None:
+    ended = place.call("plan", "--name", "fresh", "--plot", str(place.folder / name))
+    assert (ended.code, "--plot" in ended.err) == (2, True)
+
+
+def test_a_file_that_is_no_calibration_is_refused(place: Place) -> None:
+    ended = place.call("plan", "--name", "fresh", "--calibration", str(place.corpus))
+    assert (ended.code, "is no calibration" in ended.err) == (2, True)
+
+
+def prediction(ranks: int, seconds: float) -> Prediction:
+    return Prediction(ranks, seconds, seconds, seconds, ranks * seconds / 3600, 1.0, 1.0, 0.0)
+
+
+class Law:
+    """An estimator that knows a law of the time over ranks."""
+
+    most_ranks = 1000
+
+    def __init__(self, law: Callable[[int], float]) -> None:
+        self._law = law
+
+    def predict(self, ranks: int) -> Prediction:
+        return prediction(ranks, self._law(ranks))
+
+
+def advised(law: Callable[[int], float], deadline_min: float | None = None) -> Advice:
+    return predict_all(cast("Estimator", Law(law)), 10.0, deadline_min)[1]
+
+
+def test_the_fewest_ranks_that_are_as_fast_as_any_are_advised() -> None:
+    # From 50 ranks on there is one request for each; 10 + 1000/50 is 30 s, and 2 % more need 49.
+    assert advised(lambda ranks: 10 + max(20.0, 1000 / ranks)).fastest.ranks == 49
+
+
+def test_a_deadline_is_met_with_the_fewest_ranks_that_can() -> None:
+    found = advised(lambda ranks: 10 + 1000 / ranks, deadline_min=1).cheapest
+    assert found is not None
+    assert found.ranks == 20
+
+
+def test_a_deadline_that_no_number_of_ranks_meets_has_no_cheapest() -> None:
+    assert advised(lambda ranks: 10 + 1000 / ranks, deadline_min=0.1).cheapest is None
+
+
+def test_it_says_from_when_on_loading_takes_longer_than_generating() -> None:
+    assert advised(lambda ranks: 10 + 1000 / ranks).loading_from == 100
+
+
+def test_the_time_to_ask_for_is_a_quarter_and_five_minutes_more() -> None:
+    assert advised(lambda ranks: 2400.0).time_min == 55
+
+
+def forecast_of(requests: int, advised: Advice | None) -> Forecast:
+    counted = (10, 0, {}, 0, 0, requests, 100, 0, 20, 100, [(16, 10)], [(16, 10)], 0.0)
+    return Forecast(*counted, "limits", "here", 1.0, None, [], advised)
+
+
+def test_the_answer_names_ranks_and_time() -> None:
+    found = forecast_of(10, Advice(prediction(8, 100.0), 16, prediction(4, 200.0), 9))
+    assert advice(found, 5.0).endswith("Fewest within 5 min 00 s: 4 ranks, 3 min 20 s. Ask for 4 ranks and "
+                                       "--slurm.time-min 9.")  # fmt: skip
 
 
 def test_a_deadline_that_nothing_meets_is_said() -> None:
-    assert advice(forecast_of(100, 60, 70), 0.5).endswith("No number of ranks meets 30 s.")
+    assert advice(forecast_of(10, Advice(prediction(8, 100.0), None, None, 9)), 0.5).endswith(
+        "No number of ranks meets 30 s."
+    )
 
 
 def test_a_run_with_nothing_left_needs_no_ranks() -> None:
-    done = Forecast(10, 0, {}, 10, 0, 0, 0, 0, 0, 0, "limits", "here", 1.0, [])
-    assert advice(done, None) == "Nothing is left to generate."
+    assert advice(forecast_of(0, None), None) == "Nothing is left to generate."

@@ -172,7 +172,51 @@ def test_work_that_a_stop_abandoned_is_generating_and_not_idle(tmp_path: Path) -
         "0001-00001": [counts(28, "generated", 0, 20, requests=1)],
     }
     run = read(write_run(tmp_path / "run", events, "drained"))
-    assert (run.seconds["generate"], run.seconds["idle"], run.seconds["other"]) == (56, 0, 4)
+    assert (run.seconds["generate"], run.seconds["idle"], run.seconds["drain"]) == (56, 0, 4)
+
+
+STEPS = {"steps": 100, "step_tokens": 5000, "step_prompt": 4000, "step_chosen": 1000, "step_kv": 20_000}
+PREDICTED = {
+    "low_s": 70.0, "seconds": 80.0, "high_s": 95.0, "token_bytes": 1000,
+    "size": {"weight_bytes": 10**9, "token_flops": 2e8, "choice_flops": 1e7, "memory_bytes": 10**10},
+    "speed": {"bytes_per_s": 1e10, "flops_per_s": 1e11},
+}  # fmt: skip
+
+
+def attempt_with_steps(path: Path, **values: Any) -> History:
+    events = [
+        plan(0),
+        event(1, "predicted", **PREDICTED),
+        counts(61, "generated", 1, 61, requests=10, prompt_tokens=4500, **STEPS, **values),
+        event(62, "merge"),
+        event(70, "done", gathered_s=3.0),
+    ]
+    return read(write_run(path / "run", {"0001-00000": events}))
+
+
+def test_prefill_and_decode_are_told_apart_where_the_engine_does(tmp_path: Path) -> None:
+    run = attempt_with_steps(tmp_path, prefill_s=30.0, decode_s=25.0)
+    assert [run.seconds[kind] for kind in ("prefill", "decode", "generate")] == [30, 25, 5]
+
+
+def test_prefill_and_decode_are_no_more_than_what_was_generated(tmp_path: Path) -> None:
+    run = attempt_with_steps(tmp_path, prefill_s=40.0, decode_s=40.0)
+    assert [run.seconds[kind] for kind in ("prefill", "decode", "generate")] == [30, 30, 0]
+
+
+def test_waiting_for_the_records_of_other_ranks_is_gathering(tmp_path: Path) -> None:
+    run = attempt_with_steps(tmp_path)
+    assert (run.seconds["gather"], run.seconds["merge"]) == (3, 5)
+
+
+def test_the_share_of_the_limit_is_the_longer_of_computing_and_reading(tmp_path: Path) -> None:
+    # 5,000 tokens x 2e8 and 1,000 x 1e7 operations at 1e11/s; 100 x 1e9 and 20,000 x 1,000 bytes at 1e10/s
+    run = attempt_with_steps(tmp_path, prefill_s=20.0, decode_s=20.0)
+    assert run.attempts[0].limit_share == pytest.approx(max(10.1, 10.002) / 40)
+
+
+def test_without_a_calibration_there_is_no_share_of_the_limit(done: History) -> None:
+    assert done.attempts[0].limit_share is None
 
 
 def test_the_attempts_of_a_run_are_one_history(tmp_path: Path) -> None:

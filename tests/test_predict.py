@@ -1,7 +1,5 @@
 """A predicted run is what summing its steps one by one gives, on one rank or many."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpc import shard
 from hpc.cost import StepCosts
-from hpc.predict import Bounds, Workload, interval, run
+from hpc.predict import Bounds, Workload, run
 
 COSTS = StepCosts((1, 8, 64, 512), (1e-2, 1.2e-2, 3e-2, 0.2), 1e-5, 1e-7, 1e-8)
 WIDE = Bounds(128, 512, 1 << 20)
@@ -114,8 +112,3 @@ def test_more_ranks_take_less_time() -> None:
     work = workload(random.integers(10, 400, 600).tolist(), random.integers(5, 100, 600).tolist())
     times = [max(seconds(work, size=size, tail=0.15)) for size in (1, 2, 4)]
     assert times[0] > times[1] > times[2]
-
-
-def test_an_interval_is_of_the_draws() -> None:
-    draws: list[Any] = [np.array([value]) for value in range(101)]
-    assert interval(lambda new: float(new[0]), draws) == (10.0, 50.0, 90.0)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hpc.history import KINDS
 from hpc.job import Refusal
 from hpc.report import report
 from tests.conftest import ROOT, Ended, Scattergen, finish, start, write_corpus
-from tests.test_history import DONE, Event, counts, event, plan, write_run
+from tests.test_history import DONE, Event, attempt_with_steps, counts, event, plan, write_run
 
 REPORT = """
 import sys
@@ -93,8 +94,18 @@ def cells(printed: str, first: str) -> list[str]:
 def test_the_tables_say_where_the_time_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report([write_run(tmp_path / "run", DONE)], html=False)
     printed = capsys.readouterr().out
-    assert cells(printed, "share")[1:] == ["7.3%", "5.5%", "67.3%", "2.7%", "4.5%", "7.3%", "5.5%", "100.0%"]
-    assert re.search(r"^  1 +16 +12 +148 +6 +10 +16 +12 +220 *$", printed, re.MULTILINE)
+    shares = ["7.3%", "5.5%", "0.0%", "0.0%", "67.3%", "2.7%", "4.5%", "0.0%", "0.0%", "7.3%", "5.5%", "100.0%"]
+    assert cells(printed, "share")[1:] == shares
+    assert re.search(r"^  1 +16 +12 +0 +0 +148 +6 +10 +0 +0 +16 +12 +220 *$", printed, re.MULTILINE)
+
+
+def test_what_was_predicted_stands_beside_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt_with_steps(tmp_path, prefill_s=30.0, decode_s=25.0)
+    report([tmp_path / "run"], html=False)
+    printed = capsys.readouterr().out
+    assert "predicted to take 1 min 20 s (1 min 10 s to 1 min 35 s), and took 1 min 10 s (-12%)" in printed
+    assert "the device at its fastest would have needed 18% of the time in steps" in printed
+    assert "500 of 4,500 prompt tokens were shared, and not computed (11%)" in printed
 
 
 def test_the_tables_say_what_each_attempt_did(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +172,7 @@ def test_the_ids_of_a_page_are_its_own_and_what_refers_to_them_finds_them(page: 
 
 def test_the_page_is_for_light_and_dark(page: str) -> None:
     light, dark = page.split("@media (prefers-color-scheme: dark)")
-    for name in ("ink", "paper", "read", "load", "generate", "wait", "idle", "merge", "other"):
+    for name in ("ink", "paper", *KINDS):
         assert (f"--{name}: #" in light, f"--{name}: #" in dark) == (True, True), name
 
 

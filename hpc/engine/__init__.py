@@ -47,6 +47,8 @@ class StepShape:
 
     tokens: int
     """Rows of every linear layer: the newest token of each sequence, and those of prompts."""
+    prompt: int
+    """Those among them that are of prompts."""
     chosen: int
     """Rows of the head: tokens that are chosen."""
     pairs: float
@@ -56,7 +58,22 @@ class StepShape:
 
 
 Measured = tuple[int, int, float, int, float]
-"""Of a step: the fields of its `StepShape`, and seconds."""
+"""Of a step: tokens, chosen, pairs and kv of its `StepShape`, and seconds."""
+
+
+@dataclass
+class StepTotals:
+    """What all steps of an engine computed, and how long they took."""
+
+    steps: int = 0
+    step_tokens: int = 0
+    step_prompt: int = 0
+    step_chosen: int = 0
+    step_pairs: float = 0.0
+    step_kv: int = 0
+    prefill_s: float = 0.0
+    """Computing prompts: of a step that also decodes, the part that its prompt tokens are of all."""
+    decode_s: float = 0.0
 
 
 class StepLog:
@@ -66,13 +83,22 @@ class StepLog:
 
     def __init__(self) -> None:
         self.samples: list[Measured] = []
+        self.totals = StepTotals()
         self._every = 1
-        self._seen = 0
 
     def add(self, shape: StepShape, seconds: float) -> None:
         """Note a step."""
-        self._seen += 1
-        if self._seen % self._every == 0:
+        totals = self.totals
+        totals.steps += 1
+        totals.step_tokens += shape.tokens
+        totals.step_prompt += shape.prompt
+        totals.step_chosen += shape.chosen
+        totals.step_pairs += shape.pairs
+        totals.step_kv += shape.kv
+        prefill_s = seconds * shape.prompt / shape.tokens
+        totals.prefill_s += prefill_s
+        totals.decode_s += seconds - prefill_s
+        if totals.steps % self._every == 0:
             self.samples.append((shape.tokens, shape.chosen, shape.pairs, shape.kv, seconds))
         if len(self.samples) == self.MOST:
             self.samples = self.samples[1::2]
@@ -101,8 +127,8 @@ class Engine(Protocol):
         """Steps so far; none where the engine does not see them."""
 
     @property
-    def bounds(self) -> tuple[int, int, int] | None:
-        """Most sequences at a time, prompt tokens of a step, tokens of its cache; None where it has no such bounds."""
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """Most sequences, prompt tokens of a step, tokens of the cache, bytes of each; None where it has no such."""
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""

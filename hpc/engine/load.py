@@ -81,6 +81,21 @@ def load(path: Path, device: torch.device, dtype: str, threads: int) -> Any:
     return model
 
 
+def weights(model: Any) -> tuple[int, float, float]:
+    """Return the bytes of a model's weights, and what a token costs in its layers and in its head, in operations.
+
+    Two for each weight of a matrix; of the experts of a layer, which are one tensor, as many as a token meets.
+    """
+    config = model.config.get_text_config()
+    experts = next((getattr(config, n) for n in ("num_local_experts", "num_experts") if getattr(config, n, None)), 1)
+    met = (getattr(config, "num_experts_per_tok", None) or experts) / experts
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    layers = [p for p in model.parameters() if p.dim() >= 2 and all(p is not table for table in tables)]
+    in_layers = sum(p.numel() * (met if p.dim() == 3 else 1) for p in layers)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return size, 2.0 * in_layers, 2.0 * tables[1].numel()
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Make a model directory out of a GGUF file: float32 safetensors, tokenizer, chat template.
 

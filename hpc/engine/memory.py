@@ -18,6 +18,13 @@ def cache_bytes(device: torch.device, ranks_on_node: int) -> int:
     return max(0, int((limit() / ranks_on_node - resident()) * SHARE))
 
 
+def device_bytes(device: torch.device, ranks_on_node: int) -> int:
+    """Return the memory that a rank may have in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return limit() // ranks_on_node
+
+
 def limit() -> int:
     """Return the memory that this process and its neighbours may use: the machine's, or its control group's."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -98,15 +98,35 @@ class NativeEngine:
         self.steps = StepLog()
 
     @property
-    def bounds(self) -> tuple[int, int, int]:
-        """Most sequences at a time, prompt tokens of a step, tokens of its cache."""
-        panel = self._kernel.panel if self._kernel else 0
-        cache_tokens = self._limits.cache_bytes // token_bytes(self.layouts, self._model.dtype, panel)
-        return self._limits.max_seqs, self._limits.step_tokens, cache_tokens
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Most sequences at a time, prompt tokens of a step, tokens of its cache, bytes of each of them."""
+        each = token_bytes(self.layouts, self._model.dtype, self._kernel.panel if self._kernel else 0)
+        return self._limits.max_seqs, self._limits.step_tokens, self._limits.cache_bytes // each, each
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of a sequence."""
+        return self._limits.context_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """What computes."""
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    def begin(self) -> "Run":
+        """Return what generates: a cache, and nothing under way."""
+        return Run(self._model, self._new_cache(), self._limits, self._eos_token_ids, self._decode, self._kernel)
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
-        run = Run(self._model, self._new_cache(), self._limits, self._eos_token_ids, self._decode, self._kernel)
+        run = self.begin()
         try:
             while run.busy or (requests := pull(source, 1, on_step)):
                 if not run.busy:
@@ -126,7 +146,7 @@ class NativeEngine:
 
     def _new_cache(self) -> Cache:
         device, dtype, panel = self._model.device, self._model.dtype, self._kernel.panel if self._kernel else 0
-        num_tokens = self._limits.cache_bytes // token_bytes(self.layouts, dtype, panel)
+        num_tokens = self.bounds[2]
         while True:
             try:
                 return Cache(self.layouts, num_tokens, dtype, device, panel)
@@ -149,7 +169,7 @@ class Run:
         kernel: Kernel | None,
     ) -> None:
         self._model = model
-        self._cache = cache
+        self.cache = cache
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._kernel = kernel
@@ -185,13 +205,19 @@ class Run:
         scheduler = self.scheduler
         return bool(scheduler.rows or scheduler.waiting or scheduler.failed or self._unread)
 
-    def step(self, source: Source) -> list[Sequence]:
-        """Compute one step; return the sequences that have ended."""
-        for row in self.scheduler.admit(source):
+    def admit(self, source: Source) -> list[Row]:
+        """Give places to sequences that wait; return them."""
+        admitted = self.scheduler.admit(source)
+        for row in admitted:
             assert row.sequence is not None
             request = row.sequence.request
             self._sampler.set(row.slot, request, row.sequence.sample)
             row.endings = ending_tokens(request.sampling, self._eos_token_ids)
+        return admitted
+
+    def step(self, source: Source) -> list[Sequence]:
+        """Compute one step; return the sequences that have ended."""
+        self.admit(source)
         failure, ended, self.shape = None, [], None
         try:
             plan = self.scheduler.next()
@@ -217,7 +243,7 @@ class Run:
     def _launch(self, plan: Plan) -> None:
         """Start the forward pass of a step, and the choice of its tokens."""
         for source, target, num_tokens in plan.copies:
-            self._cache.copy(source, target, num_tokens)
+            self.cache.copy(source, target, num_tokens)
         guesses = self._guess(plan)
         spans: list[Span] = []
         positions: list[int] = []
@@ -227,7 +253,7 @@ class Run:
         last: list[int] = []
         checked: list[int] = []
         rows: list[Row] = []
-        length, pairs, kv = 0, 0.0, 0
+        length, prompt, pairs, kv = 0, 0, 0.0, 0
         for chunk, guess in zip(plan.chunks, guesses, strict=True):
             row, end = chunk.row, chunk.position + chunk.count
             prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
@@ -235,6 +261,7 @@ class Run:
             positions.extend(range(chunk.position, end))
             if chunk.position < len(row.tokens):
                 prompts.append(row.tokens[chunk.position : end])
+                prompt += chunk.count
                 pairs += chunk.count * (chunk.position + chunk.count / 2)
             else:
                 assert row.sequence is not None
@@ -246,7 +273,7 @@ class Run:
                 last.append(length - 1 - len(guess))
                 checked.extend(range(length - len(guess), length))
                 rows.append(row)
-        self.shape = StepShape(length, len(last) + len(checked), pairs, kv)
+        self.shape = StepShape(length, prompt, len(last) + len(checked), pairs, kv)
         decodes = len(decoding) == len(plan.chunks)
         padding = self._sizes[not decodes] - length if self._sizes else -length % self._multiple
         positions.extend([0] * padding)
@@ -265,7 +292,7 @@ class Run:
                 position_ids=self._upload(np.array(positions, dtype=np.int64))[None],
                 use_cache=False,
                 logits_to_keep=self._upload(np.array(kept + [0] * more, dtype=np.int64)),
-                engine=Step(self._cache, spans, self._kernel, flash=self._flash(spans)),
+                engine=Step(self.cache, spans, self._kernel, flash=self._flash(spans)),
             ).logits[0]
         if not rows:
             return
@@ -297,6 +324,13 @@ class Run:
     def _flash(self, spans: list[Span]) -> Flash | None:
         half = self._model.dtype in HALF
         return flash_spans(spans, self._device) if self._device.type == "cuda" and half else None
+
+    def flush(self) -> None:
+        """Read the tokens of all steps under way."""
+        while self._unread:
+            self._read()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _read(self) -> list[Sequence]:
         """Read the tokens of the oldest step; return the sequences that they end."""

@@ -1,0 +1,156 @@
+"""Trial: steps of chosen shapes, measured on made-up requests, and what the device can do at most.
+
+What the cache holds of the tokens before is never computed, so that long sequences cost no prefill here.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc.engine import Measured, Sequence
+from hpc.engine.native import NativeEngine, Run
+from hpc.engine.schedule import Row
+from hpc.job import SamplingParams
+from hpc.records import Request
+
+LEAST_SHAPES = 5
+MOST_STEPS = 4
+"""Of a shape, besides the first, which counts only where no other follows."""
+LEAST_VOCABULARY = 32
+"""Token ids that every model has."""
+STORED = 0.01
+"""Value of every number in the cache: it must be there to be read, whatever it is."""
+LONG = 2048
+"""Tokens behind which a long chunk stands, where the model's context is as long."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step is to compute."""
+
+    decoding: int = 0
+    """Sequences that decode."""
+    stored: int = 0
+    """Tokens that each of these, or the prompt, has behind it."""
+    prompt: int = 0
+    """Tokens of a prompt."""
+
+
+@dataclass
+class _Nothing:
+    """A source without requests, from which some may come."""
+
+    exhausted: bool = False
+
+    def pull(self, num_tokens: int) -> list[Request]:  # noqa: ARG002  (the signature of a source)
+        return []
+
+
+def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: int) -> list[Shape]:
+    """Return what to measure, the most telling first: a trial may have no time for all of it."""
+    long = min(LONG, context_tokens // 2, cache_tokens // 4)
+    few = min(8, max_seqs, max(1, cache_tokens // 2 // max(1, long)))
+    most = min(max_seqs, max(1, cache_tokens // 256))
+    counts = [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n <= most]
+    prompts = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= min(step_tokens, context_tokens - 8)]
+    middle, largest = counts[len(counts) // 2], prompts[-1]
+    behind = Shape(prompt=min(largest, 512, context_tokens - long - 8), stored=long)
+    first = [
+        Shape(1, 32), Shape(prompt=prompts[len(prompts) // 2]), Shape(middle, 32), Shape(few, long), behind,
+        Shape(counts[-1], 32), Shape(prompt=largest),
+    ]  # fmt: skip
+    rest = [Shape(n, 32) for n in reversed(counts)] + [Shape(prompt=n) for n in prompts]
+    return list(dict.fromkeys([*first, *rest]))
+
+
+def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
+    """Measure steps for so many seconds, or until the first shapes have been, if that takes longer."""
+    max_seqs, step_tokens, cache_tokens, _ = engine.bounds
+    run = engine.begin()
+    found: list[Measured] = []
+    until = time.perf_counter() + seconds
+    planned = shapes(max_seqs, step_tokens, engine.context_tokens, cache_tokens)
+    for index, shape in enumerate(planned):
+        left = until - time.perf_counter()
+        if left <= 0 and index >= LEAST_SHAPES:
+            break
+        found += _measure(run, shape, left / (len(planned) - index))
+    return found
+
+
+def _measure(run: Run, shape: Shape, seconds: float) -> list[Measured]:
+    """Measure steps of one shape for about so many seconds."""
+    found: list[Measured] = []
+    rows = [_place(run, shape.stored, shape.stored) for _ in range(shape.decoding)]
+    until = time.perf_counter() + seconds
+    while len(found) <= MOST_STEPS and (not found or time.perf_counter() < until):
+        if shape.prompt:
+            rows = [_place(run, shape.stored + shape.prompt, shape.stored)]
+        run.flush()
+        began = time.perf_counter()
+        run.step(_Nothing())
+        if shape.prompt:  # what follows is another step
+            run.flush()
+        took, did = time.perf_counter() - began, run.shape
+        assert did is not None
+        found.append((did.tokens, did.chosen, did.pairs, did.kv, took))
+        if shape.prompt:
+            _end(run, rows)
+    if shape.decoding:
+        _end(run, rows)
+    return found[1:] or found
+
+
+def _place(run: Run, tokens: int, stored: int) -> Row:
+    """Give a sequence with so many prompt tokens its place, as if some were stored; if all are, it decodes."""
+    prompt = np.random.default_rng(tokens).integers(0, LEAST_VOCABULARY, tokens, dtype=np.int32)
+    sampling = SamplingParams(max_new_tokens=2 * MOST_STEPS + 2, ignore_eos=True)
+    request = Request(0, 0, prompt, sampling, bytes(16), len(prompt))
+    run.scheduler.waiting.append(Sequence(request))
+    [row] = run.admit(_Nothing())
+    for pools in run.cache.layers.values():
+        for pool in pools:
+            pool[row.start : row.start + row.room] = STORED
+    row.done = stored
+    if stored == tokens:
+        assert row.sequence is not None
+        row.sequence.token_ids.append(int(prompt[0]))
+        row.launched = 1
+    return row
+
+
+def _end(run: Run, rows: list[Row]) -> None:
+    run.flush()
+    for row in rows:
+        if row.live:
+            run.scheduler.finish(row)
+
+
+@torch.inference_mode()
+def bytes_per_second(device: torch.device) -> float:
+    """Measure how fast a matrix is read that fits in no cache: the product with a vector."""
+    matrix = torch.full((8192, 8192), 0.5, device=device)
+    vector = torch.full((8192,), 0.5, device=device)
+    return matrix.nbytes / _fastest(lambda: matrix @ vector, device)
+
+
+@torch.inference_mode()
+def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure how fast matrices are multiplied."""
+    size = 8192 if device.type == "cuda" else 1536
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _fastest(lambda: left @ right, device)
+
+
+def _fastest(work: Any, device: torch.device, rounds: int = 5) -> float:
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
