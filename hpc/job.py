@@ -222,7 +222,7 @@ class Job:
     """Where the model lives; auto is a GPU where there is one."""
     dtype: DType = "auto"
     """Type of the weights; auto is resolved at the first attempt and kept in job.json."""
-    tail: float = 0.15
+    tail: float = 0.5
     """Share of the predicted work that rank 0 keeps back and hands out on demand; 0 is static."""
     buckets: int = 16
     """hf: most length buckets; within one, prompts are padded to its longest."""

@@ -6,7 +6,7 @@ length.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +53,8 @@ class Rank:
     costs: StepCosts
     engine: Bounds
     work: Workload
+    slowness: float = 1.0
+    """Times that it takes what the costs say."""
     clock: float = 0.0
     """Seconds since the first rank began."""
     queue: list[int] = field(default_factory=list)
@@ -93,8 +95,8 @@ class Rank:
         # kv grows by one for each row and step.
         kv = steps * self._kv + decoding * steps * (steps + 1) // 2
         total = tokens + decoding
-        self.clock += steps * (self._tokens(total) + self.costs.chosen * (chosen + decoding))
-        self.clock += self.costs.pair * pairs + self.costs.kv * kv
+        seconds = steps * (self._tokens(total) + self.costs.chosen * (chosen + decoding))
+        self.clock += self.slowness * (seconds + self.costs.pair * pairs + self.costs.kv * kv)
         self._steps += steps
         self._kv += decoding * steps
         while self._live and self._live[0][0] <= self._steps:
@@ -161,14 +163,24 @@ class Rank:
 
 
 def run(
-    costs: StepCosts, engine: Bounds, work: Workload, plan: shard.Plan, dear: npt.NDArray[np.float64]
+    costs: StepCosts,
+    engine: Bounds,
+    work: Workload,
+    plan: shard.Plan,
+    dear: npt.NDArray[np.float64],
+    slowness: Mapping[int, float] | None = None,
 ) -> list[float]:
     """Return, for each rank of a plan, the seconds from the beginning until it has nothing more to do.
 
     `dear`, shape [requests], is what `shard.plan` took each request to cost: the tail's pieces follow it.
+    `slowness` names ranks that take so many times as long as the others.
     """
     queued: Callable[[Ints], list[int]] = lambda indices: np.repeat(indices, work.samples[indices])[::-1].tolist()  # noqa: E731
-    ranks = [Rank(costs, engine, work, queue=queued(indices)) for indices in plan.shards]
+    slow = slowness or {}
+    ranks = [
+        Rank(costs, engine, work, slow.get(number, 1.0), queue=queued(indices))
+        for number, indices in enumerate(plan.shards)
+    ]
     tail = plan.tail
     order = [(0.0, number) for number in range(len(ranks))]
     heapq.heapify(order)

@@ -55,7 +55,8 @@ def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: i
     few = min(8, max_seqs, max(1, cache_tokens // 2 // max(1, long)))
     most = min(max_seqs, max(1, cache_tokens // 256))
     counts = [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n <= most]
-    prompts = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= min(step_tokens, context_tokens - 8)]
+    room = max(1, min(step_tokens, context_tokens - 8, cache_tokens // 2))
+    prompts = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= room] or [room]
     middle, largest = counts[len(counts) // 2], prompts[-1]
     behind = Shape(prompt=min(largest, 512, context_tokens - long - 8), stored=long)
     first = [
