@@ -104,13 +104,14 @@ class Estimator:
     def _generating(self, ranks: int, part: Prompts, shared: tuple[Ints, Ints], new: Ints) -> tuple[float, float]:
         """Return the seconds until the last rank is done, and the share of them that ranks wait for it."""
         fewer = max(1, round(ranks / self._every))
-        arranged = arrange(part, np.arange(len(new)), self._job, fewer, shared)
+        engine = self._found.engine
+        arranged = arrange(part, np.arange(len(new)), self._job, fewer, shared, engine.max_seqs)
         # The samples of a prompt share all of it but its last token.
         several = part.samples > 1
         prefixes = np.where(several, part.lengths - 1, arranged.prefixes)
         groups = np.where(several, arranged.groups.max(initial=0) + 1 + np.arange(len(new)), arranged.groups)
         work = Workload(part.lengths, prefixes, groups, new, part.samples)
-        clocks = run(self._found.costs, self._found.engine, work, arranged.shards, arranged.costs)
+        clocks = run(self._found.costs, engine, work, arranged.shards, arranged.costs)
         last = max(clocks)
         return last * self._every * fewer / ranks, 1 - sum(clocks) / (fewer * last) if last else 0.0
 

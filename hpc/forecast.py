@@ -221,10 +221,11 @@ def predict_all(estimator: Estimator, load_s: float, deadline_min: float | None)
 
 def show(found: Forecast, deadline_min: float | None = None) -> None:
     """Print a forecast as a table, with the answer to how many ranks to ask for."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=200)  # nothing is cut or broken
     kinds = "".join(f", {count:,} {kind}" for kind, count in sorted(found.refusals.items()))
     console.print(
         f"{found.rows:,} rows: {found.refused:,} refused{kinds}; {found.done:,} done before, {found.duplicates:,} "
@@ -246,9 +247,9 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
         )
     if found.calibration is not None:
         console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD)
         for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         for p in found.predictions:
             table.add_row(
                 f"{p.ranks:,}", duration(p.seconds), f"{duration(p.low_s)} - {duration(p.high_s)}",

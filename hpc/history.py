@@ -201,7 +201,7 @@ class _Log:
                 self.latest = event
         elif phase == "begin":
             self.begin = event
-        elif phase == "predicted":
+        elif phase == "load" and "seconds" in event:
             self.predicted = event
         elif phase == "done":
             self.gathered_s = float(event.get("gathered_s", 0.0))

@@ -13,6 +13,7 @@ from hpc.engine import Engine
 from hpc.job import Job
 from hpc.model import Model, resolve, user_cache
 from hpc.place import Place
+from hpc.plan import AT_ONCE, AT_ONCE_GPU
 from hpc.rows import Checker, Limits
 from hpc.trim import Decode
 
@@ -101,7 +102,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
         support.check(model)
         compiled = None if cuda else kernel.load(user_cache() / "kernels")
         limits = Limits(
-            max_seqs=job.max_num_seqs or (256 if cuda else 128),
+            max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
             step_tokens=8192 if cuda else 512,
             cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
             context_tokens=described.context_tokens or 32768,

@@ -29,7 +29,7 @@ from hpc.loader import Loader, Replica
 from hpc.model import user_cache
 from hpc.outline import lengths_seen, outline
 from hpc.output import Counts
-from hpc.plan import arrange
+from hpc.plan import AT_ONCE, AT_ONCE_GPU, arrange
 from hpc.predict import Bounds
 from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
@@ -181,7 +181,8 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     found = outline(tokens, earlier, attempt.directory.share)
     # Of the whole corpus, not of what is pending: see `hpc.prefix`.
     asked = tokens.prompts(found.asked)
-    arranged = arrange(asked, np.searchsorted(found.asked, found.pending), job, size)
+    at_once = job.max_num_seqs or (AT_ONCE if attempt.place.gpu is None else AT_ONCE_GPU)
+    arranged = arrange(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
     padded = int(arranged.buckets.sum())
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
@@ -206,7 +207,7 @@ def generate_all(
     )  # fmt: skip
     deadline = attempt.deadline()
     leader.start(work, dispatcher, progress, attempt.events, deadline)
-    foresee(attempt, tokens, earlier, dispatcher)  # while the other ranks load
+    attempt.events.write("load", foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
@@ -222,21 +223,21 @@ def generate_all(
     return own
 
 
-def foresee(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatcher: Dispatcher) -> None:
-    """Write down how long this attempt should take, where steps of this model have been measured on such a node."""
+def foresee(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatcher: Dispatcher) -> dict[str, Any]:
+    """Return how long this attempt should take, and on what; empty where nothing has measured such steps here."""
     place, job = attempt.place, attempt.job
     folder = user_cache() / "calibrations"
     found = find(folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads)
     known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
     if found is None or not known or job.engine != "native":
-        return
+        return {}
     seen, _ = lengths_seen(job, tokens, earlier)
     demand = Demand(tokens.prompts(dispatcher.rows), dispatcher.shared, seen, tokens.num_rows)
     predicted = Estimator(job, demand, found).predict(attempt.leader.world.size)
     attempt.predicted_s = round(predicted.seconds, 3)
     values = {"low_s": predicted.low_s, "seconds": predicted.seconds, "high_s": predicted.high_s}
     device = {"size": asdict(found.size), "speed": asdict(found.speed) if found.speed else None}
-    attempt.events.write("predicted", {**values, **device, "token_bytes": found.engine.token_bytes})
+    return {**values, **device, "token_bytes": found.engine.token_bytes}
 
 
 def measure(attempt: Attempt, replica: Replica, load_s: float) -> None:

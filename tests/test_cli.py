@@ -31,7 +31,7 @@ def test_the_flags_of_run_are_those_of_the_list() -> None:
 
 def test_the_verbs_are_those_of_the_list() -> None:
     assert (
-        "{run,plan,script,submit,doctor,settle,status,verify,merge,report,cancel,fetch}"
+        "{run,plan,script,submit,doctor,calibrate,settle,status,verify,merge,report,cancel,fetch}"
         in scattergen("--help", COLUMNS="200").out
     )
 
@@ -45,7 +45,10 @@ def test_a_mistyped_flag_is_exit_code_2_with_a_suggestion() -> None:
 def test_a_mistyped_verb_is_exit_code_2_with_the_verbs() -> None:
     ended = scattergen("verfy", "runs/x")
     assert ended.code == 2
-    assert "run, plan, script, submit, doctor, settle, status, verify, merge, report, cancel, fetch" in ended.err
+    assert (
+        "run, plan, script, submit, doctor, calibrate, settle, status, verify, merge, report, cancel, fetch"
+        in ended.err
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc.cost import Sample, StepCosts, fit
+from hpc.engine import StepLog, StepShape
 
 TRUE = StepCosts((1, 2, 4, 8, 12, 16, 24, 32, 48, 64), tuple(0.01 + 1e-4 * n for n in range(10)), 2e-5, 3e-8, 4e-9)
 
@@ -63,3 +64,15 @@ def test_costs_are_linear_between_knots_and_beyond_the_last(tokens: int) -> None
     costs = StepCosts((1, 10, 100), (1.0, 2.0, 4.0), 0.0, 0.0, 0.0)
     expected = np.interp(tokens, [1, 10, 100, 190], [1.0, 2.0, 4.0, 6.0]) if tokens <= 190 else 4 + (tokens - 100) / 45
     assert costs.tokens(tokens) == pytest.approx(float(expected))
+
+
+def test_a_step_that_computes_prompts_and_decodes_counts_for_both_by_its_tokens() -> None:
+    log = StepLog()
+    log.add(StepShape(tokens=40, prompt=30, chosen=11, pairs=450.0, kv=500), 2.0)
+    log.add(StepShape(tokens=10, prompt=0, chosen=10, pairs=0.0, kv=510), 0.5)
+    assert (log.totals.prefill_s, log.totals.decode_s) == (1.5, 1.0)
+    assert (log.totals.steps, log.totals.step_tokens, log.totals.step_prompt, log.totals.step_kv) == (2, 50, 30, 1010)
+
+
+def test_few_steps_are_enough_where_they_are_said_to_be() -> None:
+    assert fit(steps(TRUE, 5), least=5).tokens(64) > 0

@@ -24,8 +24,10 @@ class Place:
         self.corpus = write_corpus(folder / "c.jsonl", ROWS)
         self.flags = ("--model", str(model), "--corpus", str(self.corpus), "--dtype", "float32", "--device", "cpu")
 
-    def call(self, verb: str, *flags: str) -> Ended:
-        runs = ("--runs", str(self.folder / "runs"), "--sampling.max-new-tokens", "24", "--sampling.ignore-eos")
+    def call(self, verb: str, *flags: str, ending: bool = False) -> Ended:
+        """Call a verb; rows are `ending` where they end, and not at their limits."""
+        runs = ("--runs", str(self.folder / "runs"), "--sampling.max-new-tokens", "24")
+        runs = runs if ending else (*runs, "--sampling.ignore-eos")
         return scattergen(verb, *self.flags, *runs, *flags, XDG_CACHE_HOME=str(self.folder / "cache"))
 
 
@@ -74,9 +76,13 @@ def test_the_first_prediction_is_the_measure_of_the_others(found: dict[str, Any]
 
 
 def test_lengths_are_drawn_from_the_completions_that_there_are(place: Place) -> None:
-    ended = place.call("plan", "--name", "pilot", "--json")
-    values = json.loads(ended.out)
+    assert place.call("run", "--name", "ending", "--limit", "36", ending=True).code == 0
+    values = json.loads(place.call("plan", "--name", "ending", "--json", ending=True).out)
     assert (values["done"], values["lengths_from"]) == (37, "36 completions of this run")
+
+
+def test_lengths_are_the_limits_where_nothing_else_ends_a_row(found: dict[str, Any]) -> None:
+    assert found["lengths_from"] == "max_new_tokens, as --sampling.ignore-eos says"
 
 
 def test_a_forecast_leaves_no_state_and_no_attempt(place: Place, found: dict[str, Any]) -> None:
@@ -120,18 +126,18 @@ def test_the_memory_of_a_rank_is_its_weights_and_its_cache(found: dict[str, Any]
 
 def test_a_picture_of_the_prediction_is_drawn(place: Place) -> None:
     picture = place.folder / "plan.svg"
-    assert place.call("plan", "--name", "fresh", "--plot", str(picture)).code == 0
+    assert place.call("plan", "--name", "drawn", "--plot", str(picture)).code == 0
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("name", ["plan.docx", "missing/plan.svg"])
 def test_a_picture_that_cannot_be_drawn_is_refused(place: Place, name: str) -> None:
-    ended = place.call("plan", "--name", "fresh", "--plot", str(place.folder / name))
+    ended = place.call("plan", "--name", "drawn", "--plot", str(place.folder / name))
     assert (ended.code, "--plot" in ended.err) == (2, True)
 
 
 def test_a_file_that_is_no_calibration_is_refused(place: Place) -> None:
-    ended = place.call("plan", "--name", "fresh", "--calibration", str(place.corpus))
+    ended = place.call("plan", "--name", "drawn", "--calibration", str(place.corpus))
     assert (ended.code, "is no calibration" in ended.err) == (2, True)
 
 

@@ -186,7 +186,7 @@ PREDICTED = {
 def attempt_with_steps(path: Path, **values: Any) -> History:
     events = [
         plan(0),
-        event(1, "predicted", **PREDICTED),
+        event(1, "load", **PREDICTED),
         counts(61, "generated", 1, 61, requests=10, prompt_tokens=4500, **STEPS, **values),
         event(62, "merge"),
         event(70, "done", gathered_s=3.0),

@@ -55,7 +55,15 @@ def corpora(draw: st.DrawFn) -> Prompts:
 @given(corpora(), st.integers(1, 4), st.sampled_from(["native", "hf"]), st.sampled_from([0.0, 0.15, 1.0]))
 def test_every_pending_request_is_planned_exactly_once(prompts: Prompts, size: int, engine: str, tail: float) -> None:
     pending = everything(prompts)[::2]
-    assert sorted(planned(arrange(prompts, pending, job(engine=engine, tail=tail), size))) == list(range(len(pending)))
+    made = arrange(prompts, pending, job(engine=engine, tail=tail), size, at_once=2)
+    assert sorted(planned(made)) == list(range(len(pending)))
+
+
+@pytest.mark.parametrize(("at_once", "kept"), [(1, 20), (5, 20), (8, 8), (10, 0), (128, 0)])
+def test_what_all_ranks_can_begin_with_at_once_is_not_kept_back(at_once: int, kept: int) -> None:
+    prompts = prompts_of([[number] for number in range(40)])
+    made = arrange(prompts, everything(prompts), job(tail=0.5), 4, at_once=at_once)
+    assert len(made.shards.tail) == kept
 
 
 @ANY
@@ -85,7 +93,7 @@ def test_a_native_prefix_does_not_depend_on_what_is_pending(prompts: Prompts, si
 def test_a_native_shard_takes_the_longest_predicted_first_but_for_its_groups(
     prompts: Prompts, size: int, tail: float
 ) -> None:
-    made = arrange(prompts, everything(prompts), job(engine="native", tail=tail), size)
+    made = arrange(prompts, everything(prompts), job(engine="native", tail=tail), size, at_once=2)
     for part in [*made.shards.shards, made.shards.tail]:
         lone = made.costs[[row for row in part.tolist() if made.prefixes[row] == 0]]
         assert (np.diff(lone) <= 1e-12).all()

@@ -99,7 +99,7 @@ def simulate(corpus: Corpus, ranks: int) -> tuple[str, ...]:
 
 def cell(ends: Sequence[float]) -> str:
     """Return how much of the run ranks are idle at its end, and the last end over the mean."""
-    return f"{1 - np.mean(ends) / max(ends):.1%}, {max(ends) / np.mean(ends):.3f}"
+    return f"{max(0.0, 1 - np.mean(ends) / max(ends)):.1%}, {max(ends) / np.mean(ends):.3f}"
 
 
 def real(corpus: Corpus, ranks: int, paced: bool, folder: Path, flags: Sequence[str]) -> tuple[str, ...]:
@@ -178,8 +178,8 @@ def start(
     if paced:
         variables.pop("BALANCE_PIN", None)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    log = open(folder / f"{name}.log", "wb")  # noqa: SIM115  (closed with the process)
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    with open(folder / f"{name}.log", "wb") as log:  # the process keeps its own
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
 def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:

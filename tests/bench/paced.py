@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpc.cost import StepCosts
-from hpc.engine import OnStep, Sequence, Source, StepLog, StepShape, pull
+from hpc.engine import OnStep, Sequence, Source, StepLog, pull
 from hpc.engine.cache import Extents
 from hpc.engine.schedule import Plan, Scheduler
 from hpc.job import Job
@@ -52,8 +52,7 @@ class PacedEngine:
 
 def shape_of(plan: Plan) -> tuple[int, int, float, int]:
     """Return tokens, chosen, pairs and kv of a step."""
-    shape = StepShape(0, 0, 0, 0.0, 0)
-    tokens, chosen, pairs, kv = shape.tokens, shape.chosen, shape.pairs, shape.kv
+    tokens, chosen, pairs, kv = 0, 0, 0.0, 0
     for chunk in plan.chunks:
         tokens += chunk.count
         chosen += chunk.chooses
