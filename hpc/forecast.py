@@ -74,6 +74,8 @@ class Forecast:
     refused: int
     refusals: dict[str, int]
     """Refused rows by kind."""
+    reasons: list[str]
+    """Why, of the first of each kind."""
     done: int
     duplicates: int
     requests: int
@@ -171,6 +173,10 @@ def _put_together(
 def _counted(tokens: TokenStore, outlined: Outline, prompts: Prompts, cut: Ints, job: Job) -> dict[str, Any]:
     """Return what counting alone tells of a corpus."""
     work, lengths = outlined.work, prompts.lengths
+    kinds, reasons = Counter[str](), dict[str, str]()
+    for _, error in tokens.errors():
+        kinds[error["kind"]] += 1
+        reasons.setdefault(error["kind"], error["message"])
     ends = 2 ** np.arange(4, max(5, int(lengths.max(initial=1) - 1).bit_length() + 1))
     in_bin = np.bincount(np.searchsorted(ends, lengths), minlength=len(ends)).tolist()
     padded_to = bucket.boundaries(lengths, job.buckets) if len(lengths) else lengths
@@ -178,7 +184,8 @@ def _counted(tokens: TokenStore, outlined: Outline, prompts: Prompts, cut: Ints,
     return {
         "rows": tokens.num_rows,
         "refused": work.refused,
-        "refusals": dict(Counter(error["kind"] for _, error in tokens.errors())),
+        "refusals": dict(kinds),
+        "reasons": list(reasons.values()),
         "done": work.done,
         "duplicates": work.duplicates,
         "requests": work.requests,
@@ -233,6 +240,8 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
         f"({found.shared_tokens:,} of them shared), the longest prompt {found.longest_prompt:,}; at most "
         f"{found.most_new_tokens:,} new tokens\nlengths of the outputs: {found.lengths_from}"
     )
+    for reason in found.reasons:
+        console.print(f"refused: {reason}")
     most = max((count for _, count in found.histogram), default=0) or 1
     for end, count in found.histogram:
         console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-BAR * count // most)}")

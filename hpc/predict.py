@@ -18,6 +18,10 @@ from hpc.cost import StepCosts
 Ints = npt.NDArray[np.int64]
 
 
+CHUNK = 512
+"""As in `hpc.engine.schedule`: prompts are cut here, counted from their own beginning."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """Requests as an engine sees them; arrays of shape [requests]."""
@@ -63,13 +67,14 @@ class Rank:
     _live: list[tuple[int, int]] = field(default_factory=list)
     """(step in which it ends, tokens that its end gives back), a heap."""
     _prefill: list[list[int]] = field(default_factory=list)
-    """[index, prompt tokens computed], in the order of admission."""
+    """[index, prompt tokens stored, those it shares too once all of them are], in the order of admission."""
     _kv: int = 0
     """Tokens that a decoding step reads."""
     _held: int = 0
     """Tokens of the cache that are reserved."""
     _most_live: int = 0
-    _known: set[int] = field(default_factory=set)
+    _stored: dict[int, int] = field(default_factory=dict)
+    """Of each shared prefix, the tokens that are stored."""
     _tokens_of: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -110,7 +115,7 @@ class Rank:
         return self._tokens_of[count]
 
     def _admit(self) -> None:
-        """Begin what has room, as the engine's scheduler does."""
+        """Begin what has room, as the engine's scheduler does: a test holds both to the same steps."""
         work = self.work
         pending = sum(int(work.prompts[index]) - done for index, done in self._prefill)
         while self.queue and pending < self.engine.step_tokens:
@@ -118,32 +123,36 @@ class Rank:
             if len(self._live) + len(self._prefill) >= self.engine.max_seqs:
                 break
             group, cut = int(work.groups[index]), int(work.prefixes[index])
-            fresh = cut if group >= 0 and group not in self._known else 0
+            fresh = cut if group >= 0 and group not in self._stored else 0
             need = int(work.prompts[index]) - cut + int(work.new[index]) + fresh
             if self._held + need > self.engine.cache_tokens and (self._live or self._prefill):
                 break
             self.queue.pop()
             if group >= 0:
-                self._known.add(group)
+                self._stored.setdefault(group, 0)
             self._held += need
-            done = cut - fresh
-            self._prefill.append([index, done])
-            pending += int(work.prompts[index]) - done
+            self._prefill.append([index, 0])
+            pending += int(work.prompts[index])
         self._most_live = max(self._most_live, len(self._live) + len(self._prefill))
 
     def _chunks(self) -> tuple[int, int, float]:
         """Compute a step's worth of prompts; return their tokens, how many end in it, and pairs."""
         room, tokens, chosen, pairs = self.engine.step_tokens, 0, 0, 0.0
         for entry in self._prefill:
-            if room <= 0:
-                break
-            prompt = int(self.work.prompts[entry[0]])
-            count = min(room, prompt - entry[1])
-            pairs += count * (entry[1] + count / 2)
-            entry[1] += count
-            chosen += entry[1] >= prompt
-            tokens += count
-            room -= count
+            index = entry[0]
+            prompt, cut, group = (int(v[index]) for v in (self.work.prompts, self.work.prefixes, self.work.groups))
+            if entry[1] < cut:
+                before = self._stored[group]
+                after, cost = _computed(before, cut, 0, room)
+                self._stored[group] = after
+                tokens, pairs, room = tokens + after - before, pairs + cost, room - (after - before)
+                if after < cut:
+                    continue
+                entry[1] = cut
+            after, cost = _computed(entry[1], prompt, cut, room)
+            tokens, pairs, room = tokens + after - entry[1], pairs + cost, room - (after - entry[1])
+            chosen += after >= prompt > entry[1]
+            entry[1] = after
         return tokens, chosen, pairs
 
     def _begin_decoding(self, index: int) -> None:
@@ -160,6 +169,16 @@ class Rank:
         prompt, new = int(self.work.prompts[index]), int(self.work.new[index])
         self._held -= prompt - int(self.work.prefixes[index]) + new
         self._kv -= prompt + new - 1
+
+
+def _computed(done: int, end: int, begin: int, room: int) -> tuple[int, float]:
+    """Return how far a step comes, chunk by chunk from `begin` on while there is room, and the pairs of it."""
+    pairs = 0.0
+    while done < end and room > 0:
+        count = min(CHUNK - (done - begin) % CHUNK, end - done)
+        pairs += count * (done + count / 2)
+        done, room = done + count, room - count
+    return done, pairs
 
 
 def run(

@@ -57,6 +57,11 @@ def test_rows_are_counted_as_a_run_would(found: dict[str, Any]) -> None:
     assert [found[name] for name in names] == [42, 1, {"empty": 1}, 0, 1, 40]
 
 
+def test_a_refused_row_says_why(found: dict[str, Any]) -> None:
+    [reason] = found["reasons"]
+    assert reason.startswith('c.jsonl:41: "prompt" is empty')
+
+
 def test_tokens_are_counted(found: dict[str, Any]) -> None:
     prompts = [len(row["prompt"]) for row in ROWS[:40]]
     assert (found["prompt_tokens"], found["longest_prompt"]) == (sum(prompts), max(prompts))
@@ -185,7 +190,7 @@ def test_the_time_to_ask_for_is_a_quarter_and_five_minutes_more() -> None:
 
 
 def forecast_of(requests: int, advised: Advice | None) -> Forecast:
-    counted = (10, 0, {}, 0, 0, requests, 100, 0, 20, 100, [(16, 10)], [(16, 10)], 0.0)
+    counted = (10, 0, {}, [], 0, 0, requests, 100, 0, 20, 100, [(16, 10)], [(16, 10)], 0.0)
     return Forecast(*counted, "limits", "here", 1.0, None, [], advised)
 
 

@@ -1,4 +1,4 @@
-"""A predicted run is what summing its steps one by one gives, on one rank or many."""
+"""A predicted run is what summing the steps of the engine's scheduler gives, on one rank or many."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from hpc import shard
 from hpc.cost import StepCosts
-from hpc.predict import Bounds, Workload, run
+from hpc.engine import schedule
+from hpc.engine.cache import Extents
+from hpc.engine.schedule import Scheduler
+from hpc.job import SamplingParams
+from hpc.predict import CHUNK, Bounds, Workload, run
+from hpc.records import Request
+from tests.bench.paced import end, shape_of
+from tests.fakes import ListSource
 
 COSTS = StepCosts((1, 8, 64, 512), (1e-2, 1.2e-2, 3e-2, 0.2), 1e-5, 1e-7, 1e-8)
 WIDE = Bounds(128, 512, 1 << 20)
@@ -26,33 +33,21 @@ def seconds(work: Workload, bounds: Bounds = WIDE, size: int = 1, tail: float = 
     return run(COSTS, bounds, work, plan, dear)
 
 
-def one_by_one(prompts: list[int], new: list[int], bounds: Bounds) -> float:
-    """The same, step by step, for prompts in the order in which one rank takes them."""
-    waiting = list(zip(prompts, new, strict=True))
-    prefill: list[list[int]] = []
-    live: list[list[int]] = []
+def scheduled(work: Workload, bounds: Bounds, order: list[int]) -> float:
+    """The same, step by step as the engine's own scheduler plans them, for requests in the order of one rank."""
+    requests = []
+    for index in order:
+        prompt = np.full(work.prompts[index], 1000 + index, dtype=np.int32)
+        prompt[: work.prefixes[index]] = 2000 + work.groups[index]
+        sampling = SamplingParams(max_new_tokens=int(work.new[index]))
+        requests.append(Request(index, index, prompt, sampling, bytes(16), len(prompt), int(work.prefixes[index])))
+    source = ListSource(requests)
+    scheduler = Scheduler(Extents(bounds.cache_tokens), bounds.max_seqs, bounds.step_tokens, share=True)
     clock = 0.0
-    while waiting or prefill or live:
-        pending = sum(entry[0] - entry[2] for entry in prefill)
-        while waiting and pending < bounds.step_tokens and len(live) + len(prefill) < bounds.max_seqs:
-            prompt, tokens = waiting.pop(0)
-            prefill.append([prompt, tokens, 0])
-            pending += prompt
-        kv = sum(entry[0] + 1 for entry in live)
-        for entry in live:
-            entry[0] += 1
-            entry[1] -= 1
-        room, count, pairs, chosen = bounds.step_tokens, 0, 0.0, len(live)
-        for entry in prefill:
-            part = min(room, entry[0] - entry[2])
-            pairs += part * (entry[2] + part / 2)
-            entry[2] += part
-            room, count = room - part, count + part
-        chosen += sum(entry[2] == entry[0] for entry in prefill)
-        clock += COSTS.step(count + len(live), chosen, pairs, kv)
-        live = [entry for entry in live if entry[1]]
-        live += [[entry[0], entry[1] - 1] for entry in prefill if entry[2] == entry[0] and entry[1] > 1]
-        prefill = [entry for entry in prefill if entry[2] < entry[0]]
+    while scheduler.admit(source) or scheduler.rows:
+        plan = scheduler.next()
+        clock += COSTS.step(*shape_of(plan))
+        list(end(scheduler, plan))
     return clock
 
 
@@ -60,16 +55,24 @@ SIZES = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 60)), min_size=1,
 
 
 @settings(deadline=None)
-@given(sizes=SIZES, slots=st.integers(1, 12))
-def test_jumping_from_event_to_event_equals_going_step_by_step(sizes: list[tuple[int, int]], slots: int) -> None:
+@given(sizes=SIZES, slots=st.integers(1, 12), prefixes=st.lists(st.sampled_from([0, 0, 20, 600]), min_size=30))
+def test_jumping_from_event_to_event_equals_the_steps_of_the_engines_scheduler(
+    sizes: list[tuple[int, int]], slots: int, prefixes: list[int]
+) -> None:
     bounds = Bounds(slots, 512, 1 << 20)
-    work = workload([prompt for prompt, _ in sizes], [new for _, new in sizes])
+    cuts = [cut if cut < prompt else 0 for cut, (prompt, _) in zip(prefixes, sizes, strict=False)]
+    work = workload(
+        [prompt for prompt, _ in sizes], [new for _, new in sizes],
+        prefixes=cuts, groups=[cut or -1 for cut in cuts],
+    )  # fmt: skip
     dear = (work.prompts + 4 * work.new).astype(np.float64)
     order = shard.plan(dear, -dear.astype(np.int64), 1, 0.0).shards[0].tolist()
-    expected = one_by_one([sizes[i][0] for i in order], [sizes[i][1] for i in order], bounds)
-    assert run(COSTS, bounds, work, shard.Plan((np.array(order),), np.empty(0, np.int64)), dear) == pytest.approx(
-        [expected]
-    )
+    found = run(COSTS, bounds, work, shard.Plan((np.array(order),), np.empty(0, np.int64)), dear)
+    assert found == pytest.approx([scheduled(work, bounds, order)])
+
+
+def test_prompts_are_cut_where_the_engine_cuts_them() -> None:
+    assert CHUNK == schedule.CHUNK
 
 
 def test_a_request_alone_costs_its_prompt_and_a_step_a_token() -> None:
