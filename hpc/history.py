@@ -22,7 +22,7 @@ KINDS = {
     "load": "loading the model",
     "prefill": "prefill",
     "decode": "decode",
-    "generate": "generating, the rest",
+    "generate": "generating between steps (in the timelines: all of it)",
     "wait": "waiting for work",
     "idle": "idle at the end",
     "drain": "draining",
