@@ -56,22 +56,25 @@ class Demand:
     """Of completions that there are, the share of its limit that each took; None where all run to their limits."""
     rows: int
     """Rows of the output."""
+    every: int = 1
+    """How many requests each of these stands for."""
 
 
 class Estimator:
     """Predicts a job for any number of ranks."""
 
-    def __init__(self, job: Job, demand: Demand, found: Calibration) -> None:
+    def __init__(self, job: Job, demand: Demand, found: Calibration, simulated: int = SIMULATED) -> None:
         self._job, self._found, self._rows = job, found, demand.rows
         prompts, (cut, group) = demand.prompts, demand.shared
         costs = CostModel().requests(prompts.lengths - cut, prompts.new_tokens * prompts.samples)
         draws = 1 if demand.seen is None else DRAWS
-        self._every = max(1, -(-len(costs) * draws // SIMULATED))
+        every = max(1, -(-len(costs) * draws // simulated))
+        self._every = every * demand.every
         random = np.random.default_rng(0)
         by_cost = np.argsort(costs, kind="stable")
         self._draws: list[tuple[Prompts, tuple[Ints, Ints], Ints]] = []
         for draw in range(draws):
-            chosen = np.sort(by_cost[draw * self._every // draws :: self._every])
+            chosen = np.sort(by_cost[draw * every // draws :: every])
             part = Prompts(
                 prompts.tokens, prompts.starts[chosen], prompts.lengths[chosen], prompts.new_tokens[chosen],
                 prompts.samples[chosen],

@@ -78,6 +78,8 @@ def lengths_seen(job: Job, tokens: TokenStore, index: JournalIndex) -> tuple[Flo
     """
     if job.sampling.ignore_eos:
         return None, "max_new_tokens, as --sampling.ignore-eos says"
+    if not len(index):
+        return None, "max_new_tokens: at most so long"
     rows = np.flatnonzero(tokens.good)
     numbers = index.find(tokens.keys[rows])
     known, first = np.unique(numbers, return_index=True)

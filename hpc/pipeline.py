@@ -12,25 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from hpc import corpus, output, place, read, scatter, summary
+from hpc import corpus, expect, output, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, run_path
-from hpc.calibration import Kind, find, learn
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
-from hpc.estimate import Demand, Estimator
 from hpc.follow import follow
 from hpc.gather import Gathering, OwnRecords
 from hpc.job import Job, Refusal
 from hpc.journal import JournalIndex, JournalWriter
 from hpc.leader import Leader
-from hpc.loader import Loader, Replica
-from hpc.model import user_cache
-from hpc.outline import lengths_seen, outline
+from hpc.loader import Loader
+from hpc.outline import outline
 from hpc.output import Counts
 from hpc.plan import AT_ONCE, AT_ONCE_GPU, arrange
-from hpc.predict import Bounds
 from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
@@ -207,7 +203,7 @@ def generate_all(
     )  # fmt: skip
     deadline = attempt.deadline()
     leader.start(work, dispatcher, progress, attempt.events, deadline)
-    attempt.events.write("load", foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
+    attempt.events.write("load", expect.foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
@@ -219,37 +215,8 @@ def generate_all(
     )  # fmt: skip
     leader.wait_for_others()
     if not leader.stop.reason:
-        measure(attempt, replica, attempt.imports_s + progress.load_s)
+        expect.learn(attempt, replica, attempt.imports_s + progress.load_s)
     return own
-
-
-def foresee(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatcher: Dispatcher) -> dict[str, Any]:
-    """Return how long this attempt should take, and on what; empty where nothing has measured such steps here."""
-    place, job = attempt.place, attempt.job
-    folder = user_cache() / "calibrations"
-    found = find(folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads)
-    known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
-    if found is None or not known or job.engine != "native":
-        return {}
-    seen, _ = lengths_seen(job, tokens, earlier)
-    demand = Demand(tokens.prompts(dispatcher.rows), dispatcher.shared, seen, tokens.num_rows)
-    predicted = Estimator(job, demand, found).predict(attempt.leader.world.size)
-    attempt.predicted_s = round(predicted.seconds, 3)
-    values = {"low_s": predicted.low_s, "seconds": predicted.seconds, "high_s": predicted.high_s}
-    device = {"size": asdict(found.size), "speed": asdict(found.speed) if found.speed else None}
-    return {**values, **device, "token_bytes": found.engine.token_bytes}
-
-
-def measure(attempt: Attempt, replica: Replica, load_s: float) -> None:
-    """Keep what the steps of this rank cost, for predictions; a run with few steps says nothing."""
-    if replica.engine.bounds is None or replica.size is None:
-        return
-    place, bounds = attempt.place, Bounds(*replica.engine.bounds)
-    kind = Kind(attempt.model.revision, attempt.job.dtype, replica.device, place.threads, place.ranks_on_node)
-    try:
-        learn(user_cache() / "calibrations", kind, bounds, replica.size, load_s, replica.engine.steps.samples)
-    except (OSError, ValueError) as error:
-        LOGGER.debug("no calibration: %s", error)
 
 
 def drain(attempt: Attempt, work: Work | None = None) -> int:

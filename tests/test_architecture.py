@@ -20,6 +20,7 @@ LAYERS = (
     ("complete", "loader", "output", "live", "history"),
     ("leader", "follow", "summary", "diagnosis", "page", "chart"),
     ("attempt",),
+    ("expect",),
     ("pipeline", "template"),
     ("view", "report", "settle", "cancel", "slurm", "doctor", "forecast", "calibrate"),
     ("cli",),

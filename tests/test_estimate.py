@@ -70,3 +70,15 @@ def test_one_rank_has_the_speed_and_the_efficiency_of_one() -> None:
 @given(st.integers(1, 1000), st.integers(1, 1000))
 def test_the_fewest_that_meet_a_condition_are_found(least: int, most: int) -> None:
     assert fewest(lambda count: count >= least, most) == (least if least <= most else None)
+
+
+def test_requests_that_stand_for_others_take_the_time_of_all() -> None:
+    whole, part = demand(4000, longest=40), demand(2000, longest=40)
+    standing = Demand(part.prompts, part.shared, None, 0, every=2)
+    times = [Estimator(JOB, each, FOUND).predict(4).seconds - 7 for each in (whole, standing)]
+    assert times[1] == pytest.approx(times[0] - MERGE_ROW_S * 4000, rel=0.05)
+
+
+def test_of_fewer_simulated_requests_the_time_is_about_the_same() -> None:
+    times = [Estimator(JOB, demand(8000, longest=40), FOUND, few).predict(4).seconds for few in (500, SIMULATED)]
+    assert times[0] == pytest.approx(times[1], rel=0.1)

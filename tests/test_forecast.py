@@ -103,6 +103,17 @@ def test_a_run_that_follows_reads_the_corpus_no_more(place: Place, found: dict[s
     assert (place.folder / "runs" / "fresh" / "store.json").stat().st_mtime_ns == before
 
 
+def test_a_run_says_what_it_was_expected_to_take(place: Place) -> None:
+    assert place.call("run", "--name", "expected").code == 0
+    run = place.folder / "runs" / "expected"
+    expected = json.loads((run / "summary.json").read_text())["predicted_seconds"]
+    assert expected > 0
+    [load] = [
+        e for e in map(json.loads, (run / "events/0001-00000.jsonl").read_text().splitlines()) if e["phase"] == "load"
+    ]
+    assert load["seconds"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_table_and_an_answer_are_printed(place: Place) -> None:
     ended = place.call("plan", "--name", "other", "--deadline-min", "600")
     assert "speed-up" in ended.out
