@@ -93,6 +93,10 @@ def _measure(run: Run, shape: Shape, seconds: float) -> list[Measured]:
         run.flush()
         began = time.perf_counter()
         run.step(_Nothing())
+        if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
+            run.scheduler.waiting.clear()
+            run.scheduler.restore()
+            break
         if shape.prompt:  # what follows is another step
             run.flush()
         took, did = time.perf_counter() - began, run.shape

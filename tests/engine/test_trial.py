@@ -8,8 +8,9 @@ import torch
 from hpc.engine.native import Limits
 from hpc.engine.trial import Shape, bytes_per_second, flops_per_second, shapes, trial
 from hpc.job import SamplingParams
-from tests.engine.models import WAYS, engine_of, greedy_of
+from tests.engine.models import WAYS, engine_of, greedy_of, model_of
 from tests.engine.oracle import generated, request
+from tests.engine.test_native import SmallMemory, watched
 
 LIMITS = Limits(max_seqs=4, step_tokens=64, cache_bytes=8 << 20, context_tokens=256)
 ENOUGH_S = 60.0
@@ -51,6 +52,13 @@ def test_after_a_trial_an_engine_generates_what_it_would_have() -> None:
     prompt = [5, 9, 30, 7]
     one = request(prompt, 0, SamplingParams(max_new_tokens=8))
     assert generated(engine, [one]) == {0: greedy_of("llama", prompt, 8)}
+
+
+def test_steps_for_which_memory_is_short_are_left_out() -> None:
+    with watched(model_of("llama", "torch"), SmallMemory(2)):
+        found = trial(engine_of("llama", "torch", LIMITS), ENOUGH_S)
+    assert {tokens for tokens, _, _, kv, _ in found if kv} == {1, 2}
+    assert {tokens for tokens, _, pairs, _, _ in found if pairs} == {16, 64}
 
 
 def test_shapes_fit_into_a_small_cache() -> None:
