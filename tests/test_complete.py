@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc.complete import complete, finisher
-from hpc.engine import OnStep, Source
+from hpc.engine import OnStep, Source, StepLog
 from hpc.engine import Sequence as Grown
 from hpc.gather import OwnRecords
 from hpc.job import SamplingParams
@@ -25,6 +25,7 @@ class Script:
 
     def __init__(self, yields: Sequence[list[Grown]]) -> None:
         self._yields = yields
+        self.steps, self.bounds = StepLog(), None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Grown]]:
         yield from self._yields
