@@ -223,8 +223,8 @@ class Job:
     dtype: DType = "auto"
     """Type of the weights; auto is resolved at the first attempt and kept in job.json."""
     tail: float = 0.5
-    """Share of the predicted work that rank 0 keeps back and hands out on demand, but of what all ranks can begin
-    with at once; 0 is static."""
+    """Share of the predicted work that rank 0 keeps back and hands out on demand, but nothing that all ranks can begin
+    with at once (hf: 0.15 at most); 0 is static."""
     buckets: int = 16
     """hf: most length buckets; within one, prompts are padded to its longest."""
     batch_tokens: int = 16384

@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 
 AT_ONCE, AT_ONCE_GPU = 128, 256
 """Sequences that a rank has under way at once where the job does not say, on cores and on a GPU."""
+HF_TAIL = 0.15
+"""Most that is kept back for the hf engine, whose batches want many rows of one bucket."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ def arrange(
     whole = len(pending) == len(prompts.lengths)  # then nothing is copied: a corpus may be large
     of_pending: Callable[[Ints], Ints] = lambda values: values if whole else values[pending]  # noqa: E731
     lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
-    cost, tail = CostModel(), _tail(job, int(samples.sum()), size * at_once)
+    cost = CostModel()
     cut, group = map(of_pending, shared or cuts(prompts, job))
     if job.engine == "native":
         costs = cost.requests(lengths - cut, new_tokens * samples)
         together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
+        # What all ranks could begin with would, kept back, only be later.
+        tail = min(job.tail, max(0.0, 1 - size * at_once / max(1, int(samples.sum()))))
         shards = shard.plan(costs, np.broadcast_to(together, costs.shape), size, tail, groups=group)
         return Arrangement(lengths, cut, group, costs, 0.0, shards)
     costs = cost.requests(lengths, new_tokens) * samples
@@ -90,13 +94,8 @@ def arrange(
         chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
         buckets = bucket.assign(lengths, chosen)
         least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
-    shards = shard.plan(costs, buckets, size, tail, least)
+    shards = shard.plan(costs, buckets, size, min(job.tail, HF_TAIL), least)
     return Arrangement(buckets, cut, group, costs, least, shards)
-
-
-def _tail(job: Job, sequences: int, at_once: int) -> float:
-    """Return the share of the work to keep back: none of what all ranks could begin with, which would only be later."""
-    return min(job.tail, max(0.0, 1 - at_once / max(1, sequences)))
 
 
 def _together(costs: Floats, group: Ints) -> Ints:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hpc import bucket, shard
 from hpc.cost import CostModel
 from hpc.job import Job
-from hpc.plan import Arrangement, Prompts, arrange
+from hpc.plan import HF_TAIL, Arrangement, Prompts, arrange
 
 ANY = settings(deadline=None, max_examples=40)
 
@@ -156,7 +156,7 @@ def test_hf_pads_to_the_chosen_buckets_and_shares_nothing(prompts: Prompts, size
 @given(corpora().filter(lambda prompts: len(prompts.lengths)), st.integers(1, 4))
 def test_an_hf_plan_is_that_of_its_buckets(prompts: Prompts, size: int) -> None:
     made = arrange(prompts, everything(prompts), job(engine="hf"), size)
-    plain = shard.plan(made.costs, made.buckets, size, job().tail, made.least)
+    plain = shard.plan(made.costs, made.buckets, size, HF_TAIL, made.least)
     assert [part.tolist() for part in made.shards.shards] == [part.tolist() for part in plain.shards]
 
 
