@@ -17,6 +17,8 @@ from tests.slurm.cluster import Cluster, pids_of
 
 ECHO = str(ROOT / "tests" / "echo_job.py")
 TWO_BY_TWO = ("--slurm.nodes", "2", "--slurm.tasks-per-node", "2")
+AT_ONCE = ("--max-num-seqs", "8")
+"""As many as the echo engine has slots: of what all ranks can begin with at once, nothing is kept back."""
 
 
 @dataclass

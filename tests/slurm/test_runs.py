@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import ROOT, finish, start, start_echo, write_corpus
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import ECHO, TWO_BY_TWO, Site, Submitted, write_long_corpus
+from tests.slurm.runs import AT_ONCE, ECHO, TWO_BY_TWO, Site, Submitted, write_long_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -76,7 +76,7 @@ def test_a_time_limit_that_is_too_short_drains_requeues_and_finishes(site: Site)
     site.variables = {"ECHO_STEPS_PER_S": "2"}
     limit = ("--slurm.time-min", "3", "--slurm.signal-delay-s", "60")
     corpus = write_long_corpus(site.folder, rows=150)
-    job = site.submit("--corpus", str(corpus), *TWO_BY_TWO, *limit)
+    job = site.submit("--corpus", str(corpus), *TWO_BY_TWO, *AT_ONCE, *limit)
     assert job.wait_for_end(400) == {"COMPLETED"}
     assert (job.output, job.attempts(), job.verify().code) == (alone(corpus), 2, 0)
     assert max(job.records().values()) == 1
@@ -86,7 +86,7 @@ def test_a_time_limit_that_is_too_short_drains_requeues_and_finishes(site: Site)
 def test_before_its_end_a_job_finishes_what_it_has_begun(site: Site) -> None:
     site.variables = {**SLOW, "SLURM_JOB_END_TIME": str(int(time.time()) + 60 + 120 + 12)}
     job = site.submit(
-        "--corpus", str(write_long_corpus(site.folder, rows=120)), *TWO_BY_TWO, "--slurm.max-requeues", "0"
+        "--corpus", str(write_long_corpus(site.folder, rows=120)), *TWO_BY_TWO, *AT_ONCE, "--slurm.max-requeues", "0"
     )
     job.wait_for_end()
     done = sum(job.records().values())
