@@ -201,13 +201,14 @@ def run(
         for number, indices in enumerate(plan.shards)
     ]
     tail = plan.tail
+    spent = np.cumsum(dear[tail])
     order = [(0.0, number) for number in range(len(ranks))]
     heapq.heapify(order)
     while order:
         _, number = heapq.heappop(order)
         rank = ranks[number]
         if len(tail) and rank.asks:
-            count = shard.next_piece(dear[tail], len(ranks))
+            count = shard.next_piece(spent, len(ranks), done=len(spent) - len(tail))
             rank.queue = queued(tail[:count])
             tail = tail[count:]
         if rank.idle:

@@ -21,6 +21,10 @@ from hpc.store import TokenStore
 Ints = npt.NDArray[np.int64]
 
 
+_LEAST_BYTES = 64
+"""What a request takes in a piece besides its tokens and its line."""
+
+
 def piece_bytes(size: int) -> int:
     """Return how large a piece may be: rank 0 holds about one for each rank at the same time."""
     return min(8 << 20, (512 << 20) // size)
@@ -48,6 +52,7 @@ class Dispatcher:
         self._plan = plan
         self._shards = list(plan.shards.shards)
         self._tail = plan.shards.tail
+        self._spent = np.cumsum(plan.costs[self._tail])  # once: thousands of ranks ask
         self._max_bytes = max_bytes
 
     @property
@@ -62,7 +67,8 @@ class Dispatcher:
             count = len(indices)
         else:
             indices = self._tail
-            count = shard.next_piece(self._plan.costs[indices], len(self._shards), self._plan.least)
+            done = len(self._spent) - len(indices)
+            count = shard.next_piece(self._spent, len(self._shards), self._plan.least, done)
         count = self._fitting(indices[:count])
         chosen, rest = indices[:count], indices[count:]
         if len(self._shards[rank]):
@@ -79,9 +85,10 @@ class Dispatcher:
 
     def _fitting(self, indices: Ints) -> int:
         """Return how many of the requests make up at most a piece: one at least, however large."""
+        indices = indices[: max(1, self._max_bytes // _LEAST_BYTES)]
         rows = self.rows[indices]
         also = np.array([len(self._also.get(row, ())) for row in rows.tolist()], dtype=np.int64)
-        each = 4 * self._tokens.prompt_lengths(rows) + self._tokens.request_bytes(rows) + 8 * also + 64
+        each = 4 * self._tokens.prompt_lengths(rows) + self._tokens.request_bytes(rows) + 8 * also + _LEAST_BYTES
         sizes = np.cumsum(each)
         return max(1, int(np.searchsorted(sizes, self._max_bytes, side="right")))
 

@@ -58,18 +58,19 @@ def plan(
     return Plan(tuple(parts[:size]), parts[size])
 
 
-def next_piece(remaining_cost: Floats, size: int, least: float = 0.0) -> int:
-    """Return how many of the remaining tail requests the next asker gets: at least one.
+def next_piece(spent: Floats, size: int, least: float = 0.0, done: int = 0) -> int:
+    """Return how many of the tail's requests the next asker gets, `done` having been handed out: at least one.
 
-    `remaining_cost`, shape [requests], in the order of handing out. Guided self-scheduling
-    (Polychronopoulos and Kuck 1987), with half a fair share: the asker gets 1/(2*size) of what
-    remains, so pieces shrink, down to `least` seconds: an engine that generates batch by batch gains
-    nothing from a smaller one.
+    `spent`, shape [requests], is what the tail costs up to each of its requests, in the order of handing
+    out. Guided self-scheduling (Polychronopoulos and Kuck 1987), with half a fair share: the asker gets
+    1/(2*size) of what remains, so pieces shrink, down to `least` seconds: an engine that generates
+    batch by batch gains nothing from a smaller one.
     """
-    if not len(remaining_cost):
+    if done >= len(spent):
         return 0
-    spent = np.cumsum(remaining_cost)
-    return max(1, int(np.searchsorted(spent, max(least, spent[-1] / (2 * size)), side="right")))
+    before = spent[done - 1] if done else 0.0
+    piece = max(least, (spent[-1] - before) / (2 * size))
+    return max(1, int(np.searchsorted(spent, before + piece, side="right")) - done)
 
 
 def _units(costs: Floats, groups: Ints | None, size: int) -> Ints:
