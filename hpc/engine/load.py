@@ -89,11 +89,12 @@ def weights(model: Any) -> tuple[int, float, float]:
     config = model.config.get_text_config()
     experts = next((getattr(config, n) for n in ("num_local_experts", "num_experts") if getattr(config, n, None)), 1)
     met = (getattr(config, "num_experts_per_tok", None) or experts) / experts
-    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    head = model.get_output_embeddings()
+    tables = [layer.weight for layer in (model.get_input_embeddings(), head) if layer is not None]
     layers = [p for p in model.parameters() if p.dim() >= 2 and all(p is not table for table in tables)]
     in_layers = sum(p.numel() * (met if p.dim() == 3 else 1) for p in layers)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return size, 2.0 * in_layers, 2.0 * tables[1].numel()
+    return size, 2.0 * in_layers, 2.0 * head.weight.numel() if head is not None else 0.0
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
