@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, GPT2Config
 
-from hpc.engine.load import describe, load, resolve_device, resolve_dtype
+from hpc.engine.load import describe, load, resolve_device, resolve_dtype, weights
 from hpc.model import resolve
 from hpc.tokenizer import Tokenizer
 from tests.conftest import DEMO_MODEL, make_tiny_model
+from tests.engine.models import CONFIGS, VOCABULARY, tiny
 from tests.engine.oracle import CPU
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a CUDA GPU is needed")
@@ -222,3 +223,23 @@ def test_the_weights_of_a_converted_model_answer_a_question(demo_model: Path, de
     [tokens] = demo_tokenizer.encode([text], special_tokens=False)
     output = model.generate(torch.tensor([tokens]), max_new_tokens=16, do_sample=False, pad_token_id=2)
     assert "Paris" in demo_tokenizer.decode(output[0, len(tokens) :].tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "in_a_layer"),
+    [
+        ("llama", 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96),
+        ("mixtral", 2 * 64 * 64 + 2 * 64 * 32 + 4 * 64 + 2 * 3 * 64 * 96),
+    ],
+)
+def test_a_token_costs_two_operations_for_each_weight_of_a_matrix_that_it_meets(kind: str, in_a_layer: int) -> None:
+    model = tiny(CONFIGS[kind])
+    size, token, choice = weights(model)
+    assert (token, choice) == (2 * 2 * in_a_layer, 2 * 64 * VOCABULARY)
+    assert size == 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_model_without_a_head_of_its_own_has_no_cost_of_choosing() -> None:
+    model = tiny(CONFIGS["llama"])
+    model.get_output_embeddings = lambda: None
+    assert weights(model)[2] == 0
