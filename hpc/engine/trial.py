@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hpc.engine import Measured, Sequence
+from hpc.engine.cache import aligned
 from hpc.engine.native import NativeEngine, Run
 from hpc.engine.schedule import Row
 from hpc.job import SamplingParams
@@ -118,7 +119,7 @@ def _place(run: Run, tokens: int, stored: int) -> Row:
     [row] = run.admit(_Nothing())
     for pools in run.cache.layers.values():
         for pool in pools:
-            pool[row.start : row.start + row.room] = STORED
+            pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together
     row.done = stored
     if stored == tokens:
         assert row.sequence is not None

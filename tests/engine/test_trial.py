@@ -1,6 +1,7 @@
 """A trial measures steps of the shapes it was to measure, and leaves the engine as it was."""
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ from tests.engine.test_native import SmallMemory, watched
 
 LIMITS = Limits(max_seqs=4, step_tokens=64, cache_bytes=8 << 20, context_tokens=256)
 ENOUGH_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_not_zero_at_first() -> Iterator[None]:
+    """New tensors hold no numbers until they are written, as memory may that was used before."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def measured(kind: str = "llama") -> list[tuple[int, int, float, int, float]]:
