@@ -66,6 +66,8 @@ class Step:
     kernel: Kernel | None = None
     forms: dict[int, Form] = field(default_factory=dict)
     flash: "Flash | None" = None
+    kept: torch.Tensor | None = None
+    """int64 [rows]: tokens whose logits are wanted; of the others the last layer may leave out what nobody reads."""
 
     def __post_init__(self) -> None:
         values = np.array(list(map(_VALUES, self.spans)), dtype=np.int64)

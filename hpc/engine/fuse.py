@@ -23,10 +23,11 @@ _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 _ROWS = 8
 _PLAIN = {
-    *("add", "cat", "linear", "mul", "neg", "new_empty", "empty_like"),
-    *("alias", "contiguous", "reshape", "select", "slice", "split", "to", "transpose", "unsqueeze", "view"),
+    *("add", "cat", "dropout", "linear", "mul", "neg", "new_empty", "empty_like"),
+    *("alias", "contiguous", "index", "reshape", "select", "slice", "split", "split_with_sizes", "to", "transpose"),
+    *("unsqueeze", "view"),
 }
-"""What projections, norms of the kernel, rotary embedding and `hpc.engine.attention` are made of."""
+"""What projections, residuals, the kernel's layers, rotary embedding and `hpc.engine.attention` are made of."""
 
 
 class PackedLinear(nn.Module):
@@ -88,9 +89,10 @@ class Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         engine: Step,
+        kept: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Return what the layer's own would, for hidden states [1, tokens, size]."""
+        """Return what the layer's own would, for hidden states [1, tokens, size]; of the tokens `kept` alone."""
         if attention_mask is not None:
             raise Unsupported("a mask of its own")
         assert engine.cache is not None
@@ -104,7 +106,25 @@ class Attention(nn.Module):
         out = self._kernel.attention(
             q, k, v, keys, values, engine.packed, form.scale, form.window, form.softcap, form.sinks, turns
         )
-        return self.o_proj(out.view(1, rows, -1)), None
+        out = out.view(1, rows, -1)
+        return self.o_proj(out if kept is None else out[:, kept]), None
+
+
+class LastLayer(nn.Module):
+    """The last decoder layer: behind its attention it computes the tokens alone whose logits are wanted."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.input_layernorm, self.self_attn = own.input_layernorm, own.self_attn
+        self.post_attention_layernorm, self.mlp = own.post_attention_layernorm, own.mlp
+
+    def forward(self, hidden_states: torch.Tensor, engine: Step, **others: Any) -> torch.Tensor:
+        """Return what the layer would, for hidden states [1, tokens, size]; the rows of other tokens mean nothing."""
+        kept = engine.kept
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), engine=engine, kept=kept, **others)
+        x = (hidden_states if kept is None else hidden_states[:, kept]) + attended
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x if kept is None else hidden_states.index_copy(1, kept, x)
 
 
 def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
@@ -144,6 +164,8 @@ def fuse(
         _replace(model, lambda module: _gated_mlp(module, kernel))
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
+    if kernel is not None and forms:
+        _replace(model, lambda module: _last_layer(module, kernel, forms))
 
 
 def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
@@ -176,26 +198,51 @@ def _attention(module: Any, kernel: Kernel, linears: Linears, forms: Mapping[int
         return None
     if len({layer.bias is None for layer in layers[:-1]}) > 1:
         return None
-    weight, dim = layers[0].weight, form.layout.key[1]
-    cache = Cache({module.layer_idx: form.layout}, ALIGN, weight.dtype, weight.device, kernel.panel)
-    step = Step(cache, [Span(0, _ROWS, 0, 0, 0, 0)], kernel)
-    angles = torch.outer(torch.arange(_ROWS), 0.3 ** torch.arange(dim // 2)).repeat(1, 2)[None]
-    turns = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+    weight = layers[0].weight
+    given = _given(form, module.layer_idx, weight, kernel)
 
     def run(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        found = attention(hidden_states=x[None], position_embeddings=turns, attention_mask=None, engine=step)
-        return found[0]  # type: ignore[no-any-return]
+        return attention(hidden_states=x[None], **given)[0]  # type: ignore[no-any-return]
 
-    x = _some(weight)
+    if not _is_plain(run, module, _some(weight)):
+        return None
+    return _if_same(module, Attention(kernel, linears, module, form), weight, run)
+
+
+def _last_layer(module: Any, kernel: Kernel, forms: Mapping[int, Form]) -> nn.Module | None:
+    attention = getattr(module, "self_attn", None)
+    parts = [getattr(module, name, None) for name in ("input_layernorm", "post_attention_layernorm", "mlp")]
+    if type(attention) is not Attention or attention.layer_idx != max(forms) or None in parts:
+        return None
+    weight = module.input_layernorm.weight[None]
+    given = _given(forms[attention.layer_idx], attention.layer_idx, weight, kernel)
+    given["engine"].kept = kept = torch.tensor([1, _ROWS - 2])
+
+    def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer(x[None], **given)[0, kept]  # type: ignore[no-any-return]
+
+    if not _is_plain(run, module, _some(weight)):
+        return None
+    return _if_same(module, LastLayer(module), weight, run)
+
+
+def _given(form: Form, layer: int, weight: torch.Tensor, kernel: Kernel) -> dict[str, Any]:
+    """Return what a layer is given beside the hidden states of a sequence that begins, all of the dtype of `weight`."""
+    cache = Cache({layer: form.layout}, ALIGN, weight.dtype, weight.device, kernel.panel)
+    step = Step(cache, [Span(0, _ROWS, 0, 0, 0, 0)], kernel)
+    angles = torch.outer(torch.arange(_ROWS), 0.3 ** torch.arange(form.layout.key[1] // 2)).repeat(1, 2)[None]
+    turns = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+    return {"position_embeddings": turns, "attention_mask": None, "engine": step}
+
+
+def _is_plain(run: Callable[[nn.Module, torch.Tensor], Any], module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether a layer can be called so, and does nothing that is seen at large numbers or far positions alone."""
     with _Operations() as operations:
         try:
             run(module, x)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, Unsupported):
-            return None  # it wants to be called otherwise
-    # What it does to large numbers or at far positions alone would not be seen in the numbers.
-    if operations.names - _PLAIN:
-        return None
-    return _if_same(module, Attention(kernel, linears, module, form), weight, run)
+            return False
+    return not operations.names - _PLAIN
 
 
 def _gated_mlp(module: nn.Module, kernel: Kernel) -> nn.Module | None:

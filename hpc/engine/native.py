@@ -287,12 +287,13 @@ class Run:
             # The head's product too has a multiple of rows; the logits of the further ones are not looked at.
             kept = last + checked
             more = self._sizes[0] - len(kept) if self._sizes else -len(kept) % self._multiple
+            wanted = self._upload(np.array(kept + [0] * more, dtype=np.int64))
             logits = self._model(
                 input_ids=input_ids[None],
                 position_ids=self._upload(np.array(positions, dtype=np.int64))[None],
                 use_cache=False,
-                logits_to_keep=self._upload(np.array(kept + [0] * more, dtype=np.int64)),
-                engine=Step(self.cache, spans, self._kernel, flash=self._flash(spans)),
+                logits_to_keep=wanted,
+                engine=Step(self.cache, spans, self._kernel, flash=self._flash(spans), kept=wanted),
             ).logits[0]
         if not rows:
             return

@@ -131,11 +131,12 @@ def _engine_logits(
 
 def _forward(model: Any, ids: list[int], positions: list[int], step: Step, keep: list[int]) -> torch.Tensor:
     new: Any = lambda values: torch.tensor(values, device=model.device)  # noqa: E731
+    step.kept = new(keep)
     out = model(
         input_ids=new(ids)[None],
         position_ids=new(positions)[None],
         use_cache=False,
-        logits_to_keep=new(keep),
+        logits_to_keep=step.kept,
         engine=step,
     )
     logits: torch.Tensor = out.logits[0]

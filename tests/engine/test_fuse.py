@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hpc.engine.fuse import Attention, GatedMLP, PackedLinear, RMSNorm, fuse
+from hpc.engine.fuse import Attention, GatedMLP, LastLayer, PackedLinear, RMSNorm, fuse
 from hpc.engine.kernel import Kernel
 from hpc.engine.support import prepare
-from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
+from hpc.job import SamplingParams
+from tests.engine.models import CONFIGS, VOCABULARY, engine_of, kernel_of, model_of, tiny
+from tests.engine.oracle import generated, request
 
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
 
@@ -105,6 +107,36 @@ def test_an_attention_that_does_something_more_is_left(cpu: Kernel, more: Any) -
     forward = own.forward
     own.forward = lambda hidden_states, **others: forward(more(hidden_states), **others)
     assert count(attention_fused(cpu, model), Attention) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
+def test_the_last_layer_is_replaced_alone(cpu: Kernel, kind: str) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), LastLayer) == 1
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "mixtral", "olmoe", "gpt_oss", "gpt2", "gpt_neox", "opt"])
+def test_a_last_layer_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), LastLayer) == 0
+
+
+@pytest.mark.parametrize("more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01], ids=str)
+def test_a_last_layer_that_does_something_more_is_left(cpu: Kernel, more: Any) -> None:
+    model = tiny(CONFIGS["llama"])
+    own = model.model.layers[-1]
+    forward = own.forward
+    own.forward = lambda hidden_states, **others: more(forward(hidden_states, **others))
+    assert count(attention_fused(cpu, model), LastLayer) == 0
+
+
+def test_the_last_mlp_computes_the_tokens_alone_whose_logits_are_wanted(cpu: Kernel) -> None:
+    rows: list[int] = []
+    model = model_of("llama", "kernel")
+    hook = model.model.layers[-1].mlp.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[1]))
+    try:
+        generated(engine_of("llama", "kernel"), [request(range(40), 0, SamplingParams(max_new_tokens=3))])
+    finally:
+        hook.remove()
+    assert rows == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])
