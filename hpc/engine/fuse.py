@@ -13,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hpc.engine.attention import Form, Span, Step, Unsupported
 from hpc.engine.cache import ALIGN, Cache
+from hpc.engine.experts import Experts, Padded, parts
 from hpc.engine.kernel import Kernel, OneDnn
 
-Linears = Kernel | OneDnn
+Linears = Kernel | OneDnn | Padded
 
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """How far the numbers of a layer may be from those of the model's own, as a share of the largest."""
@@ -164,6 +165,8 @@ def fuse(
         _replace(model, lambda module: _gated_mlp(module, kernel))
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
+    if next(model.parameters()).device.type == "cpu":
+        _replace(model, lambda module: _experts(module, linears or Padded()))
     if kernel is not None and forms:
         _replace(model, lambda module: _last_layer(module, kernel, forms))
 
@@ -259,6 +262,28 @@ def _gated_mlp(module: nn.Module, kernel: Kernel) -> nn.Module | None:
     else:
         return None
     return _if_same(module, GatedMLP(kernel, weights[0], weights[1], bias, down), weights[0])
+
+
+def _experts(module: Any, linears: Linears) -> nn.Module | None:
+    names = "gate_up_proj", "down_proj"
+    if any(getattr(getattr(module, name, None), "ndim", 0) != 3 for name in names):
+        return None
+    if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
+        return None
+    up, down = ([PackedLinear(linears, weight, bias) for weight, bias in parts(module, name)] for name in names)
+    dtype = module.down_proj.dtype
+    chosen = torch.arange(2 * _ROWS).view(_ROWS, 2) % len(up)
+    shares = torch.linspace(0.2, 0.8, 2 * _ROWS).view(_ROWS, 2).to(dtype)
+    like = torch.empty(1, up[0].in_features, dtype=dtype)
+    replacement = Experts(up, module._apply_gate, down)
+    try:
+        same = _if_same(module, replacement, like, lambda experts, x: experts(x, chosen, shares))
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # it wants to be called otherwise
+    if same is not None:
+        for weight in module.parameters(recurse=False):
+            weight.data = weight.data.new_empty(0)  # the gate belongs to the module, which therefore stays
+    return same
 
 
 def _rms_norm(module: nn.Module, kernel: Kernel) -> nn.Module | None:

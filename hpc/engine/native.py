@@ -24,6 +24,7 @@ from hpc.engine.batch import FAULT_AFTER, one_line
 from hpc.engine.cache import Cache, Layout, token_bytes
 from hpc.engine.draft import ROWS as DRAFT_ROWS
 from hpc.engine.draft import Drafts, accepted
+from hpc.engine.experts import ROW_MULTIPLE, Experts
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
@@ -33,10 +34,6 @@ from hpc.records import Tokens
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
-
-ROW_MULTIPLE = 8
-"""Without the kernel steps have a multiple of this many tokens: with fewer, matrix products sum in another order."""
-
 
 HALF = (torch.float16, torch.bfloat16)
 """The types for which torch has FlashAttention."""
@@ -174,7 +171,9 @@ class Run:
         self._decode = decode
         self._kernel = kernel
         self._device: torch.device = model.device
-        self._multiple = 1 if kernel else ROW_MULTIPLE
+        # torch's products are in a model without the kernel, and in the choice between experts.
+        ragged = kernel is not None and not any(isinstance(module, Experts) for module in model.modules())
+        self._multiple = 1 if ragged else ROW_MULTIPLE
         cuda = self._device.type == "cuda"
         self._sizes: tuple[int, int] | None = None
         """Tokens of steps that only decode, and of all others, where these are fixed."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hpc.engine.experts import Experts
 from hpc.engine.fuse import Attention, GatedMLP, LastLayer, PackedLinear, RMSNorm, fuse
 from hpc.engine.kernel import Kernel
 from hpc.engine.support import prepare
@@ -67,6 +68,30 @@ def test_the_gated_mlp_of_every_layer_is_replaced(cpu: Kernel, kind: str) -> Non
 @pytest.mark.parametrize(("kind", "norms"), [("llama", 5), ("qwen3", 9), ("phi3", 5), ("gemma2", 9), ("gemma3", 13)])
 def test_every_rms_norm_is_replaced(cpu: Kernel, kind: str, norms: int) -> None:
     assert count(fused(cpu, kind), RMSNorm) == norms
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "gpt_oss"])
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_the_experts_of_every_layer_are_replaced(cpu: Kernel, kind: str, with_kernel: bool) -> None:
+    model = tiny(CONFIGS[kind])
+    fuse(model, *((cpu, cpu) if with_kernel else (None, None)))
+    assert count(model, Experts) == 2
+
+
+def test_the_weights_of_experts_are_in_memory_once(cpu: Kernel) -> None:
+    model = tiny(CONFIGS["mixtral"])
+    own = model.model.layers[0].mlp.experts.gate_up_proj
+    fuse(model, cpu, cpu)
+    assert own.numel() == 0
+
+
+def test_experts_that_do_something_more_are_left(cpu: Kernel) -> None:
+    model = tiny(CONFIGS["mixtral"])
+    experts = model.model.layers[0].mlp.experts
+    forward = experts.forward
+    experts.forward = lambda *inputs: forward(*inputs) * 1.01
+    fuse(model, cpu, cpu)
+    assert count(model, Experts) == 1
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3"])

@@ -842,12 +842,9 @@ CROWDS = {
 }
 DENSE = ["llama", "gemma2", "gpt2", "qwen3", "gpt_neox"]
 EXPERTS = ["mixtral", "olmoe", "gpt_oss"]
-of_experts = pytest.mark.xfail(strict=True, reason="torch multiplies an expert's rows, as many as there happen to be")
 INDEPENDENT = [
-    *(pytest.param(kind, way, torch.float32, id=f"{kind}-{way}-float32") for kind in DENSE for way in WAYS),
+    *(pytest.param(kind, way, torch.float32, id=f"{kind}-{way}-float32") for kind in DENSE + EXPERTS for way in WAYS),
     *(pytest.param(kind, "kernel", torch.bfloat16, id=f"{kind}-kernel-bfloat16") for kind in (*DENSE[:3], EXPERTS[0])),
-    *(pytest.param(kind, "kernel", torch.float32, id=f"{kind}-kernel-float32", marks=of_experts) for kind in EXPERTS),
-    pytest.param(EXPERTS[0], "torch", torch.float32, id=f"{EXPERTS[0]}-torch-float32", marks=of_experts),
 ]
 
 
