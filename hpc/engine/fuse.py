@@ -18,7 +18,7 @@ from hpc.engine.kernel import Kernel, OneDnn
 
 Linears = Kernel | OneDnn | Padded
 
-_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_CLOSE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """How far the numbers of a layer may be from those of the model's own, as a share of the largest."""
 
 
@@ -214,8 +214,8 @@ def _attention(module: Any, kernel: Kernel, linears: Linears, forms: Mapping[int
 
 def _last_layer(module: Any, kernel: Kernel, forms: Mapping[int, Form]) -> nn.Module | None:
     attention = getattr(module, "self_attn", None)
-    parts = [getattr(module, name, None) for name in ("input_layernorm", "post_attention_layernorm", "mlp")]
-    if type(attention) is not Attention or attention.layer_idx != max(forms) or None in parts:
+    others = [getattr(module, name, None) for name in ("input_layernorm", "post_attention_layernorm", "mlp")]
+    if type(attention) is not Attention or attention.layer_idx != max(forms) or None in others:
         return None
     weight = module.input_layernorm.weight[None]
     given = _given(forms[attention.layer_idx], attention.layer_idx, weight, kernel)

@@ -78,6 +78,12 @@ def test_the_experts_of_every_layer_are_replaced(cpu: Kernel, kind: str, with_ke
     assert count(model, Experts) == 2
 
 
+def test_experts_in_float16_which_the_kernel_does_not_know_are_replaced_by_torchs() -> None:
+    model = tiny(CONFIGS["mixtral"], torch.float16)
+    fuse(model, None, None)
+    assert count(model, Experts) == 2
+
+
 def test_the_weights_of_experts_are_in_memory_once(cpu: Kernel) -> None:
     model = tiny(CONFIGS["mixtral"])
     own = model.model.layers[0].mlp.experts.gate_up_proj
