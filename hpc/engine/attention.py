@@ -5,29 +5,30 @@ keys and values of the step are stored first; then every token attends to its se
 So decoding, chunks of prompts and shared prefixes need no masks and no padding.
 """
 
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from hpc.engine.cache import Cache, Layout
-from hpc.engine.kernel import Kernel
+from hpc.engine.kernel import Form, Kernel
 
 NAME = "scattergen"
 """Under which transformers knows this attention."""
 
 
-@dataclass(slots=True)
-class Span:
+class Span(NamedTuple):
     """Neighbouring tokens of one sequence in a step, and where the cache has the sequence."""
 
-    row: int
+    first: int
     """Index of its first token in the step."""
-    count: int
+    tokens: int
+    """How many they are."""
     position: int
     """Position of its first token in the sequence."""
     start: int
@@ -37,19 +38,8 @@ class Span:
     cut: int
 
 
-_FIELDS = "row", "count", "position", "start", "prefix", "cut"
-_VALUES = attrgetter(*_FIELDS)
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a layer attends: what it keeps of a token, and what it tells its attention function."""
-
-    layout: Layout
-    scale: float
-    window: int
-    softcap: float
-    sinks: torch.Tensor | None
+Spans = npt.NDArray[np.int64]
+"""[spans, 6], each line a `Span`."""
 
 
 class Unsupported(Exception):
@@ -62,16 +52,15 @@ class Step:
 
     cache: Cache | None
     """None: only note how each layer attends."""
-    spans: list[Span]
+    spans: InitVar[Spans | Sequence[Span]]
     kernel: Kernel | None = None
     forms: dict[int, Form] = field(default_factory=dict)
     flash: "Flash | None" = None
     kept: torch.Tensor | None = None
     """int64 [rows]: tokens whose logits are wanted; of the others the last layer may leave out what nobody reads."""
 
-    def __post_init__(self) -> None:
-        values = np.array(list(map(_VALUES, self.spans)), dtype=np.int64)
-        self.packed = torch.from_numpy(values.reshape(-1, len(_FIELDS)))
+    def __post_init__(self, spans: Spans | Sequence[Span]) -> None:
+        self.packed = torch.from_numpy(np.asarray(spans, dtype=np.int64).reshape(-1, len(Span._fields)))
 
 
 @dataclass
@@ -112,21 +101,20 @@ def attend(
         raise Unsupported("a mask or a bias of its own")
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer: Any = module.layer_idx
+    layout = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
     scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    window, cap = sliding_window or 0, softcap or 0.0
+    form = Form(layout, scale, sliding_window or 0, softcap or 0.0, s_aux)
     if engine.cache is None:
         if layer in engine.forms:
             raise Unsupported("two attentions in one layer")
-        layout = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
-        engine.forms[layer] = Form(layout, scale, window, cap, s_aux)
+        engine.forms[layer] = form
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1)[None], None
-    keys, values = engine.cache.layers[layer]
+    pools = engine.cache.layers[layer]
     if engine.cache.panel and engine.kernel is not None:
-        out = engine.kernel.attention(q, k, v, keys, values, engine.packed, scale, window, cap, s_aux)
-        return out[None], None
-    if engine.flash is not None and not cap and s_aux is None and k.shape[-1] == v.shape[-1]:
-        return _flash(q, k, v, keys, values, engine, scale, window)[None], None
-    return _torch(q, k, v, keys, values, engine.spans, scale, window, cap, s_aux)[None], None
+        return engine.kernel.attention(q, k, v, pools, engine.packed, form)[None], None
+    if engine.flash is not None and not form.softcap and s_aux is None and k.shape[-1] == v.shape[-1]:
+        return _flash(q, k, v, pools, engine.flash, form)[None], None
+    return _torch(q, k, v, pools, engine.packed, form)[None], None
 
 
 AttentionInterface.register(NAME, attend)
@@ -136,26 +124,24 @@ def _torch(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    spans: list[Span],
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
+    pools: tuple[torch.Tensor, torch.Tensor],
+    packed: torch.Tensor,
+    form: Form,
 ) -> torch.Tensor:
     """Attend span by span with torch's own functions: everywhere, and each as if it were alone."""
+    (keys, values), window = pools, form.window
     out = v.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
+    spans = [Span(*line) for line in packed.tolist()]
     for span in spans:
-        rows, at = slice(span.row, span.row + span.count), span.start + span.position - span.cut
-        keys[at : at + span.count], values[at : at + span.count] = k[rows], v[rows]
+        rows, at = slice(span.first, span.first + span.tokens), span.start + span.position - span.cut
+        keys[at : at + span.tokens], values[at : at + span.tokens] = k[rows], v[rows]
     for span in spans:
-        rows, end = slice(span.row, span.row + span.count), span.position + span.count
+        rows, end = slice(span.first, span.first + span.tokens), span.position + span.tokens
         own = slice(span.start, span.start + end - span.cut)
         before = slice(span.prefix, span.prefix + span.cut)
         k_all, v_all = ((torch.cat([pool[before], pool[own]]) if span.cut else pool[own]) for pool in (keys, values))
         # The query heads of a key head stand as further query positions: [key heads, groups * count, dim].
-        n, heads, dim = span.count, k.shape[1], q.shape[2]
+        n, heads, dim = span.tokens, k.shape[1], q.shape[2]
         grouped = q[rows].view(n, heads, -1, dim).permute(1, 2, 0, 3).reshape(1, heads, -1, dim)
         mask = None
         if n > 1 or window:
@@ -165,10 +151,10 @@ def _torch(
                 mask &= at_k > at_q - window
             mask = mask.repeat(q.shape[1] // heads, 1)
         k_t, v_t = k_all.transpose(0, 1)[None], v_all.transpose(0, 1)[None]
-        if softcap or sinks is not None:
-            done = _by_hand(grouped, k_t, v_t, mask, scale, softcap, sinks)
+        if form.softcap or form.sinks is not None:
+            done = _by_hand(grouped, k_t, v_t, mask, form)
         else:
-            done = scaled_dot_product_attention(grouped, k_t, v_t, attn_mask=mask, scale=scale)
+            done = scaled_dot_product_attention(grouped, k_t, v_t, attn_mask=mask, scale=form.scale)
         out[rows] = done[0].view(heads, -1, n, v.shape[-1]).permute(2, 0, 1, 3).reshape(n, q.shape[1], -1)
     return out
 
@@ -178,36 +164,34 @@ def _by_hand(
     k: torch.Tensor,
     v: torch.Tensor,
     mask: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-    sinks: torch.Tensor | None,
+    form: Form,
 ) -> torch.Tensor:
     """Attend with capped scores (Gemma 2) or with sinks, a score for looking at nothing (gpt-oss)."""
-    scores = (q @ k.transpose(-1, -2) * scale).float()
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = (q @ k.transpose(-1, -2) * form.scale).float()
+    if form.softcap:
+        scores = form.softcap * torch.tanh(scores / form.softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    if sinks is not None:
-        heads = k.shape[1]
-        sink = sinks.float().view(heads, -1, 1).expand(-1, -1, q.shape[2] // (len(sinks) // heads))
+    if form.sinks is not None:
+        heads, groups = k.shape[1], len(form.sinks) // k.shape[1]
+        sink = form.sinks.float().view(heads, -1, 1).expand(-1, -1, q.shape[2] // groups)
         scores = torch.cat([scores, sink.reshape(1, heads, -1, 1)], dim=-1)
     return scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype) @ v
 
 
-def flash_spans(spans: list[Span], device: torch.device) -> Flash:
+def flash_spans(spans: Spans, device: torch.device) -> Flash:
     """Describe spans without a shared prefix (`cut` 0) for torch's FlashAttention kernel."""
-    ends = [span.position + span.count for span in spans]
-    starts = [span.start for span in spans]
-    stored = [at for span in spans for at in range(span.start + span.position, span.start + span.position + span.count)]
+    first, tokens, position, start, _, _ = spans.T
+    ends, total = position + tokens, int(tokens.sum())
+    stored = np.arange(total) + np.repeat(start + position - first, tokens)
     new: Any = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
     return Flash(
         new(stored, torch.int64),
-        new([*(span.row for span in spans), len(stored)], torch.int32),
-        new([*starts, max(starts) + max(ends)], torch.int32),
+        new([*first, total], torch.int32),
+        new([*start, start.max() + ends.max()], torch.int32),
         new(ends, torch.int32),
-        max(span.count for span in spans),
-        max(ends),
+        int(tokens.max()),
+        int(ends.max()),
     )
 
 
@@ -215,22 +199,18 @@ def _flash(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    engine: Step,
-    scale: float,
-    window: int,
+    pools: tuple[torch.Tensor, torch.Tensor],
+    flash: Flash,
+    form: Form,
 ) -> torch.Tensor:
     """Store, then attend with the FlashAttention that torch brings: packed queries over extents of the pool."""
-    flash = engine.flash
-    assert flash is not None
-    num_tokens = len(flash.stored)
+    (keys, values), num_tokens = pools, len(flash.stored)
     keys.index_copy_(0, flash.stored, k[:num_tokens])
     values.index_copy_(0, flash.stored, v[:num_tokens])
     # Its causal mask puts the last query at the last key, which is what a chunk is.
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         q.contiguous(), keys, values, flash.query_starts, flash.key_starts, flash.most_queries, flash.most_keys,
-        0.0, True, False, scale=scale, window_size_left=window - 1 if window else -1,
+        0.0, True, False, scale=form.scale, window_size_left=form.window - 1 if form.window else -1,
         window_size_right=0, seqused_k=flash.key_counts,
     )[0]  # fmt: skip
     return out

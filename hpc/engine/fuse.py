@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from hpc.engine.attention import Form, Span, Step, Unsupported
+from hpc.engine.attention import Span, Step, Unsupported
 from hpc.engine.cache import ALIGN, Cache
 from hpc.engine.experts import Experts, Padded, parts
-from hpc.engine.kernel import Kernel, OneDnn
+from hpc.engine.kernel import Form, Kernel, Layer, OneDnn
 
 Linears = Kernel | OneDnn | Padded
 
@@ -36,14 +36,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linears: Linears, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._linears = linears
+        self.linears = linears
         self.out_features, self.in_features = weight.shape
         self.packed = nn.Parameter(linears.pack(weight.detach()), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [..., in_features] times the weight, [..., out_features]."""
-        return self._linears.linear(x, self.packed, self.bias, self.out_features)
+        return self.linears.linear(x, self.packed, self.bias, self.out_features)
 
 
 class GatedMLP(nn.Module):
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def __init__(self, kernel: Kernel, linears: Linears, own: Any, form: Form) -> None:
         super().__init__()
         self._kernel = kernel
-        self._form = form
+        self.form = form
         self.layer_idx = own.layer_idx
         if hasattr(own, "qkv_proj"):
             weight, bias = own.qkv_proj.weight, own.qkv_proj.bias
@@ -90,41 +90,60 @@ class Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         engine: Step,
-        kept: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Return what the layer's own would, for hidden states [1, tokens, size]; of the tokens `kept` alone."""
+        """Return what the layer's own would, for hidden states [1, tokens, size]."""
         if attention_mask is not None:
             raise Unsupported("a mask of its own")
         assert engine.cache is not None
         q, k, v = self.qkv_proj(hidden_states)[0].split(self._sizes, dim=-1)
         q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
-        form, rows = self._form, len(q)
+        form, rows = self.form, len(q)
         dims = form.layout.key[1], form.layout.key[1], form.layout.value[1]
         q, k, v = (x.view(rows, -1, dim) for x, dim in zip((q, k, v), dims, strict=True))
-        keys, values = engine.cache.layers[self.layer_idx]
-        turns = position_embeddings[0][0], position_embeddings[1][0]
         out = self._kernel.attention(
-            q, k, v, keys, values, engine.packed, form.scale, form.window, form.softcap, form.sinks, turns
+            q, k, v, engine.cache.layers[self.layer_idx], engine.packed, form, position_embeddings
         )
-        out = out.view(1, rows, -1)
-        return self.o_proj(out if kept is None else out[:, kept]), None
+        return self.o_proj(out.view(1, rows, -1)), None
 
 
-class LastLayer(nn.Module):
-    """The last decoder layer: behind its attention it computes the tokens alone whose logits are wanted."""
+class DecoderLayer(nn.Module):
+    """A decoder layer whose parts the kernel all has, in one call of it.
 
-    def __init__(self, own: Any) -> None:
+    The last one computes behind its attention the tokens alone whose logits are wanted.
+    """
+
+    def __init__(self, kernel: Kernel, own: Any, is_last: bool) -> None:
         super().__init__()
         self.input_layernorm, self.self_attn = own.input_layernorm, own.self_attn
         self.post_attention_layernorm, self.mlp = own.post_attention_layernorm, own.mlp
+        self._kernel, self._index, self._is_last = kernel, own.self_attn.layer_idx, is_last
+        attention, mlp = own.self_attn, own.mlp
+        linears = attention.qkv_proj, attention.o_proj, mlp, mlp.down
+        norms = own.input_layernorm, attention.q_norm, attention.k_norm, own.post_attention_layernorm
+        heads, dim = attention.form.layout.value
+        self._layer = Layer(
+            attention.form,
+            attention.o_proj.in_features // (heads * dim),
+            mlp.down.in_features,
+            [(linear.packed, linear.bias) for linear in linears],
+            [(None, 0.0) if norm is None else (norm.weight, norm.variance_epsilon) for norm in norms],
+        )
 
-    def forward(self, hidden_states: torch.Tensor, engine: Step, **others: Any) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        engine: Step,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
         """Return what the layer would, for hidden states [1, tokens, size]; the rows of other tokens mean nothing."""
-        kept = engine.kept
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), engine=engine, kept=kept, **others)
-        x = (hidden_states if kept is None else hidden_states[:, kept]) + attended
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        if attention_mask is not None:
+            raise Unsupported("a mask of its own")
+        assert engine.cache is not None
+        kept, pools = engine.kept if self._is_last else None, engine.cache.layers[self._index]
+        x = self._kernel.layer(self._layer, hidden_states, pools, engine.packed, position_embeddings, kept)
         return x if kept is None else hidden_states.index_copy(1, kept, x)
 
 
@@ -167,8 +186,19 @@ def fuse(
         _replace(model, lambda module: _linear(module, linears))
     if next(model.parameters()).device.type == "cpu":
         _replace(model, lambda module: _experts(module, linears or Padded()))
+    if linears is not None:
+        _leave_file(model)
     if kernel is not None and forms:
-        _replace(model, lambda module: _last_layer(module, kernel, forms))
+        _replace(model, lambda module: _decoder_layer(module, kernel, forms))
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Copy what is left of a model's weights out of the file they are mapped from.
+
+    One tensor keeps the whole file in memory, beside the packed copies of the others.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
@@ -212,21 +242,27 @@ def _attention(module: Any, kernel: Kernel, linears: Linears, forms: Mapping[int
     return _if_same(module, Attention(kernel, linears, module, form), weight, run)
 
 
-def _last_layer(module: Any, kernel: Kernel, forms: Mapping[int, Form]) -> nn.Module | None:
-    attention = getattr(module, "self_attn", None)
-    others = [getattr(module, name, None) for name in ("input_layernorm", "post_attention_layernorm", "mlp")]
-    if type(attention) is not Attention or attention.layer_idx != max(forms) or None in others:
+def _decoder_layer(module: Any, kernel: Kernel, forms: Mapping[int, Form]) -> nn.Module | None:
+    names = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
+    if [type(getattr(module, name, None)) for name in names] != [RMSNorm, Attention, RMSNorm, GatedMLP]:
         return None
-    weight = module.input_layernorm.weight[None]
-    given = _given(forms[attention.layer_idx], attention.layer_idx, weight, kernel)
-    given["engine"].kept = kept = torch.tensor([1, _ROWS - 2])
+    attention = module.self_attn
+    linears = attention.qkv_proj, attention.o_proj, module.mlp.down
+    if any(getattr(linear, "linears", None) is not kernel for linear in linears):
+        return None
+    if any(norm is not None and type(norm) is not RMSNorm for norm in (attention.q_norm, attention.k_norm)):
+        return None
+    is_last, weight = attention.layer_idx == max(forms), module.input_layernorm.weight[None]
+    given = _given(attention.form, attention.layer_idx, weight, kernel)
+    kept = torch.tensor([1, _ROWS - 2]) if is_last else torch.arange(_ROWS)
+    given["engine"].kept = kept
 
     def run(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return layer(x[None], **given)[0, kept]  # type: ignore[no-any-return]
 
     if not _is_plain(run, module, _some(weight)):
         return None
-    return _if_same(module, LastLayer(module), weight, run)
+    return _if_same(module, DecoderLayer(kernel, module, is_last), weight, run)
 
 
 def _given(form: Form, layer: int, weight: torch.Tensor, kernel: Kernel) -> dict[str, Any]:

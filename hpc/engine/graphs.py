@@ -8,9 +8,10 @@ import bisect
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 
-from hpc.engine.attention import Flash, Span, Step
+from hpc.engine.attention import Flash, Spans, Step
 from hpc.engine.cache import ALIGN, Cache
 
 LOGGER = logging.getLogger(__name__)
@@ -46,21 +47,16 @@ class DecodeGraphs:
         """Whether graphs can be had at all."""
         return self._spare is not None
 
-    def run(self, input_ids: torch.Tensor, spans: list[Span]) -> torch.Tensor:
+    def run(self, input_ids: torch.Tensor, spans: Spans) -> torch.Tensor:
         """Return the logits [rows, vocabulary] after the tokens `input_ids` [rows]; they last until the next call."""
         rows = len(spans)
         size = self._most if self._fixed else SIZES[bisect.bisect_left(SIZES, rows)]
         spare = self._spare or 0
-        idle = size - rows
-        host = torch.tensor(
-            [
-                [span.position for span in spans] + [0] * idle,
-                [span.start + span.position for span in spans] + [spare] * idle,
-                [span.start for span in spans] + [spare] * idle,
-                [span.position + 1 for span in spans] + [1] * idle,
-            ]
-        ).pin_memory()
-        positions, stored, starts, counts = host.to(self._ids.device, non_blocking=True)
+        host = np.zeros((4, size), dtype=np.int64)
+        host[1:3], host[3] = spare, 1  # the rows too many
+        _, _, position, start, _, _ = spans.T
+        host[:, :rows] = position, start + position, start, position + 1
+        positions, stored, starts, counts = torch.from_numpy(host).pin_memory().to(self._ids.device, non_blocking=True)
         self._ids[0, :rows] = input_ids
         self._positions[0, :size] = positions
         self._stored[:size] = stored

@@ -104,10 +104,10 @@ static inline V exp_(V x) {
 }
 static inline float sum(V v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
 
-// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR]. `gated`: y = silu(gate) * up instead, the panels of
-// both by turns, the bias of `up` behind that of `gate`. Rounded where a model rounds.
+// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR], `plus` something. `gated`: y = silu(gate) * up
+// instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded where a model rounds.
 template <typename T>
-static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, bool gated, int threads) {
+static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I K, bool gated, int threads) {
   constexpr bool narrow = sizeof(T) == 2;
   std::vector<float> wide(narrow ? M * K : 0);
   const I panels = (N + NR - 1) / NR, blocks = (M + MB - 1) / MB;
@@ -146,28 +146,36 @@ static void linear(const T* x, const T* w, const T* bias, T* y, I M, I N, I K, b
       }
       for (I r = 0; r < m; r++) {
         T* to = y + (m0 + r) * N + p * NR;
-        if (n == NR) for (int j = 0; j < NR; j++) from_float(to[j], c[0][r * NR + j]);
-        else for (I j = 0; j < n; j++) from_float(to[j], c[0][r * NR + j]);
+        float* row = c[0] + r * NR;
+        if (plus) for (I j = 0; j < n; j++) row[j] += to_float(plus[(m0 + r) * N + p * NR + j]);
+        if (n == NR) for (int j = 0; j < NR; j++) from_float(to[j], row[j]);
+        else for (I j = 0; j < n; j++) from_float(to[j], row[j]);
       }
     }
   }
 }
 
-// y[M][N] = x / sqrt(mean(x^2) + eps) * w, rounded where a model rounds
+// A weight w[N], and what is added to the mean square.
 template <typename T>
-static void rms_norm(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (M * N > 1 << 15)
-  for (I r = 0; r < M; r++) {
+struct Norm { const T* w; I N; float eps; };
+
+// y = x / sqrt(mean(x^2) + eps) * w for `parts` vectors in each of M rows, which begin `row` apart; rounded where a model rounds
+template <typename T>
+static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row, int threads) {
+  const I N = norm.N;
+#pragma omp parallel for num_threads(threads) schedule(static) if (M * parts * N > 1 << 15)
+  for (I r = 0; r < M * parts; r++) {
+    const I at = r / parts * row + r % parts * N;
     V squares = {};
     float rest = 0;
     I i = 0;
-    for (; i + W <= N; i += W) { V v = load(x + r * N + i); squares += v * v; }
-    for (; i < N; i++) rest += to_float(x[r * N + i]) * to_float(x[r * N + i]);
-    const float scale = 1 / std::sqrt((sum(squares) + rest) / N + eps);
+    for (; i + W <= N; i += W) { V v = load(x + at + i); squares += v * v; }
+    for (; i < N; i++) rest += to_float(x[at + i]) * to_float(x[at + i]);
+    const float scale = 1 / std::sqrt((sum(squares) + rest) / N + norm.eps);
     for (i = 0; i < N; i++) {
-      T& to = y[r * N + i];
-      from_float(to, to_float(x[r * N + i]) * scale);
-      from_float(to, to_float(to) * to_float(w[i]));
+      T& to = y[at + i];
+      from_float(to, to_float(x[at + i]) * scale);
+      from_float(to, to_float(to) * to_float(norm.w[i]));
     }
   }
 }
@@ -283,15 +291,48 @@ static void attention(const Memory<T>& io, const Span* spans, I num_spans, const
   }
 }
 
+// What a decoder layer consists of, beside its attention.
+template <typename T>
+struct Linear { const T *w, *bias; };
+template <typename T>
+struct Layer { Linear<T> qkv, o, gate_up, down; Norm<T> before, q, k, between; I size, inner, some, num_kept; const I* kept; };
+
+// y = x + o(attention(norm(x))), then y += down(gated(norm(y))); if `some`, of the rows `kept` alone, of which there may be none.
+template <typename T>
+static void layer(const Layer<T>& l, const T* x, T* y, I M, Memory<T> io, const Span* spans, I num_spans, Shape sh, T* scratch) {
+  const I q = sh.heads * sh.groups * sh.k_dim, k = sh.heads * sh.k_dim, wide = q + k + sh.heads * sh.v_dim;
+  const I out = sh.heads * sh.groups * sh.v_dim, R = l.some ? l.num_kept : M;
+  T *normed = scratch, *qkv = normed + M * l.size, *attended = qkv + M * wide, *chosen = attended + M * out, *inner = chosen + M * out;
+  rms_norm(x, l.before, normed, M, 1, l.size, sh.threads);
+  linear<T>(normed, l.qkv.w, l.qkv.bias, nullptr, qkv, M, wide, l.size, false, sh.threads);
+  if (l.q.w) rms_norm(qkv, l.q, qkv, M, q / l.q.N, wide, sh.threads);
+  if (l.k.w) rms_norm(qkv + q, l.k, qkv + q, M, k / l.k.N, wide, sh.threads);
+  io.q = qkv, io.k = qkv + q, io.v = io.k + k, io.out = attended;
+  sh.q_row = sh.k_row = sh.v_row = wide;
+  attention(io, spans, num_spans, sh);
+  for (I r = 0; l.some && r < R; r++) {
+    memcpy(chosen + r * out, attended + l.kept[r] * out, out * sizeof(T));
+    memcpy(y + r * l.size, x + l.kept[r] * l.size, l.size * sizeof(T));
+  }
+  linear<T>(l.some ? chosen : attended, l.o.w, l.o.bias, l.some ? y : x, y, R, l.size, out, false, sh.threads);
+  rms_norm(y, l.between, normed, R, 1, l.size, sh.threads);
+  linear<T>(normed, l.gate_up.w, l.gate_up.bias, nullptr, inner, R, l.inner, l.size, true, sh.threads);
+  linear<T>(inner, l.down.w, l.down.bias, y, y, R, l.size, l.inner, false, sh.threads);
+}
+
 #define FUNCTIONS(T, NAME)                                                                                          \
   void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, bool gated, int threads) {            \
-    linear(x, w, b, y, M, N, K, gated, threads);                                                                    \
+    linear<T>(x, w, b, nullptr, y, M, N, K, gated, threads);                                                        \
   }                                                                                                                 \
   void rms_norm_##NAME(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {                            \
-    rms_norm(x, w, y, M, N, eps, threads);                                                                          \
+    rms_norm<T>(x, {w, N, eps}, y, M, 1, N, threads);                                                               \
   }                                                                                                                 \
   void attention_##NAME(const Memory<T>* io, const Span* spans, I num_spans, const Shape* shape) {                  \
     attention(*io, spans, num_spans, *shape);                                                                       \
+  }                                                                                                                 \
+  void layer_##NAME(const Layer<T>* l, const T* x, T* y, I M, const Memory<T>* io, const Span* spans, I num_spans,  \
+                    const Shape* shape, T* scratch) {                                                               \
+    layer(*l, x, y, M, *io, spans, num_spans, *shape, scratch);                                                     \
   }
 extern "C" {
 int panel() { return NR; }

@@ -8,17 +8,22 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from hpc.engine.cache import Layout
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,6 +34,9 @@ _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 _SIZES = ("heads", "groups", "k_dim", "v_dim", "v_pad", "window", "q_row", "k_row", "v_row", "turned")
 _TENSORS = ("q", "k", "v", "cos", "sin", "keys", "values", "sinks", "out")
+_LINEARS = ("qkv", "o", "gate_up", "down")
+_NORMS = ("before", "q", "k", "between")
+_NORM = ("", _POINTER), ("_size", _I64), ("_eps", ctypes.c_float)
 
 
 class _Memory(ctypes.Structure):
@@ -48,6 +56,66 @@ class _Shape(ctypes.Structure):
     )
 
 
+class _Layer(ctypes.Structure):
+    """`Layer` of kernel.cpp."""
+
+    _fields_ = (
+        *((f"{name}_{what}", _POINTER) for name in _LINEARS for what in ("weight", "bias")),
+        *(
+            field
+            for name in _NORMS
+            for field in ((name, _POINTER), (f"{name}_n", _I64), (f"{name}_eps", ctypes.c_float))
+        ),
+        *((name, _I64) for name in ("size", "inner", "some", "num_kept")),
+        ("kept", _POINTER),
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer attends: what it keeps of a token, and what it tells its attention function."""
+
+    layout: Layout
+    scale: float
+    window: int = 0
+    """How many of the latest tokens it looks at; 0: all."""
+    softcap: float = 0.0
+    """Scores are capped smoothly at this; 0: they are not."""
+    sinks: torch.Tensor | None = None
+    """[query heads]: scores for looking at nothing."""
+
+
+class Layer:
+    """A decoder layer. Linear layers are packed weight and bias, the gated one of both; norms weight and epsilon.
+
+    `linears`: queries, keys and values; output of attention; gate and up; down. `norms`: before attention,
+    of queries, of keys, between attention and MLP. `groups` query heads have one key head; `inner` are
+    the columns between the two products of the MLP.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        groups: int,
+        inner: int,
+        linears: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        norms: Sequence[tuple[torch.Tensor | None, float]],
+    ) -> None:
+        self.form, self.groups = form, groups
+        heads, (key, value) = form.layout.key[0], (form.layout.key[1], form.layout.value[1])
+        size = len(norms[0][0]) if norms[0][0] is not None else 0
+        self.columns = size + heads * (groups * key + key + value) + 2 * heads * groups * value + inner
+        """Of a row, what is computed in between."""
+        # Addresses stay right because nobody but these tensors owns what is there.
+        self._tensors = [
+            None if t is None else t.detach() for t in (*itertools.chain(*linears), *(n[0] for n in norms))
+        ]
+        sizes = [0 if weight is None else len(weight) for weight, _ in norms]
+        addresses = list(map(_address, self._tensors))
+        parts = zip(addresses[2 * len(linears) :], sizes, (eps for _, eps in norms), strict=True)
+        self.parts = _Layer(*addresses[: 2 * len(linears)], *itertools.chain(*parts), size, inner)
+
+
 class Kernel:
     """The compiled functions, for tensors of float32 or bfloat16 in the CPU's memory."""
 
@@ -59,6 +127,9 @@ class Kernel:
         """Columns of a panel; the keys of so many tokens lie together."""
         self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_bool, ctypes.c_int)
         self._attention = self._functions("attention", _POINTER, _POINTER, _I64, _POINTER)
+        self._layer = self._functions("layer", *[_POINTER] * 3, _I64, *[_POINTER] * 2, _I64, *[_POINTER] * 2)
+        self._scratch = torch.empty(0)
+        """What a layer computes in between."""
         self._rms_norm = self._functions("rms_norm", *[_POINTER] * 3, _I64, _I64, ctypes.c_float, ctypes.c_int)
 
     def _functions(self, name: str, *argtypes: Any) -> dict[torch.dtype, Any]:
@@ -110,36 +181,80 @@ class Kernel:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        pools: tuple[torch.Tensor, torch.Tensor],
         spans: torch.Tensor,
-        scale: float,
-        window: int = 0,
-        softcap: float = 0.0,
-        sinks: torch.Tensor | None = None,
+        form: Form,
         turns: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Store key and value [rows, heads, dim] in the cache, then attend; return [rows, query heads, dim].
 
-        `keys` and `values` are a layer's cache, [tokens, heads, dim] in size, in the kernel's layout;
-        `spans` [n, 6] as `hpc.engine.attention.Span`. Rows of no span are not written. `turns` are
-        cosines and sines, [rows, d], by which queries and keys are turned first (rotary embedding).
+        `pools` are a layer's cache, [tokens, heads, dim] in size, in the kernel's layout; `spans` [n, 6] as
+        `hpc.engine.attention.Span`. Rows of no span are not written. `turns` are cosines and sines,
+        [..., rows, d], by which queries and keys are turned first (rotary embedding).
         """
-        rows, heads, k_dim = key.shape
         query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
-        cos, sin = (None, None) if turns is None else (turn.to(query.dtype).contiguous() for turn in turns)
-        if sinks is not None:
-            sinks = sinks.float().contiguous()
-        out = value.new_empty(rows, query.shape[1], value.shape[-1])
-        tensors = (query, key, value, cos, sin, keys, values, sinks, out)
-        memory = _Memory(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
-        shape = _Shape(
-            heads, query.shape[1] // heads, k_dim, value.shape[-1], values.shape[-1], window,
-            query.stride(0), key.stride(0), value.stride(0), 0 if cos is None else cos.shape[-1],
-            scale, softcap, torch.get_num_threads(),
-        )  # fmt: skip
-        self._attention[query.dtype](ctypes.addressof(memory), spans.data_ptr(), len(spans), ctypes.addressof(shape))
+        out = value.new_empty(len(query), query.shape[1], value.shape[-1])
+        groups = query.shape[1] // key.shape[1]
+        memory, shape, _copies = _attending((query, key, value), out, groups, pools, form, turns)
+        self._attention[query.dtype](
+            ctypes.addressof(memory), spans.data_ptr(), spans.shape[0], ctypes.addressof(shape)
+        )
         return out
+
+    def layer(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        pools: tuple[torch.Tensor, torch.Tensor],
+        spans: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what a decoder layer makes of x [1, rows, size]; of the rows `kept` alone, int64 [n], if given.
+
+        The other arguments are those of `attention`.
+        """
+        x = x.contiguous()
+        rows, parts = x.shape[1], layer.parts
+        y = x.new_empty(1, rows if kept is None else len(kept), x.shape[2])
+        parts.some, parts.num_kept, parts.kept = kept is not None, y.shape[1], _address(kept)
+        if self._scratch.dtype != x.dtype or self._scratch.numel() < rows * layer.columns:
+            self._scratch = x.new_empty(rows * layer.columns)
+        memory, shape, _copies = _attending((None, None, None), None, layer.groups, pools, layer.form, turns)
+        self._layer[x.dtype](
+            ctypes.addressof(parts), x.data_ptr(), y.data_ptr(), rows, ctypes.addressof(memory),
+            spans.data_ptr(), spans.shape[0], ctypes.addressof(shape), self._scratch.data_ptr(),
+        )  # fmt: skip
+        return y
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.contiguous() if tensor.dtype == dtype else tensor.to(dtype).contiguous()
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _attending(
+    rows: tuple[torch.Tensor | None, ...],
+    out: torch.Tensor | None,
+    groups: int,
+    pools: tuple[torch.Tensor, torch.Tensor],
+    form: Form,
+    turns: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[_Memory, _Shape, Any]:
+    """Return what the kernel's attention is given; `rows` are query, key and value. The rest must live as long."""
+    keys, values = pools
+    cos, sin = (None, None) if turns is None else (_as(turn, keys.dtype) for turn in turns)
+    sinks = None if form.sinks is None else form.sinks.float().contiguous()
+    memory = _Memory(*map(_address, (*rows, cos, sin, keys, values, sinks, out)))
+    shape = _Shape(
+        form.layout.key[0], groups, form.layout.key[1], form.layout.value[1], values.shape[-1], form.window,
+        *(0 if tensor is None else tensor.stride(0) for tensor in rows), 0 if cos is None else cos.shape[-1],
+        form.scale, form.softcap, torch.get_num_threads(),
+    )  # fmt: skip
+    return memory, shape, (cos, sin, sinks)
 
 
 class OneDnn:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hpc.engine import EngineFault, OnStep, Sequence, Source, StepLog, StepShape, begin, pull
-from hpc.engine.attention import Flash, Span, Step, flash_spans
+from hpc.engine.attention import Flash, Spans, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
 from hpc.engine.cache import Cache, Layout, token_bytes
 from hpc.engine.draft import ROWS as DRAFT_ROWS
@@ -28,9 +28,9 @@ from hpc.engine.experts import ROW_MULTIPLE, Experts
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
+from hpc.engine.pack import Packer
 from hpc.engine.sample import Choice, Sampler, most_probable
 from hpc.engine.schedule import CHUNK, Plan, Row, Scheduler
-from hpc.records import Tokens
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class _Unread:
     choice: Choice
     event: torch.cuda.Event | None
     guesses: list[list[int]]
-    """Of each row."""
-    verified: list[int]
-    """The most probable token behind each guess, one row after the other; -1 where the logits are not finite."""
+    """Of each row; empty if there are none."""
+    verified: list[list[int]]
+    """The most probable token behind each of these, -1 where the logits are not finite."""
 
 
 class NativeEngine:
@@ -171,19 +171,17 @@ class Run:
         self._decode = decode
         self._kernel = kernel
         self._device: torch.device = model.device
+        cuda = self._device.type == "cuda"
+        fixed = (limits.max_seqs, limits.step_tokens + CHUNK) if cuda and limits.deterministic else None
         # torch's products are in a model without the kernel, and in the choice between experts.
         ragged = kernel is not None and not any(isinstance(module, Experts) for module in model.modules())
-        self._multiple = 1 if ragged else ROW_MULTIPLE
-        cuda = self._device.type == "cuda"
-        self._sizes: tuple[int, int] | None = None
-        """Tokens of steps that only decode, and of all others, where these are fixed."""
-        if cuda and limits.deterministic:
-            self._sizes = limits.max_seqs, limits.step_tokens + CHUNK
+        self._packer = Packer(not cuda, not cuda, 1 if ragged else ROW_MULTIPLE, fixed)
+        self._has_flash = cuda and model.dtype in HALF
         self._graphs: DecodeGraphs | None = None
-        if cuda and model.dtype in HALF:
-            self._graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, self._sizes is not None)
+        if self._has_flash:
+            self._graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed is not None)
         self.scheduler = Scheduler(
-            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=self._sizes is None
+            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=fixed is None
         )
         self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
@@ -220,9 +218,9 @@ class Run:
         failure, ended, self.shape = None, [], None
         try:
             plan = self.scheduler.next()
-            if plan.chunks:
+            if computes := bool(plan.rows or plan.prompts):
                 self._launch(plan)
-            ended = self._read() if len(self._unread) > (self._lag if plan.chunks else 0) else []
+            ended = self._read() if len(self._unread) > (self._lag if computes else 0) else []
         except EngineFault:
             raise
         except Exception as error:
@@ -244,86 +242,46 @@ class Run:
         for source, target, num_tokens in plan.copies:
             self.cache.copy(source, target, num_tokens)
         guesses = self._guess(plan)
-        spans: list[Span] = []
-        positions: list[int] = []
-        prompts: list[Tokens] = []
-        newest: list[int] = []
-        decoding: list[int] = []
-        last: list[int] = []
-        checked: list[int] = []
-        rows: list[Row] = []
-        length, prompt, pairs, kv = 0, 0, 0.0, 0
-        for chunk, guess in zip(plan.chunks, guesses, strict=True):
-            row, end = chunk.row, chunk.position + chunk.count
-            prefix, cut = (row.prefix.start, row.cut) if row.prefix and self.scheduler.share else (0, 0)
-            spans.append(Span(length, chunk.count, chunk.position, row.start, prefix, cut))
-            positions.extend(range(chunk.position, end))
-            if chunk.position < len(row.tokens):
-                prompts.append(row.tokens[chunk.position : end])
-                prompt += chunk.count
-                pairs += chunk.count * (chunk.position + chunk.count / 2)
-            else:
-                assert row.sequence is not None
-                decoding.append(row.slot)
-                kv += end
-                newest.extend([0 if self._lag else row.sequence.token_ids[-1], *guess])
-            length += chunk.count
-            if chunk.chooses:
-                last.append(length - 1 - len(guess))
-                checked.extend(range(length - len(guess), length))
-                rows.append(row)
-        self.shape = StepShape(length, prompt, len(last) + len(checked), pairs, kv)
-        decodes = len(decoding) == len(plan.chunks)
-        padding = self._sizes[not decodes] - length if self._sizes else -length % self._multiple
-        positions.extend([0] * padding)
-        tokens: list[Any] = [np.array(newest, dtype=np.int64), *prompts, np.zeros(padding, dtype=np.int64)]
-        input_ids = self._upload(np.concatenate(tokens))
-        if self._lag and decoding:  # these come first, and the host does not know their tokens yet
-            input_ids[: len(decoding)] = self._newest[self._upload(np.array(decoding, dtype=np.int64))]
-        if decodes and self._graphs is not None and self._graphs.usable:
-            logits = self._graphs.run(input_ids[:length], spans)
+        step = self._packer.pack(plan, guesses)
+        self.shape = step.shape
+        token_ids = self._upload(step.token_ids)
+        if self._lag and plan.rows:  # the host does not know their tokens yet
+            slots = np.array([row.slot for row in plan.rows], dtype=np.int64)
+            token_ids[: len(slots)] = self._newest[self._upload(slots)]
+        if self._graphs is not None and self._graphs.usable and not plan.prompts:
+            logits = self._graphs.run(token_ids[: len(plan.rows)], step.spans)
         else:
-            # The head's product too has a multiple of rows; the logits of the further ones are not looked at.
-            kept = last + checked
-            more = self._sizes[0] - len(kept) if self._sizes else -len(kept) % self._multiple
-            wanted = self._upload(np.array(kept + [0] * more, dtype=np.int64))
+            kept = self._upload(step.kept)
             logits = self._model(
-                input_ids=input_ids[None],
-                position_ids=self._upload(np.array(positions, dtype=np.int64))[None],
+                input_ids=token_ids[None],
+                position_ids=self._upload(step.positions)[None],
                 use_cache=False,
-                logits_to_keep=wanted,
-                engine=Step(self.cache, spans, self._kernel, flash=self._flash(spans), kept=wanted),
+                logits_to_keep=kept,
+                engine=Step(self.cache, step.spans, self._kernel, flash=self._flash(step.spans), kept=kept),
             ).logits[0]
+        rows = step.choosing
         if not rows:
             return
-        slots = [row.slot for row in rows]
-        choice = self._sampler.choose(logits[: len(rows)], slots)
-        verified: list[int] = []
-        if checked:
-            best, found, _ = most_probable(logits[len(rows) : len(rows) + len(checked)])
-            verified = torch.where(best.isfinite(), found, -1).tolist()
+        choice = self._sampler.choose(logits[: len(rows)], [row.slot for row in rows])
+        verified = _verified(logits[len(rows) : step.shape.chosen], guesses) if guesses else []
         event = None
         if self._lag:
-            self._newest[self._upload(np.array(slots, dtype=np.int64))] = choice.tokens
+            slots = np.array([row.slot for row in rows], dtype=np.int64)
+            self._newest[self._upload(slots)] = choice.tokens
+            choice = choice.to_host()
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        guesses = [guess for chunk, guess in zip(plan.chunks, guesses, strict=True) if chunk.chooses]
         self._unread.append(_Unread(rows, choice, event, guesses, verified))
 
     def _guess(self, plan: Plan) -> list[list[int]]:
-        """Return the guesses for each chunk of a step, of which they become part."""
-        rows = [chunk.row for chunk in plan.chunks]
-        few = len(rows) < DRAFT_ROWS and all(chunk.position >= len(chunk.row.tokens) for chunk in plan.chunks)
-        if self._drafts is None or not few:
-            return [[] for _ in rows]
-        guesses = self._drafts.guess(rows, [self.scheduler.spare(row) for row in rows])
-        for chunk, guess in zip(plan.chunks, guesses, strict=True):
-            chunk.count += len(guess)
-        return guesses
+        """Return guesses for each row of a step of few; an empty list if there are none."""
+        if self._drafts is None or plan.prompts or len(plan.rows) >= DRAFT_ROWS:
+            return []
+        guesses = self._drafts.guess(plan.rows, [self.scheduler.spare(row) for row in plan.rows])
+        return guesses if any(guesses) else []
 
-    def _flash(self, spans: list[Span]) -> Flash | None:
-        half = self._model.dtype in HALF
-        return flash_spans(spans, self._device) if self._device.type == "cuda" and half else None
+    def _flash(self, spans: Spans) -> Flash | None:
+        return flash_spans(spans, self._device) if self._has_flash else None
 
     def flush(self) -> None:
         """Read the tokens of all steps under way."""
@@ -335,43 +293,47 @@ class Run:
     def _read(self) -> list[Sequence]:
         """Read the tokens of the oldest step; return the sequences that they end."""
         unread = self._unread.popleft()
-        choice, verified = unread.choice, iter(unread.verified)
         if unread.event is not None:
             unread.event.synchronize()
+        choice = unread.choice
         tokens, finite = choice.tokens.tolist(), choice.finite.tolist()
         logprobs = choice.logprobs.read() if choice.logprobs is not None else {}
         ended = []
-        for index, (row, guess) in enumerate(zip(unread.rows, unread.guesses, strict=True)):
-            behind = accepted(tokens[index], guess, [next(verified) for _ in guess]) if guess else []
-            if not row.live:
-                continue  # it had ended, or gave way, when this step was under way
+        for index, row in enumerate(unread.rows):
             sequence = row.sequence
-            assert sequence is not None
+            if not row.room or sequence is None:
+                continue  # it had ended, or gave way, when this step was under way
             if finite[index]:
                 sequence.token_ids.append(tokens[index])
+                over = self._has_ended(row, sequence)
                 if index in logprobs:
                     sequence.logprobs.append(logprobs[index])
             else:
-                sequence.error = "the model's logits are not finite numbers; try another dtype"
-            if guess and self._drafts is not None:
-                self._drafts.learn(len(guess), len(behind))
-                sequence.guessed += len(guess)
-                sequence.accepted += len(behind)
-            while not (over := sequence.error is not None or self._has_ended(row, sequence)) and behind:
-                sequence.token_ids.append(behind.pop(0))
-                self.scheduler.advance(row)
+                sequence.error, over = "the model's logits are not finite numbers; try another dtype", True
+            if unread.guesses and (guess := unread.guesses[index]):
+                behind = accepted(tokens[index], guess, unread.verified[index])
+                self._note(sequence, len(guess), len(behind))
+                while behind and not over:
+                    sequence.token_ids.append(behind.pop(0))
+                    self.scheduler.advance(row)
+                    over = self._has_ended(row, sequence)
             if over:
                 self.scheduler.finish(row)
                 ended.append(sequence)
         return ended
 
     def _has_ended(self, row: Row, sequence: Sequence) -> bool:
+        token_ids = sequence.token_ids
+        if token_ids[-1] in row.endings or len(token_ids) >= row.limit:
+            return True
         sampling = sequence.request.sampling
-        return (
-            len(sequence.token_ids) >= row.limit
-            or sequence.token_ids[-1] in row.endings
-            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
-        )
+        return bool(sampling.stop) and ends_with_stop(token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
+
+    def _note(self, sequence: Sequence, guessed: int, accepted: int) -> None:
+        assert self._drafts is not None
+        self._drafts.learn(guessed, accepted)
+        sequence.guessed += guessed
+        sequence.accepted += accepted
 
     def _recover(self, failure: str, out_of_memory: bool) -> None:
         """Begin again after a step that failed: with less, or one by one; alone, a request fails."""
@@ -407,6 +369,14 @@ class Run:
 
     def _upload(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
         tensor = torch.from_numpy(values)
-        if self._device.type == "cuda" and len(values):
-            tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do
-        return tensor.to(self._device, non_blocking=True)
+        if self._device.type != "cuda" or not len(values):
+            return tensor.to(self._device)
+        # A copy from other memory waits for all that the device has to do.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _verified(logits: torch.Tensor, guesses: list[list[int]]) -> list[list[int]]:
+    """Return the most probable token behind each guess of each row, -1 where the logits are not finite."""
+    best, found = most_probable(logits)
+    tokens = iter(torch.where(best.isfinite(), found, -1).tolist())
+    return [[next(tokens) for _ in guess] for guess in guesses]

@@ -65,10 +65,20 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """A step: copies in the cache (source, target, tokens) first, then chunks; rows that decode come first."""
+    """A step: copies in the cache (source, target, tokens) first, then all else at once."""
 
-    chunks: list[Chunk] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """They decode: the newest token of each is computed, and the next one chosen."""
+    positions: list[int] = field(default_factory=list)
+    """Of these tokens."""
+    prompts: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All that is computed."""
+        decoding = zip(self.rows, self.positions, strict=True)
+        return [Chunk(row, position, 1, True) for row, position in decoding] + self.prompts
 
 
 class Scheduler:
@@ -134,17 +144,20 @@ class Scheduler:
             shared.stored = shared.done
         prompts = [row for row in self.rows if row.done < len(row.tokens)]
         if self._mixed or not prompts:
-            count = len(self.rows)
+            count, share = len(self.rows), self.share
             for row in list(self.rows):
-                if row.done < len(row.tokens) or row.launched >= row.limit or not row.live:
+                done = row.done
+                if done < len(row.tokens) or row.launched >= row.limit or not row.room:
                     continue
-                if self._own(row, row.done + 1) <= row.room or self._grow(row, plan):
-                    plan.chunks.append(Chunk(row, row.done, 1, True))
-                    row.done += 1
-                    row.launched += 1
+                if done - row.cut * share < row.room or self._grow(row, plan):
+                    plan.rows.append(row)
             if len(self.rows) < count:  # rows have given way to others, earlier ones too
-                plan.chunks = [chunk for chunk in plan.chunks if chunk.row.live]
-                prompts = [row for row in prompts if row.live]
+                plan.rows = [row for row in plan.rows if row.room]
+                prompts = [row for row in prompts if row.room]
+            plan.positions = [row.done for row in plan.rows]
+            for row in plan.rows:  # as `advance`, of all of them at once
+                row.done += 1
+                row.launched += 1
         room = self.step_tokens
         for row in prompts:
             prefix = row.prefix
@@ -161,7 +174,7 @@ class Scheduler:
         return min(row.room - self._own(row, row.done), row.limit - row.launched)
 
     def advance(self, row: Row) -> None:
-        """Note that a row has stored and chosen a token more than planned."""
+        """Note that a row stores and chooses a token more."""
         row.done += 1
         row.launched += 1
 
@@ -210,7 +223,7 @@ class Scheduler:
 
     def _own(self, row: Row, tokens: int) -> int:
         """Return how many of a row's first tokens are in its own extent."""
-        return tokens - row.cut if self.share else tokens
+        return tokens - row.cut * self.share
 
     def _place(self, sequence: Sequence, share: bool = True) -> Row | None:
         request = sequence.request
@@ -274,7 +287,7 @@ class Scheduler:
     def _add(self, plan: Plan, row: Row, count: int) -> int:
         end = row.done + count
         chooses = row.sequence is not None and end >= len(row.tokens)
-        plan.chunks.append(Chunk(row, row.done, count, chooses))
+        plan.prompts.append(Chunk(row, row.done, count, chooses))
         row.done = end
         row.launched += chooses
         return count

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hpc.engine.attention import NAME, Form, Span, Step, Unsupported
+from hpc.engine.attention import NAME, Span, Step, Unsupported
 from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.fuse import fuse
 from hpc.engine.hf import is_out_of_memory
-from hpc.engine.kernel import Kernel, OneDnn
+from hpc.engine.kernel import Form, Kernel, OneDnn
 from hpc.engine.native import Limits, NativeEngine
 from hpc.trim import Decode
 
@@ -45,8 +45,6 @@ def build(
     try:
         forms = prepare(model)
         fuse(model, kernel, linears, forms)
-        if linears is not None:
-            leave_file(model)
         layouts = {layer: form.layout for layer, form in forms.items()}
         got = _engine_logits(model, prompts, layouts, kernel)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -57,15 +55,6 @@ def build(
     if not worst <= _TOLERANCE.get(model.dtype, 1e-3):
         raise Unsupported(f"its logits differ by {worst:.1e} of the largest from those of the model's own attention")
     return NativeEngine(model, layouts, eos_token_ids, decode, limits, kernel)
-
-
-def leave_file(model: Any) -> None:
-    """Copy what is left of a model's weights out of the file they are mapped from.
-
-    One tensor keeps the whole file in memory, beside the packed copies of the others.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
 
 
 def check(model: Any) -> None:

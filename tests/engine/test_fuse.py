@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hpc.engine.attention import Span, Step
+from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.experts import Experts
-from hpc.engine.fuse import Attention, GatedMLP, LastLayer, PackedLinear, RMSNorm, fuse
+from hpc.engine.fuse import Attention, DecoderLayer, GatedMLP, PackedLinear, RMSNorm, fuse
 from hpc.engine.kernel import Kernel
 from hpc.engine.support import prepare
-from hpc.job import SamplingParams
-from tests.engine.models import CONFIGS, VOCABULARY, engine_of, kernel_of, model_of, tiny
-from tests.engine.oracle import generated, request
+from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
 
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
 
@@ -41,6 +41,14 @@ def count(model: nn.Module, kind: type) -> int:
 def named(model: nn.Module, name: str) -> set[str]:
     """Return the classes of the layers whose name ends so."""
     return {type(module).__name__ for path, module in model.named_modules() if path.split(".")[-1] == name}
+
+
+def new_step(cpu: Kernel, tokens: int) -> Step:
+    """Return a step in which a sequence begins, for the last layer of the tiny llama."""
+    layout = Layout((2, 16), (2, 16))
+    return Step(
+        Cache({1: layout}, ALIGN, torch.float32, torch.device("cpu"), cpu.panel), [Span(0, tokens, 0, 0, 0, 0)], cpu
+    )
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -141,33 +149,36 @@ def test_an_attention_that_does_something_more_is_left(cpu: Kernel, more: Any) -
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
-def test_the_last_layer_is_replaced_alone(cpu: Kernel, kind: str) -> None:
-    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), LastLayer) == 1
+def test_every_decoder_layer_is_one_call(cpu: Kernel, kind: str) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), DecoderLayer) == 2
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3", "mixtral", "olmoe", "gpt_oss", "gpt2", "gpt_neox", "opt"])
-def test_a_last_layer_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> None:
-    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), LastLayer) == 0
+def test_decoder_layers_that_are_made_otherwise_are_left(cpu: Kernel, kind: str) -> None:
+    assert count(attention_fused(cpu, tiny(CONFIGS[kind])), DecoderLayer) == 0
 
 
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01], ids=str)
-def test_a_last_layer_that_does_something_more_is_left(cpu: Kernel, more: Any) -> None:
+def test_a_decoder_layer_that_does_something_more_is_left(cpu: Kernel, more: Any, index: int) -> None:
     model = tiny(CONFIGS["llama"])
-    own = model.model.layers[-1]
+    own = model.model.layers[index]
     forward = own.forward
     own.forward = lambda hidden_states, **others: more(forward(hidden_states, **others))
-    assert count(attention_fused(cpu, model), LastLayer) == 0
+    attention_fused(cpu, model)
+    assert [type(layer) is DecoderLayer for layer in model.model.layers] == [index != 0, index != 1]
 
 
-def test_the_last_mlp_computes_the_tokens_alone_whose_logits_are_wanted(cpu: Kernel) -> None:
-    rows: list[int] = []
-    model = model_of("llama", "kernel")
-    hook = model.model.layers[-1].mlp.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[1]))
-    try:
-        generated(engine_of("llama", "kernel"), [request(range(40), 0, SamplingParams(max_new_tokens=3))])
-    finally:
-        hook.remove()
-    assert rows == [1, 1, 1]
+@pytest.mark.parametrize("kept", [[], [5], [9, 0, 9, 3]], ids=str)
+def test_the_last_decoder_layer_computes_the_tokens_alone_whose_logits_are_wanted(cpu: Kernel, kept: list[int]) -> None:
+    layer = attention_fused(cpu, tiny(CONFIGS["llama"])).model.layers[-1]
+    x, step = torch.randn(1, 10, 64, generator=torch.Generator().manual_seed(0)), new_step(cpu, 10)
+    turns = torch.ones(1, 10, 16), torch.zeros(1, 10, 16)
+    whole = layer(x, turns, step)
+    step.kept = torch.tensor(kept, dtype=torch.int64)
+    expected = x.clone()
+    expected[:, kept] = whole[:, kept]
+    assert layer(x, turns, step).equal(expected)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])

@@ -12,7 +12,7 @@ from torch.nn.functional import linear, silu
 from hpc.engine import kernel
 from hpc.engine.attention import Span
 from hpc.engine.cache import Cache, Layout
-from hpc.engine.kernel import Kernel
+from hpc.engine.kernel import Form, Kernel
 from tests.conftest import Ended, finish, start
 from tests.engine.models import compiled, kernel_of
 from tests.engine.oracle import CPU
@@ -173,6 +173,7 @@ class Case:
             for tensor, first in zip(own, self.rows[0], strict=True):
                 tensor[:cut] = first[:cut]
         layout = Layout((heads, k_dim), (heads, v_dim))
+        self.form = Form(layout, self.scale, self.window, self.softcap, self.sinks)
         self.cache = Cache({0: layout}, 4096, dtype, CPU, cpu.panel)
         for pool in self.cache.layers[0]:
             pool.fill_(garbage)
@@ -192,10 +193,8 @@ class Case:
             torch.cat([*tensors, tensors[0].new_full((padding, *tensors[0].shape[1:]), torch.nan)])
             for tensors in zip(*pieces, strict=True)
         )
-        packed = torch.tensor([[s.row, s.count, s.position, s.start, s.prefix, s.cut] for s in spans])
-        return self.cpu.attention(
-            query, key, value, *self.cache.layers[0], packed, self.scale, self.window, self.softcap, self.sinks
-        )
+        packed = torch.tensor(spans)
+        return self.cpu.attention(query, key, value, self.cache.layers[0], packed, self.form)
 
     def exact(self, index: int, begin: int = 0) -> torch.Tensor:
         """Return what the formula gives for a sequence from a position on, in float64."""
@@ -333,7 +332,7 @@ def test_turning_in_attention_is_turning_before_it(
     query, key, value = case.rows[0]
     spans = torch.tensor([[0, 21, 0, case.starts[0], 0, 0]])
     turns = angles.cos().to(angle_dtype), angles.sin().to(angle_dtype)
-    got = cpu.attention(query, key, value, *case.cache.layers[0], spans, case.scale, turns=turns)
+    got = cpu.attention(query, key, value, case.cache.layers[0], spans, case.form, turns)
     case.rows[0][:2] = turned(query.double(), angles.double()), turned(key.double(), angles.double())
     close = 2e-6 if {dtype, angle_dtype} == {torch.float32} else 2e-2
     assert (got.double() - case.exact(0)).abs().max() <= close * case.exact(0).abs().max()

@@ -14,6 +14,7 @@ import torch
 
 from hpc.engine import EngineFault
 from hpc.engine import Sequence as Grown
+from hpc.engine.attention import Span, Step
 from hpc.engine.cache import ALIGN
 from hpc.engine.native import Limits, NativeEngine
 from hpc.job import SamplingParams
@@ -92,6 +93,10 @@ def _old_objects_are_not_looked_at() -> Iterator[None]:
     gc.unfreeze()
 
 
+def spans_of(step: Step) -> list[Span]:
+    return [Span(*line) for line in step.packed.tolist()]
+
+
 class Passes:
     """What a hook has seen of the forward passes of a model."""
 
@@ -103,7 +108,7 @@ class Passes:
     @property
     def computed(self) -> int:
         """Tokens, without those that only fill a step up."""
-        return sum(span.count for spans in self.spans for span in spans)
+        return sum(span.tokens for spans in self.spans for span in spans)
 
 
 @contextmanager
@@ -113,9 +118,9 @@ def watched(model: Any, before: Callable[[list[Any]], None] = lambda spans: None
 
     def enter(_: Any, args: Any, given: dict[str, Any]) -> None:
         step = given["engine"]
-        passes.spans.append(step.spans)
+        passes.spans.append(spans_of(step))
         passes.caches.append(weakref.ref(step.cache))
-        before(step.spans)
+        before(passes.spans[-1])
 
     def leave(_: Any, args: Any, output: Any) -> None:
         passes.logits.append(output.logits[0])
@@ -672,7 +677,7 @@ class SmallMemory:
         self._tokens = tokens
 
     def __call__(self, spans: list[Any]) -> None:
-        if len(spans) > self._rows or sum(span.count for span in spans) > self._tokens:
+        if len(spans) > self._rows or sum(span.tokens for span in spans) > self._tokens:
             self.refused.append(len(spans))
             torch.empty(10**15)  # 4 PB are beyond the address space of any CPU
 
@@ -695,7 +700,7 @@ def test_once_the_budget_has_shrunk_no_more_steps_fail() -> None:
 def test_when_memory_is_short_in_the_middle_of_a_model_all_requests_still_complete() -> None:
     model, memory = model_of("llama", "torch"), SmallMemory(2)
     handle = model.model.layers[1].register_forward_pre_hook(
-        lambda _, args, given: memory(given["engine"].spans), with_kwargs=True
+        lambda _, args, given: memory(spans_of(given["engine"])), with_kwargs=True
     )
     try:
         found = generated(engine_of("llama", "torch"), requests_of(BEHIND, cut=len(HEADER)))

@@ -595,12 +595,6 @@ def test_a_token_at_the_edge_of_a_block_is_found(at: int) -> None:
     assert most_probable(logits)[1].item() == at
 
 
-@pytest.mark.parametrize("vocabulary", [2, 1023, 1024, 1025, 3000])
-def test_the_largest_of_the_other_logits_is_the_second_of_topk(vocabulary: int) -> None:
-    logits = torch.randint(-90, 90, (300, vocabulary), generator=torch.Generator().manual_seed(0)).float()
-    assert most_probable(logits)[2].tolist() == logits.topk(2, dim=-1).values[:, 1].tolist()
-
-
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_whose_logits_are_no_numbers_is_not_finite(bad: float) -> None:
     logits = torch.tensor(LOGITS).repeat(3, 1)

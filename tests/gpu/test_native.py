@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,6 @@ def test_attention_of_packed_chunks_and_single_tokens_equals_the_plain_one() -> 
         generator = torch.Generator("cuda").manual_seed(0)
         for pool in cache.layers[0]:
             pool.copy_(torch.randn(pool.shape, generator=generator, device="cuda"))
-        step = Step(cache, spans, flash=flash_spans(spans, torch.device("cuda")) if flash else None)
+        step = Step(cache, spans, flash=flash_spans(np.array(spans), torch.device("cuda")) if flash else None)
         found.append(attend(module, q, k, v, None, engine=step)[0].float())
     assert torch.allclose(*found, atol=2e-2)
