@@ -219,7 +219,8 @@ class Run:
         try:
             plan = self.scheduler.next()
             if computes := bool(plan.rows or plan.prompts):
-                self._launch(plan)
+                with torch.inference_mode():
+                    self._launch(plan)
             ended = self._read() if len(self._unread) > (self._lag if computes else 0) else []
         except EngineFault:
             raise
@@ -236,7 +237,6 @@ class Run:
         too_large, self.scheduler.failed = self.scheduler.failed, []
         return ended + too_large
 
-    @torch.inference_mode()
     def _launch(self, plan: Plan) -> None:
         """Start the forward pass of a step, and the choice of its tokens."""
         for source, target, num_tokens in plan.copies:

@@ -48,38 +48,34 @@ class Packer:
         rows = plan.rows + [chunk.row for chunk in prompts]
         spans = np.zeros((len(rows), len(Span._fields)), dtype=np.int64)
         first, tokens, position, start, prefix, cut = spans.T
-        tokens[:n] = [1 + len(guess) for guess in guesses] if guesses else 1
-        position[:n] = plan.positions
         start[:] = [row.start for row in rows]
-        if self.share:
-            prefix[:] = [row.prefix.start if row.prefix else 0 for row in rows]
-            cut[:] = [row.cut for row in rows]
+        tokens[:n], position[:n] = [1 + len(guess) for guess in guesses] if guesses else 1, plan.positions
         if prompts:
-            tokens[n:] = [chunk.count for chunk in prompts]
-            position[n:] = [chunk.position for chunk in prompts]
+            tokens[n:], position[n:] = zip(*((chunk.count, chunk.position) for chunk in prompts), strict=True)
+        if self.share and any(cuts := [row.cut for row in rows]):
+            cut[:], prefix[:] = cuts, [row.prefix.start if row.prefix else 0 for row in rows]
         ends = tokens.cumsum()
         first[1:] = ends[:-1]
-        length = int(ends[-1])
-        token_ids, positions = np.zeros((2, self._size(length, bool(prompts))), dtype=np.int64)
-        positions[:length] = np.arange(length) + (position - first).repeat(tokens)
+        length, prompt = int(ends[-1]), int(tokens[n:].sum()) if prompts else 0
+        token_ids, positions = np.zeros((2, self._size(length, prompt > 0)), dtype=np.int64)
+        positions[:length] = np.arange(length) + (position - first).repeat(tokens) if length > n else position
         if self.known:
             token_ids[first[:n]] = [row.sequence.token_ids[-1] for row in plan.rows]  # type: ignore[union-attr]
-        for chunk, begin, end in zip(prompts, first[n:].tolist(), ends[n:].tolist(), strict=True):
-            token_ids[begin:end] = chunk.row.tokens[chunk.position : chunk.position + chunk.count]
-        last, choosing, guessed = ends - 1, plan.rows, np.empty(0, dtype=np.int64)
+        for chunk, end in zip(prompts, ends[n:].tolist(), strict=True):
+            part = chunk.row.tokens[chunk.position : chunk.position + chunk.count]
+            token_ids[end - chunk.count : end] = part
+        kept, choosing = ends - 1, plan.rows
         if prompts:
             choosing = choosing + [chunk.row for chunk in prompts if chunk.chooses]
-            last = last[[True] * n + [chunk.chooses for chunk in prompts]]
+            kept = kept[[True] * n + [chunk.chooses for chunk in prompts]]
         if guesses:
-            last = first
             guessed = np.setdiff1d(np.arange(length), first)
             token_ids[guessed] = np.concatenate(guesses)
-        chosen = len(last) + len(guessed)
-        kept = np.zeros(self._size(chosen, False), dtype=np.int64)
-        kept[:chosen] = np.concatenate([last, guessed])
-        prompt = length - int(ends[n - 1] if n else 0)
-        pairs = float((tokens[n:] * (position[n:] + tokens[n:] / 2)).sum()) if prompt else 0.0
-        shape = StepShape(length, prompt, chosen, pairs, int((position[:n] + tokens[:n]).sum()))
+            kept = np.concatenate([first, guessed])
+        chosen = len(kept)
+        kept = np.concatenate([kept, np.zeros(self._size(chosen, False) - chosen, dtype=np.int64)])
+        pairs = float((tokens * (position + tokens / 2))[n:].sum()) if prompts else 0.0
+        shape = StepShape(length, prompt, chosen, pairs, int((position + tokens)[:n].sum()))
         return Packed(spans, token_ids, positions, kept, choosing, shape)
 
     def _size(self, count: int, prompts: bool) -> int:
