@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from hpc.engine.attention import Span, Step
 from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.experts import Experts
-from hpc.engine.fuse import Attention, DecoderLayer, GatedMLP, PackedLinear, RMSNorm, fuse
+from hpc.engine.fuse import fuse
 from hpc.engine.kernel import Kernel
+from hpc.engine.layers import Attention, DecoderLayer, GatedMLP, PackedLinear, RMSNorm
 from hpc.engine.support import prepare
 from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
 
