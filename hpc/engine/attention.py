@@ -187,8 +187,8 @@ def flash_spans(spans: Spans, device: torch.device) -> Flash:
     new: Any = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
     return Flash(
         new(stored, torch.int64),
-        new([*first, total], torch.int32),
-        new([*start, start.max() + ends.max()], torch.int32),
+        new(np.append(first, total), torch.int32),
+        new(np.append(start, start.max() + ends.max()), torch.int32),
         new(ends, torch.int32),
         int(tokens.max()),
         int(ends.max()),

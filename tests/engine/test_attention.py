@@ -1,0 +1,34 @@
+"""What the CUDA kernel is told of a step; tests/gpu shows what it makes of it."""
+
+import numpy as np
+import torch
+
+from hpc.engine.attention import Flash, Span, flash_spans
+
+SPANS = [Span(0, 1, 40, 128, 0, 0), Span(1, 3, 0, 0, 0, 0), Span(4, 2, 20, 64, 0, 0)]
+
+
+def described() -> Flash:
+    return flash_spans(np.array(SPANS, dtype=np.int64), torch.device("cpu"))
+
+
+def test_each_token_is_stored_at_its_position_in_its_extent() -> None:
+    assert described().stored.tolist() == [168, 0, 1, 2, 84, 85]
+
+
+def test_the_queries_of_spans_follow_each_other() -> None:
+    assert described().query_starts.tolist() == [0, 1, 4, 6]
+
+
+def test_the_keys_of_a_span_are_its_sequence_up_to_its_last_token() -> None:
+    flash = described()
+    assert (flash.key_starts.tolist()[:3], flash.key_counts.tolist()) == ([128, 0, 64], [41, 3, 22])
+
+
+def test_the_end_of_the_keys_is_behind_all_of_them() -> None:
+    assert described().key_starts.tolist()[3] >= 128 + 41
+
+
+def test_the_most_queries_and_keys_of_a_span_are_told() -> None:
+    flash = described()
+    assert (flash.most_queries, flash.most_keys) == (3, 41)

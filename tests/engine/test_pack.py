@@ -1,0 +1,110 @@
+"""A planned step as arrays: where each token stands, what it attends to, and whose logits are wanted."""
+
+import numpy as np
+
+from hpc.engine import Sequence
+from hpc.engine.attention import Span
+from hpc.engine.pack import Packed, Packer
+from hpc.engine.schedule import Chunk, Plan, Row
+from hpc.job import SamplingParams
+from tests.engine.oracle import request
+
+
+def row_of(prompt: list[int], generated: list[int], start: int = 0) -> Row:
+    asked = request(prompt, start, SamplingParams(max_new_tokens=9))
+    return Row(asked.token_ids, start, 64, sequence=Sequence(asked, list(generated)))
+
+
+def decoding(*rows: Row) -> Plan:
+    return Plan(list(rows), [len(row.tokens) + len(row.sequence.token_ids) - 1 for row in rows if row.sequence])
+
+
+def spans(packed: Packed) -> list[Span]:
+    return [Span(*line) for line in packed.spans.tolist()]
+
+
+ONE, TWO = row_of([1, 2, 3], [50], 64), row_of([4, 5], [60, 61], 128)
+PROMPT = row_of(list(range(20, 30)), [], 192)
+PLAIN = Packer(share=True, known=True, multiple=1)
+
+
+def test_of_a_row_that_decodes_the_newest_token_is_computed() -> None:
+    assert PLAIN.pack(decoding(ONE, TWO)).token_ids.tolist() == [50, 61]
+
+
+def test_of_a_row_that_decodes_the_position_is_the_newest_tokens() -> None:
+    assert PLAIN.pack(decoding(ONE, TWO)).positions.tolist() == [3, 3]
+
+
+def test_each_row_attends_in_its_own_extent() -> None:
+    assert spans(PLAIN.pack(decoding(ONE, TWO))) == [Span(0, 1, 3, 64, 0, 0), Span(1, 1, 3, 128, 0, 0)]
+
+
+def test_a_chunk_of_a_prompt_follows_the_rows_that_decode() -> None:
+    plan = decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 4, 3, False)]
+    packed = PLAIN.pack(plan)
+    assert (packed.token_ids.tolist(), packed.positions.tolist()) == ([50, 24, 25, 26], [3, 4, 5, 6])
+
+
+def test_after_a_chunk_that_is_not_the_last_nothing_is_chosen() -> None:
+    plan = decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 4, 3, False)]
+    packed = PLAIN.pack(plan)
+    assert (packed.kept.tolist(), packed.choosing) == ([0], [ONE])
+
+
+def test_after_the_last_chunk_a_token_is_chosen() -> None:
+    plan = decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 4, 6, True)]
+    packed = PLAIN.pack(plan)
+    assert (packed.kept.tolist(), packed.choosing) == ([0, 6], [ONE, PROMPT])
+
+
+def test_guesses_follow_the_newest_token_of_their_row() -> None:
+    packed = PLAIN.pack(decoding(ONE, TWO), [[7, 8], []])
+    assert (packed.token_ids.tolist(), packed.positions.tolist()) == ([50, 7, 8, 61], [3, 4, 5, 3])
+
+
+def test_the_logits_of_guesses_come_after_those_of_rows() -> None:
+    assert PLAIN.pack(decoding(ONE, TWO), [[7, 8], []]).kept.tolist() == [0, 3, 1, 2]
+
+
+def test_a_shared_prefix_is_read_where_it_lies() -> None:
+    prefix = Row(np.arange(2), 256, 2)
+    behind = row_of([0, 1, 2], [50], 64)
+    behind.prefix, behind.cut = prefix, 2
+    assert spans(PLAIN.pack(decoding(behind))) == [Span(0, 1, 3, 64, 256, 2)]
+
+
+def test_where_prefixes_are_copied_a_row_has_all_in_its_own_extent() -> None:
+    behind = row_of([0, 1, 2], [50], 64)
+    behind.prefix, behind.cut = Row(np.arange(2), 256, 2), 2
+    packer = Packer(share=False, known=True, multiple=1)
+    assert spans(packer.pack(decoding(behind))) == [Span(0, 1, 3, 64, 0, 0)]
+
+
+def test_tokens_are_filled_up_to_the_multiple() -> None:
+    packed = Packer(share=True, known=True, multiple=8).pack(decoding(ONE, TWO))
+    assert (len(packed.token_ids), len(packed.positions), len(packed.kept)) == (8, 8, 8)
+
+
+def test_with_fixed_sizes_a_step_that_only_decodes_has_the_first() -> None:
+    assert len(Packer(False, True, 1, (4, 16)).pack(decoding(ONE, TWO)).token_ids) == 4
+
+
+def test_with_fixed_sizes_a_step_with_prompts_has_the_second() -> None:
+    plan = decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 0, 10, True)]
+    assert len(Packer(False, True, 1, (4, 16)).pack(plan).token_ids) == 16
+
+
+def test_a_token_that_the_host_does_not_know_is_left_out() -> None:
+    assert Packer(share=True, known=False, multiple=1).pack(decoding(ONE)).token_ids.tolist() == [0]
+
+
+def test_what_a_step_computes_is_counted() -> None:
+    plan = decoding(ONE, TWO)
+    plan.prompts = [Chunk(PROMPT, 4, 6, True)]
+    shape = PLAIN.pack(plan).shape
+    assert (shape.tokens, shape.prompt, shape.chosen, shape.pairs, shape.kv) == (8, 6, 3, 6 * (4 + 3), 8)
