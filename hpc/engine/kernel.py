@@ -61,11 +61,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((f"{name}_{what}", _POINTER) for name in _LINEARS for what in ("weight", "bias")),
-        *(
-            field
-            for name in _NORMS
-            for field in ((name, _POINTER), (f"{name}_n", _I64), (f"{name}_eps", ctypes.c_float))
-        ),
+        *((name + what, kind) for name in _NORMS for what, kind in _NORM),
         *((name, _I64) for name in ("size", "inner", "some", "num_kept")),
         ("kept", _POINTER),
     )
@@ -106,7 +102,7 @@ class Layer:
         size = len(norms[0][0]) if norms[0][0] is not None else 0
         self.columns = size + heads * (groups * key + key + value) + 2 * heads * groups * value + inner
         """Of a row, what is computed in between."""
-        # Addresses stay right because nobody but these tensors owns what is there.
+        # They keep in memory what the addresses point to, whatever becomes of the parameters.
         self._tensors = [
             None if t is None else t.detach() for t in (*itertools.chain(*linears), *(n[0] for n in norms))
         ]
@@ -212,10 +208,12 @@ class Kernel:
     ) -> torch.Tensor:
         """Return what a decoder layer makes of x [1, rows, size]; of the rows `kept` alone, int64 [n], if given.
 
-        The other arguments are those of `attention`.
+        The other arguments are those of `attention`. Raises ValueError for more kept rows than rows.
         """
         x = x.contiguous()
         rows, parts = x.shape[1], layer.parts
+        if kept is not None and kept.shape[0] > rows:  # there is no memory for them
+            raise ValueError(f"{kept.shape[0]} rows of {rows} cannot be kept; keep each once")
         y = x.new_empty(1, rows if kept is None else len(kept), x.shape[2])
         parts.some, parts.num_kept, parts.kept = kept is not None, y.shape[1], _address(kept)
         if self._scratch.dtype != x.dtype or self._scratch.numel() < rows * layer.columns:
@@ -244,7 +242,7 @@ def _attending(
     form: Form,
     turns: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[_Memory, _Shape, Any]:
-    """Return what the kernel's attention is given; `rows` are query, key and value. The rest must live as long."""
+    """Return what the kernel's attention is given, and copies that it points to; `rows` are query, key and value."""
     keys, values = pools
     cos, sin = (None, None) if turns is None else (_as(turn, keys.dtype) for turn in turns)
     sinks = None if form.sinks is None else form.sinks.float().contiguous()

@@ -329,11 +329,11 @@ class Run:
         sampling = sequence.request.sampling
         return bool(sampling.stop) and ends_with_stop(token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
 
-    def _note(self, sequence: Sequence, guessed: int, accepted: int) -> None:
+    def _note(self, sequence: Sequence, guessed: int, right: int) -> None:
         assert self._drafts is not None
-        self._drafts.learn(guessed, accepted)
+        self._drafts.learn(guessed, right)
         sequence.guessed += guessed
-        sequence.accepted += accepted
+        sequence.accepted += right
 
     def _recover(self, failure: str, out_of_memory: bool) -> None:
         """Begin again after a step that failed: with less, or one by one; alone, a request fails."""

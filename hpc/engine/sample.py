@@ -74,9 +74,9 @@ class Choice:
         return finite
 
     def to_host(self) -> "Choice":
-        """Begin to copy all of it to the host, which must not look before the device is through with it."""
-        tokens, close, largest = map(_to_host, (self.tokens, self.close, self.largest))
-        return Choice(tokens, close, largest, self.logprobs and self.logprobs.to_host())
+        """Begin to copy all but `close` to the host, which must not look before the device is through with it."""
+        logprobs = self.logprobs and self.logprobs.to_host()
+        return Choice(_to_host(self.tokens), self.close, _to_host(self.largest), logprobs)
 
 
 @dataclass(frozen=True)

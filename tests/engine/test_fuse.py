@@ -182,6 +182,13 @@ def test_the_last_decoder_layer_computes_the_tokens_alone_whose_logits_are_wante
     assert layer(x, turns, step).equal(expected)
 
 
+def test_more_tokens_than_there_are_cannot_be_kept(cpu: Kernel) -> None:
+    layer, step = attention_fused(cpu, tiny(CONFIGS["llama"])).model.layers[-1], new_step(cpu, 2)
+    step.kept = torch.tensor([0, 1, 0])
+    with pytest.raises(ValueError, match="3 rows of 2 cannot be kept"):
+        layer(torch.zeros(1, 2, 64), (torch.ones(1, 2, 16), torch.zeros(1, 2, 16)), step)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])
 def test_layer_norms_are_left(cpu: Kernel, kind: str) -> None:
     model = fused(cpu, kind)

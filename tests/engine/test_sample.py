@@ -576,23 +576,36 @@ def test_to_look_at_a_few_tokens_changes_nothing_where_top_k_keeps_fewer(what: i
     assert draw(*arguments, most=41)[what].tolist() == draw(*arguments)[what].tolist()
 
 
-# The most probable token, in two stages.
+# The most probable token: of few logits at once, of many in two stages.
+
+MANY = 2**19
+"""More logits than are looked at at once."""
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 1000, 1023, 1024, 1025, 2048, 3000, 5119])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_most_probable_token_is_that_of_argmax(vocabulary: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("least", [0, MANY], ids=["few", "many"])
+def test_the_most_probable_token_is_that_of_argmax(vocabulary: int, dtype: torch.dtype, least: int) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
-    logits = torch.randint(-4, 5, (300, vocabulary), generator=generator).to(dtype)  # full of ties
+    rows = max(300, least // vocabulary + 1)
+    logits = torch.randint(-4, 5, (rows, vocabulary), generator=generator).to(dtype)  # full of ties
     logits[100:200] = torch.randn(100, vocabulary, generator=generator).to(dtype)
     assert most_probable(logits)[1].tolist() == logits.argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize("at", [0, 1023, 1024, 2047, 2048, 2999])
 def test_a_token_at_the_edge_of_a_block_is_found(at: int) -> None:
-    logits = torch.zeros(1, 3000)
-    logits[0, at] = 1.0
-    assert most_probable(logits)[1].item() == at
+    logits = torch.zeros(MANY // 3000 + 1, 3000)
+    logits[:, at] = 1.0
+    assert most_probable(logits)[1].unique().tolist() == [at]
+
+
+@pytest.mark.parametrize("rows", [2, MANY // 3000 + 1])
+def test_nan_is_the_largest_logit(rows: int) -> None:
+    logits = torch.zeros(rows, 3000)
+    logits[1, 2999] = torch.nan
+    best, tokens = most_probable(logits)
+    assert (bool(best[1].isnan()), tokens[:2].tolist()) == (True, [0, 2999])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
