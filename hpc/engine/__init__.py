@@ -7,7 +7,7 @@ seam, and imports no engine: torch is loaded with the first engine, not with the
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hpc.records import Request, TokenLogprobs
 
@@ -41,8 +41,7 @@ class Sequence:
     """Those among them that the model chose."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
+class StepShape(NamedTuple):
     """What a step computes: all that its duration depends on."""
 
     tokens: int

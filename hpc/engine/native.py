@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +57,7 @@ class Limits:
     """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
 
 
-@dataclass(frozen=True)
-class _Unread:
+class _Unread(NamedTuple):
     """What a step has chosen, until the host reads it."""
 
     rows: list[Row]
@@ -244,17 +243,17 @@ class Run:
         guesses = self._guess(plan)
         step = self._packer.pack(plan, guesses)
         self.shape = step.shape
-        token_ids = self._upload(step.token_ids)
+        token_ids = self._upload(step.token_ids[None])
         if self._lag and plan.rows:  # the host does not know their tokens yet
             slots = np.array([row.slot for row in plan.rows], dtype=np.int64)
-            token_ids[: len(slots)] = self._newest[self._upload(slots)]
+            token_ids[0, : len(slots)] = self._newest[self._upload(slots)]
         if self._graphs is not None and self._graphs.usable and not plan.prompts:
-            logits = self._graphs.run(token_ids[: len(plan.rows)], step.spans)
+            logits = self._graphs.run(token_ids[0, : len(plan.rows)], step.spans)
         else:
             kept = self._upload(step.kept)
             logits = self._model(
-                input_ids=token_ids[None],
-                position_ids=self._upload(step.positions)[None],
+                input_ids=token_ids,
+                position_ids=self._upload(step.positions[None]),
                 use_cache=False,
                 logits_to_keep=kept,
                 engine=Step(self.cache, step.spans, self._kernel, flash=self._flash(step.spans), kept=kept),
@@ -369,10 +368,9 @@ class Run:
 
     def _upload(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
         tensor = torch.from_numpy(values)
-        if self._device.type != "cuda" or not len(values):
-            return tensor.to(self._device)
-        # A copy from other memory waits for all that the device has to do.
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        if self._device.type == "cuda" and len(values):
+            tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do
+        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
 
 def _verified(logits: torch.Tensor, guesses: list[list[int]]) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """Lay a planned step out as the arrays of one forward pass: host code alone, and little of it for each row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,7 @@ from hpc.engine.schedule import Plan, Row
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """A step: the rows that decode, then chunks of prompts, then tokens that only fill it up."""
 
     spans: Spans
@@ -29,7 +29,7 @@ class Packed:
     shape: StepShape
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packer:
     """What all steps of a run have in common."""
 
@@ -41,9 +41,29 @@ class Packer:
     """Tokens, and those whose logits are wanted, are filled up to a multiple of it."""
     fixed: tuple[int, int] | None = None
     """Instead, how many they are: in steps that only decode, and in all others."""
+    _latest: Packed | None = field(default=None, init=False)
+    """The latest step, if each of its rows decoded a token and nothing else was done."""
 
     def pack(self, plan: Plan, guesses: Sequence[Sequence[int]] = ()) -> Packed:
         """Lay out a step that computes something. `guesses` follow the newest token of each row that decodes."""
+        decodes_only, latest = not plan.prompts and not guesses, self._latest
+        if latest is not None and decodes_only and plan.rows == latest.choosing and not plan.copies:
+            return self._again(latest, plan)
+        packed = self._lay_out(plan, guesses)
+        self._latest = packed if decodes_only else None
+        return packed
+
+    def _again(self, latest: Packed, plan: Plan) -> Packed:
+        """Lay out a step that differs from the latest in its tokens and positions alone, as most steps do."""
+        n, spans = len(plan.rows), latest.spans.copy()
+        token_ids, positions = np.zeros((2, len(latest.token_ids)), dtype=np.int64)
+        spans[:, 2] = positions[:n] = plan.positions
+        if self.known:
+            token_ids[:n] = [row.sequence.token_ids[-1] for row in plan.rows]  # type: ignore[union-attr]
+        shape = StepShape(n, 0, n, 0.0, sum(plan.positions) + n)
+        return Packed(spans, token_ids, positions, latest.kept, plan.rows, shape)
+
+    def _lay_out(self, plan: Plan, guesses: Sequence[Sequence[int]]) -> Packed:
         n, prompts = len(plan.rows), plan.prompts
         rows = plan.rows + [chunk.row for chunk in prompts]
         spans = np.zeros((len(rows), len(Span._fields)), dtype=np.int64)

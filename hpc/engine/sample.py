@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,7 @@ def uniforms(streams: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64])
     return fraction
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The next token of each row; nothing here has been read from the device."""
 
     tokens: torch.Tensor
@@ -70,7 +69,7 @@ class Choice:
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
         """[rows]: the row's logits are numbers. This waits for the device."""
-        finite: npt.NDArray[np.bool_] = np.isfinite(self.largest.float().cpu().numpy())
+        finite: npt.NDArray[np.bool_] = np.isfinite(self.largest.float().numpy(force=True))
         return finite
 
     def to_host(self) -> "Choice":
@@ -165,16 +164,16 @@ class Sampler:
         """
         plan = self._plan_of(slots, logits.shape[-1])
         scores = self._altered(logits, plan)
-        noise = self._noise_of(logits) * plan.gain if self._noise else None
         best, tokens = most_probable(scores)
-        close = torch.zeros_like(tokens, dtype=torch.bool)
-        if noise is not None:
+        noise, close = None, plan.none
+        if self._noise:
+            noise = self._noise_of(logits) * plan.gain
             second = scores.scatter(-1, tokens[:, None], -torch.inf).amax(dim=-1)
             close = best - second < noise
         if plan.drawn:
             numbers = self._upload(uniforms(self._streams[plan.drawn_slots], self._positions[plan.drawn_slots]))
         for group in plan.drawn:
-            tokens[group.rows], close[group.rows] = draw(
+            tokens[group.rows], unsure = draw(
                 scores.index_select(0, group.rows),
                 group.temperature,
                 group.top_p,
@@ -185,8 +184,11 @@ class Sampler:
                 group.most,
                 self._blind,
             )
+            if noise is not None:
+                close[group.rows] = unsure
         self._note(tokens, plan)
-        self._positions[plan.at] += np.uint64(1)
+        if plan.drawn or plan.held:  # nothing else depends on them
+            self._positions[plan.at] += np.uint64(1)
         largest = best if scores is logits else logits.amax(dim=-1)
         return Choice(tokens, close, largest, _logprobs_of(logits, tokens, plan))
 
@@ -222,6 +224,7 @@ class Sampler:
             drawn_slots=np.array(drawn_slots, dtype=np.int64),
             penalised=self._make_penalised(slots, sampling),
             held=[row for row, slot in enumerate(slots) if self._endings[slot]],
+            none=torch.zeros(len(slots), dtype=torch.bool, device=self._device),
             gain=self._upload(np.array(gains)) if self._noise and any(gain > 1 for gain in gains) else 1.0,
             asked=tuple(asked),
             asked_rows=self._indices(asked),
@@ -247,7 +250,7 @@ class Sampler:
 
         The logits themselves where nothing is altered, a copy in float32 otherwise.
         """
-        held = self._held_back(plan, logits.shape[-1])
+        held = self._held_back(plan, logits.shape[-1]) if plan.held else None
         if plan.penalised is None and held is None:
             return logits
         scores = logits.to(torch.float32, copy=True)
@@ -373,6 +376,8 @@ class _Plan:
     penalised: _Penalised | None
     held: list[int]
     """The rows some of whose tokens must not be chosen at first."""
+    none: torch.Tensor
+    """[rows] bool: of no row the choice is close, there being no noise."""
     gain: torch.Tensor | float
     """By how much penalties stretch differences of logits, [rows]."""
     asked: tuple[int, ...]

@@ -151,13 +151,13 @@ class Scheduler:
                     continue
                 if done - row.cut * share < row.room or self._grow(row, plan):
                     plan.rows.append(row)
+                    plan.positions.append(done)
+                    row.done = done + 1
+                    row.launched += 1
             if len(self.rows) < count:  # rows have given way to others, earlier ones too
                 plan.rows = [row for row in plan.rows if row.room]
+                plan.positions = [row.done - 1 for row in plan.rows]
                 prompts = [row for row in prompts if row.room]
-            plan.positions = [row.done for row in plan.rows]
-            for row in plan.rows:  # as `advance`, of all of them at once
-                row.done += 1
-                row.launched += 1
         room = self.step_tokens
         for row in prompts:
             prefix = row.prefix

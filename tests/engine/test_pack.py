@@ -1,6 +1,7 @@
 """A planned step as arrays: where each token stands, what it attends to, and whose logits are wanted."""
 
 import numpy as np
+import pytest
 
 from hpc.engine import Sequence
 from hpc.engine.attention import Span
@@ -25,56 +26,70 @@ def spans(packed: Packed) -> list[Span]:
 
 ONE, TWO = row_of([1, 2, 3], [50], 64), row_of([4, 5], [60, 61], 128)
 PROMPT = row_of(list(range(20, 30)), [], 192)
-PLAIN = Packer(share=True, known=True, multiple=1)
+
+
+def plain() -> Packer:
+    return Packer(share=True, known=True, multiple=1)
+
+
+def advanced(row: Row, token: int) -> Row:
+    assert row.sequence is not None
+    row.sequence.token_ids.append(token)
+    return row
+
+
+def assert_same(packed: Packed, expected: Packed) -> None:
+    for name, own, other in zip(Packed._fields, packed, expected, strict=True):
+        assert np.array_equal(own, other) if isinstance(own, np.ndarray) else own == other, name
 
 
 def test_of_a_row_that_decodes_the_newest_token_is_computed() -> None:
-    assert PLAIN.pack(decoding(ONE, TWO)).token_ids.tolist() == [50, 61]
+    assert plain().pack(decoding(ONE, TWO)).token_ids.tolist() == [50, 61]
 
 
 def test_of_a_row_that_decodes_the_position_is_the_newest_tokens() -> None:
-    assert PLAIN.pack(decoding(ONE, TWO)).positions.tolist() == [3, 3]
+    assert plain().pack(decoding(ONE, TWO)).positions.tolist() == [3, 3]
 
 
 def test_each_row_attends_in_its_own_extent() -> None:
-    assert spans(PLAIN.pack(decoding(ONE, TWO))) == [Span(0, 1, 3, 64, 0, 0), Span(1, 1, 3, 128, 0, 0)]
+    assert spans(plain().pack(decoding(ONE, TWO))) == [Span(0, 1, 3, 64, 0, 0), Span(1, 1, 3, 128, 0, 0)]
 
 
 def test_a_chunk_of_a_prompt_follows_the_rows_that_decode() -> None:
     plan = decoding(ONE)
     plan.prompts = [Chunk(PROMPT, 4, 3, False)]
-    packed = PLAIN.pack(plan)
+    packed = plain().pack(plan)
     assert (packed.token_ids.tolist(), packed.positions.tolist()) == ([50, 24, 25, 26], [3, 4, 5, 6])
 
 
 def test_after_a_chunk_that_is_not_the_last_nothing_is_chosen() -> None:
     plan = decoding(ONE)
     plan.prompts = [Chunk(PROMPT, 4, 3, False)]
-    packed = PLAIN.pack(plan)
+    packed = plain().pack(plan)
     assert (packed.kept.tolist(), packed.choosing) == ([0], [ONE])
 
 
 def test_after_the_last_chunk_a_token_is_chosen() -> None:
     plan = decoding(ONE)
     plan.prompts = [Chunk(PROMPT, 4, 6, True)]
-    packed = PLAIN.pack(plan)
+    packed = plain().pack(plan)
     assert (packed.kept.tolist(), packed.choosing) == ([0, 6], [ONE, PROMPT])
 
 
 def test_guesses_follow_the_newest_token_of_their_row() -> None:
-    packed = PLAIN.pack(decoding(ONE, TWO), [[7, 8], []])
+    packed = plain().pack(decoding(ONE, TWO), [[7, 8], []])
     assert (packed.token_ids.tolist(), packed.positions.tolist()) == ([50, 7, 8, 61], [3, 4, 5, 3])
 
 
 def test_the_logits_of_guesses_come_after_those_of_rows() -> None:
-    assert PLAIN.pack(decoding(ONE, TWO), [[7, 8], []]).kept.tolist() == [0, 3, 1, 2]
+    assert plain().pack(decoding(ONE, TWO), [[7, 8], []]).kept.tolist() == [0, 3, 1, 2]
 
 
 def test_a_shared_prefix_is_read_where_it_lies() -> None:
     prefix = Row(np.arange(2), 256, 2)
     behind = row_of([0, 1, 2], [50], 64)
     behind.prefix, behind.cut = prefix, 2
-    assert spans(PLAIN.pack(decoding(behind))) == [Span(0, 1, 3, 64, 256, 2)]
+    assert spans(plain().pack(decoding(behind))) == [Span(0, 1, 3, 64, 256, 2)]
 
 
 def test_where_prefixes_are_copied_a_row_has_all_in_its_own_extent() -> None:
@@ -106,5 +121,50 @@ def test_a_token_that_the_host_does_not_know_is_left_out() -> None:
 def test_what_a_step_computes_is_counted() -> None:
     plan = decoding(ONE, TWO)
     plan.prompts = [Chunk(PROMPT, 4, 6, True)]
-    shape = PLAIN.pack(plan).shape
+    shape = plain().pack(plan).shape
     assert (shape.tokens, shape.prompt, shape.chosen, shape.pairs, shape.kv) == (8, 6, 3, 6 * (4 + 3), 8)
+
+
+# A step of the rows of the step before is laid out from that one.
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_the_next_step_of_the_same_rows_is_as_if_it_were_the_first(multiple: int) -> None:
+    prefix = Row(np.arange(2), 256, 2)
+    one, two = row_of([1, 2, 3], [50], 64), row_of([0, 1, 2], [60], 128)
+    two.prefix, two.cut = prefix, 2
+    packer, fresh = (Packer(share=True, known=True, multiple=multiple) for _ in range(2))
+    packer.pack(decoding(one, two))
+    plan = decoding(advanced(one, 51), advanced(two, 61))
+    assert_same(packer.pack(plan), fresh.pack(plan))
+
+
+def test_the_arrays_of_a_step_are_left_alone_by_the_next() -> None:
+    packer, row = Packer(share=True, known=True, multiple=1), row_of([1, 2, 3], [50], 64)
+    before = packer.pack(decoding(row))
+    packer.pack(decoding(advanced(row, 51)))
+    assert (spans(before)[0].position, before.positions.tolist(), before.token_ids.tolist()) == (3, [3], [50])
+
+
+def test_a_row_that_has_moved_is_read_at_its_new_place() -> None:
+    packer, row = Packer(share=True, known=True, multiple=1), row_of([1, 2, 3], [50], 64)
+    packer.pack(decoding(row))
+    plan = decoding(advanced(row, 51))
+    plan.copies, row.start = [(64, 512, 4)], 512
+    assert [span.start for span in spans(packer.pack(plan))] == [512]
+
+
+def test_a_row_that_moved_while_it_was_guessed_is_read_at_its_new_place() -> None:
+    packer, row = Packer(share=True, known=True, multiple=1), row_of([1, 2, 3], [50], 64)
+    packer.pack(decoding(row))
+    plan = decoding(advanced(row, 51))
+    plan.copies, row.start = [(64, 512, 4)], 512
+    packer.pack(plan, [[52]])
+    assert [span.start for span in spans(packer.pack(decoding(advanced(row, 52))))] == [512]
+
+
+def test_when_a_row_has_ended_the_others_are_laid_out_without_it() -> None:
+    packer, one, two = Packer(share=True, known=True, multiple=1), row_of([1, 2, 3], [50], 64), row_of([4], [60], 128)
+    packer.pack(decoding(one, two))
+    plan = decoding(advanced(two, 61))
+    assert_same(packer.pack(plan), plain().pack(plan))
