@@ -170,6 +170,7 @@ class Run:
         self._decode = decode
         self._kernel = kernel
         self._device: torch.device = model.device
+        self._on_cpu = self._device.type == "cpu"
         cuda = self._device.type == "cuda"
         fixed = (limits.max_seqs, limits.step_tokens + CHUNK) if cuda and limits.deterministic else None
         # torch's products are in a model without the kernel, and in the choice between experts.
@@ -209,6 +210,7 @@ class Run:
             request = row.sequence.request
             self._sampler.set(row.slot, request, row.sequence.sample)
             row.endings = ending_tokens(request.sampling, self._eos_token_ids)
+            row.stop = request.sampling.stop
         return admitted
 
     def step(self, source: Source) -> list[Sequence]:
@@ -298,13 +300,12 @@ class Run:
         tokens, finite = choice.tokens.tolist(), choice.finite.tolist()
         logprobs = choice.logprobs.read() if choice.logprobs is not None else {}
         ended = []
-        for index, row in enumerate(unread.rows):
+        for index, (row, token) in enumerate(zip(unread.rows, tokens, strict=True)):
             sequence = row.sequence
             if not row.room or sequence is None:
                 continue  # it had ended, or gave way, when this step was under way
             if finite[index]:
-                sequence.token_ids.append(tokens[index])
-                over = self._has_ended(row, sequence)
+                over = self._append(row, sequence, token)
                 if index in logprobs:
                     sequence.logprobs.append(logprobs[index])
             else:
@@ -313,20 +314,22 @@ class Run:
                 behind = accepted(tokens[index], guess, unread.verified[index])
                 self._note(sequence, len(guess), len(behind))
                 while behind and not over:
-                    sequence.token_ids.append(behind.pop(0))
                     self.scheduler.advance(row)
-                    over = self._has_ended(row, sequence)
+                    over = self._append(row, sequence, behind.pop(0))
             if over:
                 self.scheduler.finish(row)
                 ended.append(sequence)
         return ended
 
-    def _has_ended(self, row: Row, sequence: Sequence) -> bool:
+    def _append(self, row: Row, sequence: Sequence, token: int) -> bool:
+        """Let a row have its next token; return whether that is its last."""
         token_ids = sequence.token_ids
-        if token_ids[-1] in row.endings or len(token_ids) >= row.limit:
+        token_ids.append(token)
+        if token in row.endings or len(token_ids) >= row.limit:
             return True
-        sampling = sequence.request.sampling
-        return bool(sampling.stop) and ends_with_stop(token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
+        if not row.stop:
+            return False
+        return ends_with_stop(token_ids, row.stop, self._decode, sequence.request.sampling.min_new_tokens)
 
     def _note(self, sequence: Sequence, guessed: int, right: int) -> None:
         assert self._drafts is not None
@@ -368,9 +371,11 @@ class Run:
 
     def _upload(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
         tensor = torch.from_numpy(values)
-        if self._device.type == "cuda" and len(values):
+        if self._on_cpu:
+            return tensor
+        if len(values):
             tensor = tensor.pin_memory()  # a copy from other memory waits for all that the device has to do
-        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
+        return tensor.to(self._device, non_blocking=True)
 
 
 def _verified(logits: torch.Tensor, guesses: list[list[int]]) -> list[list[int]]:

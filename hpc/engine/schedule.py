@@ -38,13 +38,15 @@ class Row:
     stored: int = 0
     """Of a prefix, the positions that were stored when the step under way began."""
     launched: int = 0
-    """Tokens that have been chosen, or will be by the steps under way."""
+    """Tokens that have been chosen, or will be by the steps under way; 0 while it has prompt tokens left."""
     limit: int = 0
     """Most tokens that it generates."""
     users: int = 0
     """Rows that read this prefix."""
     endings: frozenset[int] = frozenset()
     """Tokens at which it ends."""
+    stop: tuple[str, ...] = ()
+    """Texts at which it ends."""
 
     @property
     def live(self) -> bool:
@@ -142,13 +144,13 @@ class Scheduler:
         plan = Plan()
         for shared in self._prefixes.values():
             shared.stored = shared.done
-        prompts = [row for row in self.rows if row.done < len(row.tokens)]
+        prompts = [row for row in self.rows if not row.launched]
         if self._mixed or not prompts:
             count, share = len(self.rows), self.share
             for row in list(self.rows):
-                done = row.done
-                if done < len(row.tokens) or row.launched >= row.limit or not row.room:
+                if not 0 < row.launched < row.limit or not row.room:
                     continue
+                done = row.done
                 if done - row.cut * share < row.room or self._grow(row, plan):
                     plan.rows.append(row)
                     plan.positions.append(done)
