@@ -93,14 +93,14 @@ class Loader:
 
 def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:
     """Return the native engine of a model; None, and a message, where it does not support the model."""
-    from hpc.engine import kernel, memory, support
+    from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
-    from hpc.engine.native import Limits
+    from hpc.engine.run import Limits
 
     cuda = model.device.type == "cuda"
     try:
         support.check(model)
-        compiled = None if cuda else kernel.load(user_cache() / "kernels")
+        compiled = None if cuda else compiler.load(user_cache() / "kernels")
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
             step_tokens=8192 if cuda else 512,

@@ -45,7 +45,9 @@ def test_the_wheel_is_typed(wheel: Path) -> None:
 
 
 def test_the_wheel_has_the_source_of_the_kernel(wheel: Path) -> None:
-    assert "hpc/engine/kernel.cpp" in zipfile.ZipFile(wheel).namelist()
+    sources = {f"hpc/engine/{path.name}" for path in (ROOT / "hpc" / "engine").glob("*.[ch]pp")}
+    assert len(sources) == 3
+    assert sources <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_templates_are_found_in_a_wheel_install(installed: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
 from hpc.engine.batch import Halver
-from hpc.engine.sample import Choice, Sampler
+from hpc.engine.choice import Choice
+from hpc.engine.sample import Sampler
 from hpc.records import TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 

@@ -1,23 +1,12 @@
-"""The kernel of this CPU: `kernel.cpp`, built once with the machine's own compiler and called through ctypes.
+"""The kernel of this CPU, `kernel.cpp`, called through ctypes; `hpc.engine.compiler` builds it.
 
-Without a compiler everything works in plain torch, more slowly. What it computes does not depend on
-what else is in the batch; see the head of the source.
+What it computes does not depend on what else is in the batch; see the head of the source.
 """
 
-import contextlib
 import ctypes
-import fcntl
-import hashlib
 import itertools
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +14,7 @@ from torch import nn
 
 from hpc.engine.cache import Layout
 
-LOGGER = logging.getLogger(__name__)
-
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
-_SOURCE = Path(__file__).with_name("kernel.cpp")
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
-
-
 _SIZES = ("heads", "groups", "k_dim", "v_dim", "v_pad", "window", "q_row", "k_row", "v_row", "turned")
 _TENSORS = ("q", "k", "v", "cos", "sin", "keys", "values", "sinks", "out")
 _LINEARS = ("qkv", "o", "gate_up", "down")
@@ -40,13 +23,13 @@ _NORM = ("", _POINTER), ("_size", _I64), ("_eps", ctypes.c_float)
 
 
 class _Memory(ctypes.Structure):
-    """`Memory` of kernel.cpp."""
+    """`Memory` of attention.hpp."""
 
     _fields_ = tuple((name, _POINTER) for name in _TENSORS)
 
 
 class _Shape(ctypes.Structure):
-    """`Shape` of kernel.cpp."""
+    """`Shape` of attention.hpp."""
 
     _fields_ = (
         *((name, _I64) for name in _SIZES),
@@ -278,49 +261,3 @@ class OneDnn:
         """Return x [..., k] times a packed weight plus a bias, [..., n]."""
         y: torch.Tensor = self._ops._linear_pointwise(x.reshape(-1, x.shape[-1]), packed, bias, "none", [], "")
         return y.view(*x.shape[:-1], n)
-
-
-def load(cache: Path) -> Kernel | None:
-    """Return the kernel, built into the folder `cache` if it is not there; None where it cannot be built."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
-    if compiler is None:
-        LOGGER.info("no C++ compiler was found: attention and matrix products are torch's, and slower")
-        return None
-    try:
-        return Kernel(ctypes.CDLL(str(_built(compiler, cache))))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        LOGGER.warning("%s cannot build the kernel, torch's slower functions take its place: %s", compiler, detail)
-        return None
-
-
-def _identity(compiler: str) -> str:
-    """Hash what the binary depends on: a home folder is shared by machines with different CPUs."""
-    flags = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    text = "\0".join([_SOURCE.read_text(), *FLAGS, compiler, flags])
-    return _digest(text.encode())
-
-
-def _built(compiler: str, cache: Path) -> Path:
-    """Return the library, built now if it is not there. Its name ends with a hash of what is in it."""
-    cache.mkdir(parents=True, exist_ok=True)
-    name = f"kernel-{_identity(compiler)}"
-    with (cache / f"{name}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: then several ranks build, each aside
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in cache.glob(f"{name}-*.so"):
-            if path.stem.endswith(_digest(path.read_bytes())):  # to load half a library kills the process
-                return path
-        LOGGER.info("building the kernel for this CPU with %s, once", compiler)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            aside = Path(folder, name)
-            command: list[Any] = [compiler, *FLAGS, "-o", aside, _SOURCE]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            return aside.rename(cache / f"{name}-{_digest(aside.read_bytes())}.so")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()

@@ -14,7 +14,8 @@ from hpc.engine.cache import Cache, Layout
 from hpc.engine.fuse import fuse
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Form, Kernel, OneDnn
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.trim import Decode
 
 LOGGER = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import torch
 
 from hpc.engine import Measured, Sequence
 from hpc.engine.cache import aligned
-from hpc.engine.native import NativeEngine, Run
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Run
 from hpc.engine.schedule import Row
 from hpc.job import SamplingParams
 from hpc.records import Request

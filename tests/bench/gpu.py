@@ -18,7 +18,7 @@ import transformers as hf
 
 from hpc.engine import memory, support
 from hpc.engine.load import quiet
-from hpc.engine.native import Limits
+from hpc.engine.run import Limits
 from hpc.job import SamplingParams
 from hpc.records import Request, completion_key
 from tests.bench.measure import Ask

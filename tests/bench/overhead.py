@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hpc.engine import kernel, support
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine import compiler, support
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.job import SamplingParams
 from hpc.model import user_cache
 from tests.engine.oracle import request
@@ -75,7 +76,7 @@ def main() -> None:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     limits = Limits(max(told.rows), 512, 1 << 28)
-    engine = support.build(model, (), lambda _: "", limits, kernel.load(user_cache() / "kernels"))
+    engine = support.build(model, (), lambda _: "", limits, compiler.load(user_cache() / "kernels"))
     forward = Clocked(model)
     print("rows  overhead us  forward us")
     for rows in told.rows:

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers as hf
 
-from hpc.engine import kernel
+from hpc.engine import compiler
 from hpc.engine.cache import Layout, token_bytes
 from hpc.engine.kernel import Kernel
 from hpc.engine.load import quiet
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.engine.support import build
 from hpc.model import user_cache
 from tests.engine.oracle import letters
@@ -84,7 +85,7 @@ def _made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
 @functools.cache
 def compiled() -> Kernel | None:
     """Return this machine's kernel, built where the program builds it."""
-    return kernel.load(user_cache() / "kernels")
+    return compiler.load(user_cache() / "kernels")
 
 
 def kernel_of(way: str) -> Kernel | None:

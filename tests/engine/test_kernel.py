@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
-from hpc.engine import kernel
+from hpc.engine import compiler
 from hpc.engine.attention import Span
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form, Kernel
@@ -374,7 +374,7 @@ def test_without_a_compiler_there_is_no_kernel_and_a_message(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with caplog.at_level(logging.INFO, "hpc"):
-        assert kernel.load(tmp_path) is None
+        assert compiler.load(tmp_path) is None
     assert "no C++ compiler was found" in caplog.text
 
 
@@ -388,7 +388,7 @@ def test_with_a_compiler_that_cannot_build_there_is_no_kernel_and_a_message(
         path.chmod(0o755)
     monkeypatch.setenv("CXX", "false" if name == "false" else str(path))
     with caplog.at_level(logging.WARNING, "hpc"):
-        assert kernel.load(tmp_path / "cache") is None
+        assert compiler.load(tmp_path / "cache") is None
     assert ("no such flag" if name == "fails" else "torch's slower functions") in caplog.text
 
 
@@ -396,13 +396,13 @@ def test_a_build_that_failed_leaves_nothing_that_is_taken_for_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "false")
-    kernel.load(tmp_path)
+    compiler.load(tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_cache_that_cannot_be_written_gives_no_kernel(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert kernel.load(tmp_path / "file") is None
+    assert compiler.load(tmp_path / "file") is None
 
 
 LOAD = """
@@ -410,8 +410,8 @@ import logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import torch
-from hpc.engine import kernel
-found = kernel.load(Path(sys.argv[1]))
+from hpc.engine import compiler
+found = compiler.load(Path(sys.argv[1]))
 weight = torch.arange(12.0).view(4, 3)
 print(None if found is None else found.linear(torch.ones(1, 3), found.pack(weight), None, 4).tolist())
 """

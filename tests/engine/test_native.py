@@ -16,7 +16,8 @@ from hpc.engine import EngineFault
 from hpc.engine import Sequence as Grown
 from hpc.engine.attention import Span, Step
 from hpc.engine.cache import ALIGN
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
 from tests.engine.models import (

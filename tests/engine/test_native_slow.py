@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hpc.engine.load import describe, load, quiet
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.engine.support import build
 from hpc.job import SamplingParams
 from hpc.prefix import cuts

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from hpc.engine.sample import Choice, Sampler, draw, most_probable, penalise, stream, uniforms
+from hpc.engine.choice import Choice
+from hpc.engine.draw import draw, most_probable, penalise, stream, uniforms
+from hpc.engine.sample import Sampler
 from hpc.job import SamplingParams
 from hpc.records import RowId
 from tests.engine.oracle import request

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hpc.engine.native import Limits
+from hpc.engine.run import Limits
 from hpc.engine.trial import Shape, bytes_per_second, flops_per_second, shapes, trial
 from hpc.job import SamplingParams
 from tests.engine.models import WAYS, engine_of, greedy_of, model_of

@@ -8,7 +8,8 @@ import torch
 
 from hpc.engine.attention import Span, Step, attend, flash_spans
 from hpc.engine.cache import Cache, Layout
-from hpc.engine.native import Limits, NativeEngine
+from hpc.engine.native import NativeEngine
+from hpc.engine.run import Limits
 from hpc.engine.support import build
 from hpc.job import SamplingParams
 from tests.engine.models import CONFIGS, tiny

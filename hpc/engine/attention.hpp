@@ -1,0 +1,118 @@
+// Attention over the cache, in which a sequence has an extent and may read a shared prefix in another.
+#pragma once
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "tile.hpp"
+
+struct Span { I row, count, position, start, prefix, cut; };
+struct Shape { I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned; float scale, softcap; int threads; };
+
+// The key or query x[k_dim] with its first `turned` dimensions turned to its position (rotary embedding, in halves).
+template <typename T>
+static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const Shape& sh) {
+  const I h = sh.turned / 2;
+  cos += row * sh.turned, sin += row * sh.turned;
+  for (I d = 0; d < h; d++) {
+    const float a = to_float(x[d]), b = to_float(x[d + h]);
+    to[d] = a * to_float(cos[d]) - b * to_float(sin[d]);
+    to[d + h] = b * to_float(cos[d + h]) + a * to_float(sin[d + h]);
+  }
+  for (I d = 2 * h; d < sh.k_dim; d++) to[d] = to_float(x[d]);
+}
+
+// Everything that attention reads and writes.
+template <typename T>
+struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* sinks; T* out; };
+
+// Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad].
+template <typename T>
+static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vector<float>& scratch) {
+  scratch.resize(sh.k_dim);
+  for (I i = 0; i < s.count; i++) {
+    const I at = s.start + s.position - s.cut + i, row = s.row + i;
+    for (I h = 0; h < sh.heads; h++) {
+      const I block = (at / BK * sh.heads + h) * BK;
+      T* panel = io.keys + block * sh.k_dim + at % BK / NR * sh.k_dim * NR + at % NR;
+      turn(io.k + row * sh.k_row + h * sh.k_dim, io.cos, io.sin, row, scratch.data(), sh);
+      for (I d = 0; d < sh.k_dim; d++) from_float(panel[d * NR], scratch[d]);
+      memcpy(io.values + (block + at % BK) * sh.v_pad, io.v + row * sh.v_row + h * sh.v_dim, sh.v_dim * sizeof(T));
+    }
+  }
+}
+
+// Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
+template <typename T>
+static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh, std::vector<float>& scratch) {
+  const I G = sh.groups, R = count * G, D = sh.k_dim, P = sh.v_pad;
+  scratch.assign(R * (D + BK + P + 2), 0.f);
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
+  for (I r = 0; r < R; r++) {
+    const I row = s.row + first + r / G;
+    turn(io.q + row * sh.q_row + (head * G + r % G) * D, io.cos, io.sin, row, qs + r * D, sh);
+    for (I d = 0; d < D; d++) qs[r * D + d] *= sh.scale;
+    top[r] = io.sinks ? io.sinks[head * G + r % G] : -INFINITY;
+    total[r] = io.sinks ? 1.f : 0.f;
+  }
+  const I begin = s.position + first, end = begin + count;  // positions of the queries
+  const I low = sh.window ? std::max<I>(0, begin - sh.window + 1) : 0;
+  for (int own = s.cut ? 0 : 1; own < 2; own++) {
+    const I from = own ? s.cut : 0, to = own ? end : s.cut, base = own ? s.start : s.prefix;
+    for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
+      const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
+      const I after = own ? then : (s.start / BK * sh.heads + head) * BK;
+      const I next = k0 + BK < to ? block + sh.heads * BK : after;  // is fetched while this one is computed with
+      product(R, (n + NR - 1) / NR * NR, qs, D, io.keys + block * D, NR, D * NR, io.keys + next * D, p, BK, D, false);
+      for (I r = 0; r < R; r++) {
+        float* row = p + r * BK;
+        const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
+        if (sh.softcap) for (I j = 0; j < u; j++) row[j] = sh.softcap * std::tanh(row[j] / sh.softcap);
+        for (I j = 0; j < std::min(l, n); j++) row[j] = -INFINITY;
+        for (I j = std::max<I>(0, u); j < BK; j++) row[j] = -INFINITY;
+        V most = load(row);
+        for (I j = W; j < BK; j += W) { V x = load(row + j); most = x > most ? x : most; }
+        float m = top[r];
+        for (int i = 0; i < W; i++) m = std::max(m, most[i]);
+        if (u <= 0 || l >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
+        V sums = {};
+        for (I j = 0; j < BK; j += W) { V x = load(row + j); V e = x < -3e38f ? V{} : exp_(x - m); sums += e; store(row + j, e); }
+        const float fade = exp_(V{} + (top[r] - m))[0] * (top[r] > -INFINITY);
+        total[r] = total[r] * fade + sum(sums);
+        top[r] = m;
+        if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
+      }
+      product(R, P, p, BK, io.values + block * P, P, NR, io.values + next * P, acc, P, n, true);
+    }
+  }
+  for (I r = 0; r < R; r++) {
+    T* to = io.out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
+    for (I d = 0; d < sh.v_dim; d++) from_float(to[d], acc[r * P + d] / total[r]);
+  }
+}
+
+template <typename T>
+static void attention(const Memory<T>& io, const Span* spans, I num_spans, const Shape& sh) {
+  const I step = std::max<I>(1, ROWS / sh.groups);
+  struct Item { I span, first, count; };
+  std::vector<Item> items;
+  for (I s = 0; s < num_spans; s++)
+    for (I i = 0; i < spans[s].count; i += step) items.push_back({s, i, std::min(step, spans[s].count - i)});
+  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {  // the longest first: even threads
+    return (spans[a.span].position + a.first) * a.count > (spans[b.span].position + b.first) * b.count;
+  });
+  std::atomic<I> next{0};
+#pragma omp parallel num_threads(sh.threads)
+  {
+    std::vector<float> scratch;
+#pragma omp for schedule(static)
+    for (I s = 0; s < num_spans; s++) write(io, spans[s], sh, scratch);
+    for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
+      const Item& it = items[i / sh.heads];
+      const I soon = std::min<I>(i + sh.threads, I(items.size()) * sh.heads - 1);  // what this thread may take next
+      const Span& other = spans[items[soon / sh.heads].span];
+      const I then = ((other.cut ? other.prefix : other.start) / BK * sh.heads + soon % sh.heads) * BK;
+      attend(io, spans[it.span], it.first, it.count, i % sh.heads, then, sh, scratch);
+    }
+  }
+}
