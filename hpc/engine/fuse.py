@@ -3,6 +3,7 @@
 A layer that gives other numbers than the one whose place it takes is not put in.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from hpc.engine.cache import ALIGN, Cache
 from hpc.engine.experts import Experts, Padded, parts
 from hpc.engine.kernel import Form, Kernel
 from hpc.engine.layers import Attention, DecoderLayer, GatedMLP, Linears, PackedLinear, RMSNorm
+
+LOGGER = logging.getLogger(__name__)
 
 _CLOSE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """How far the numbers of a layer may be from those of the model's own, as a share of the largest."""
@@ -40,6 +43,7 @@ def fuse(
     One by one, so that memory holds each weight once. A weight that something else uses too, as an
     embedding tied to the head, stays besides.
     """
+    stacked = [parameter for parameter in model.parameters() if parameter.dim() == 3]
     if kernel is not None:
         _replace(model, lambda module: _rms_norm(module, kernel))
     if kernel is not None and linears is not None and forms:
@@ -50,6 +54,11 @@ def fuse(
         _replace(model, lambda module: _linear(module, linears))
     if next(model.parameters()).device.type == "cpu":
         _replace(model, lambda module: _experts(module, linears or Padded()))
+        if any(weight.numel() for weight in stacked):
+            LOGGER.warning(
+                "experts of this model are computed by its own code: by rounding, what is generated for a row "
+                "may depend on the rows beside it"
+            )
     if linears is not None:
         _leave_file(model)
     if kernel is not None and forms:

@@ -100,13 +100,32 @@ def test_the_weights_of_experts_are_in_memory_once(cpu: Kernel) -> None:
     assert own.numel() == 0
 
 
-def test_experts_that_do_something_more_are_left(cpu: Kernel) -> None:
+def with_other_experts() -> Any:
+    """A model whose first layer has experts that do something more."""
     model = tiny(CONFIGS["mixtral"])
     experts = model.model.layers[0].mlp.experts
     forward = experts.forward
     experts.forward = lambda *inputs: forward(*inputs) * 1.01
+    return model
+
+
+def test_experts_that_do_something_more_are_left(cpu: Kernel) -> None:
+    model = with_other_experts()
     fuse(model, cpu, cpu)
     assert count(model, Experts) == 1
+
+
+def test_of_experts_that_are_left_the_log_tells(cpu: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    fuse(with_other_experts(), cpu, cpu)
+    assert "experts of this model are computed by its own code" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "olmoe", "gpt_oss"])
+def test_of_experts_that_are_replaced_the_log_tells_nothing(
+    cpu: Kernel, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    fuse(tiny(CONFIGS[kind]), cpu, cpu)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
