@@ -23,23 +23,36 @@ class Padded:
         return nn.functional.linear(padded, packed, bias)[: len(x)]
 
 
-class Experts(nn.Module):
-    """Gated experts: `up` computes gate and up of each, `gate` makes one of both, `down` leads back."""
+class Expert(nn.Module):
+    """`up` computes gate and up of a row, `gate` makes one of both, `down` leads back."""
 
-    def __init__(
-        self, up: Sequence[nn.Module], gate: Callable[[torch.Tensor], torch.Tensor], down: Sequence[nn.Module]
-    ) -> None:
+    def __init__(self, up: nn.Module, gate: Callable[[torch.Tensor], torch.Tensor], down: nn.Module) -> None:
         super().__init__()
-        self.up, self.down = nn.ModuleList(up), nn.ModuleList(down)
-        self._gate = gate
+        self.up, self.gate, self.down = up, gate, down
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Return the result, of the shape of x."""
+        return self.down(self.gate(self.up(x)))
+
+
+class Experts(nn.Module):
+    """The experts of a layer, of which each token meets k."""
+
+    def __init__(self, experts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Return for hidden states [tokens, size] the sum over their experts, chosen and shares [tokens, k]."""
-        out = torch.zeros_like(hidden_states)
-        for expert in sorted(set(chosen.flatten().tolist())):
-            rows, place = torch.where(chosen == expert)
-            part = self.down[expert](self._gate(self.up[expert](hidden_states[rows])))
-            out.index_add_(0, rows, (part * shares[rows, place, None]).to(out.dtype))
+        order = chosen.flatten().argsort(stable=True)  # by expert
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        parts = zip(self.experts, torch.split(hidden_states[order // chosen.shape[1]], counts), strict=True)
+        made = torch.cat([expert(part) for expert, part in parts if len(part)])
+        made = (made * shares.flatten()[order, None]).to(hidden_states.dtype)
+        first, *others = order.argsort().view(chosen.shape).unbind(1)
+        out = made[first]
+        for other in others:
+            out += made[other]
         return out
 
 

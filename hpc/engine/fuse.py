@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hpc.engine.attention import Span, Step, Unsupported
 from hpc.engine.cache import ALIGN, Cache
-from hpc.engine.experts import Experts, Padded, parts
+from hpc.engine.experts import Expert, Experts, Padded, parts
 from hpc.engine.kernel import Form, Kernel
 from hpc.engine.layers import Attention, DecoderLayer, GatedMLP, Linears, PackedLinear, RMSNorm
 
@@ -179,14 +179,20 @@ def _experts(module: Any, linears: Linears) -> nn.Module | None:
         return None
     if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
         return None
-    up, down = ([PackedLinear(linears, weight, bias) for weight, bias in parts(module, name)] for name in names)
-    dtype = module.down_proj.dtype
+    up, down = (parts(module, name) for name in names)
+    dtype, gate = module.down_proj.dtype, module._apply_gate
     chosen = torch.arange(2 * _ROWS).view(_ROWS, 2) % len(up)
     shares = torch.linspace(0.2, 0.8, 2 * _ROWS).view(_ROWS, 2).to(dtype)
-    like = torch.empty(1, up[0].in_features, dtype=dtype)
-    replacement = Experts(up, module._apply_gate, down)
+    both = torch.linspace(-4, 4, 64), torch.linspace(2, -1, 64)
+    new: Any
+    if isinstance(linears, Kernel) and torch.allclose(gate(torch.cat(both)), nn.functional.silu(both[0]) * both[1]):
+        inner = len(up[0][0]) // 2
+        new = lambda up, down: GatedMLP(linears, up[0][:inner], up[0][inner:], up[1], down)  # noqa: E731
+    else:
+        new = lambda up, down: Expert(PackedLinear(linears, *up), gate, down)  # noqa: E731
     try:
-        same = _if_same(module, replacement, like, lambda experts, x: experts(x, chosen, shares))
+        replacement = Experts([new(own, PackedLinear(linears, *other)) for own, other in zip(up, down, strict=True)])
+        same = _if_same(module, replacement, up[0][0], lambda experts, x: experts(x, chosen, shares))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # it wants to be called otherwise
     if same is not None:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hpc.engine.attention import Span, Step
 from hpc.engine.cache import ALIGN, Cache, Layout
-from hpc.engine.experts import Experts
+from hpc.engine.experts import Expert, Experts
 from hpc.engine.fuse import fuse
 from hpc.engine.kernel import Kernel
 from hpc.engine.layers import Attention, DecoderLayer, GatedMLP, PackedLinear, RMSNorm
@@ -85,6 +85,16 @@ def test_the_experts_of_every_layer_are_replaced(cpu: Kernel, kind: str, with_ke
     model = tiny(CONFIGS[kind])
     fuse(model, *((cpu, cpu) if with_kernel else (None, None)))
     assert count(model, Experts) == 2
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_an_expert_with_the_usual_activation_is_a_gated_mlp_of_the_kernel(cpu: Kernel, kind: str) -> None:
+    assert count(fused(cpu, kind), GatedMLP) == 2 * 4
+
+
+def test_an_expert_with_an_activation_of_its_own_keeps_it(cpu: Kernel) -> None:
+    model = fused(cpu, "gpt_oss")
+    assert (count(model, GatedMLP), count(model, Expert)) == (0, 2 * 4)
 
 
 def test_experts_in_float16_which_the_kernel_does_not_know_are_replaced_by_torchs() -> None:
