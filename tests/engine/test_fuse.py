@@ -168,7 +168,9 @@ def test_an_attention_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    "more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01, lambda x: x / torch.ones(1).log1p().ceil()], ids=str
+    "more",
+    [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01, lambda x: x / torch.ones(1).log1p().ceil()],
+    ids=["clamped", "scaled", "divided"],
 )
 def test_an_attention_that_does_something_more_is_left(cpu: Kernel, more: Any) -> None:
     model = tiny(CONFIGS["llama"])
@@ -189,7 +191,7 @@ def test_decoder_layers_that_are_made_otherwise_are_left(cpu: Kernel, kind: str)
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01], ids=str)
+@pytest.mark.parametrize("more", [lambda x: x.clamp(-1e3, 1e3), lambda x: x * 1.01], ids=["clamped", "scaled"])
 def test_a_decoder_layer_that_does_something_more_is_left(cpu: Kernel, more: Any, index: int) -> None:
     model = tiny(CONFIGS["llama"])
     own = model.model.layers[index]
