@@ -24,6 +24,7 @@ test-slow: $(VENV)/.dev $(MODEL)
 	$(BIN)/python -m pytest -m slow tests
 
 # Against its peers, in at most 40 minutes on an idle machine; each peer gets an environment of its own in .bench (4 GB).
+# python -m tests.bench.overhead measures what a step costs beside the model's forward pass.
 # make bench BENCH=--quick only tries whether all of it works; BENCH=--help tells the flags.
 bench: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench $(BENCH)
