@@ -258,19 +258,37 @@ def test_a_subclass_of_linear_is_left(cpu: Kernel) -> None:
     assert type(model[0]) is Doubled
 
 
-def test_a_gated_mlp_that_does_something_more_is_left(cpu: Kernel) -> None:
-    class Scaled(nn.Module):
+@pytest.mark.parametrize(
+    ("gated", "taken"),
+    [
+        (lambda gate, up: nn.functional.silu(gate) * up, True),
+        (lambda gate, up: 1.01 * nn.functional.silu(gate) * up, False),
+        (lambda gate, up: nn.functional.silu(gate.clamp(max=100)) * up, False),
+        (lambda gate, up: nn.functional.gelu(gate) * up, False),
+    ],
+    ids=["plain", "scaled", "bounded", "another"],
+)
+def test_a_gated_mlp_that_does_something_more_is_left(cpu: Kernel, gated: Any, taken: bool) -> None:
+    class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
-            self.act_fn = nn.SiLU()
 
         def forward(self, x: torch.Tensor) -> Any:
-            return 1.01 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
-    model = nn.Sequential(Scaled())
+    model = nn.Sequential(Own())
     fuse(model, cpu, cpu)
-    assert type(model[0]) is Scaled
+    assert (type(model[0]) is GatedMLP) == taken
+
+
+def test_an_expert_whose_gate_is_bounded_keeps_it(cpu: Kernel) -> None:
+    model = tiny(CONFIGS["olmoe"])
+    for layer in model.model.layers:
+        own = layer.mlp.experts._apply_gate
+        layer.mlp.experts._apply_gate = lambda x, own=own: own(x.clamp(max=100))
+    fuse(model, cpu, cpu)
+    assert (count(model, GatedMLP), count(model, Expert)) == (0, 2 * 4)
 
 
 def test_a_gated_mlp_with_biases_is_replaced(cpu: Kernel) -> None:
