@@ -26,18 +26,28 @@ static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const
 template <typename T>
 struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* sinks; T* out; };
 
-// Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad].
+// The dimensions of keys and queries as they are kept: an even number, the last may be 0.
+static inline I even(I dims) { return dims + dims % 2; }
+
+// Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad]; where pairs are
+// multiplied, keys [..][k_dim/2][NR][2] and values [..][BK/2][v_pad][2].
 template <typename T>
 static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vector<float>& scratch) {
-  scratch.resize(sh.k_dim);
+  constexpr int U = Unit<T>::size;
+  const I D = even(sh.k_dim);
+  scratch.assign(D, 0.f);
   for (I i = 0; i < s.count; i++) {
     const I at = s.start + s.position - s.cut + i, row = s.row + i;
     for (I h = 0; h < sh.heads; h++) {
       const I block = (at / BK * sh.heads + h) * BK;
-      T* panel = io.keys + block * sh.k_dim + at % BK / NR * sh.k_dim * NR + at % NR;
+      T* key = io.keys + block * D + at % BK / NR * D * NR + at % NR * U;
       turn(io.k + row * sh.k_row + h * sh.k_dim, io.cos, io.sin, row, scratch.data(), sh);
-      for (I d = 0; d < sh.k_dim; d++) from_float(panel[d * NR], scratch[d]);
-      memcpy(io.values + (block + at % BK) * sh.v_pad, io.v + row * sh.v_row + h * sh.v_dim, sh.v_dim * sizeof(T));
+      for (I d = 0; d < D; d++) from_float(key[d / U * NR * U + d % U], scratch[d]);
+      const T* v = io.v + row * sh.v_row + h * sh.v_dim;
+      T* value = io.values + (block + at % BK / U * U) * sh.v_pad + at % U;
+      for (I d = 0; d < sh.v_dim; d++) value[d * U] = v[d];
+      // Nothing is behind the newest token yet, but what is there meets a weight of 0, and must be a number.
+      for (I d = 0; at % U + 1 < U && d < sh.v_dim; d++) value[d * U + 1] = T{};
     }
   }
 }
@@ -45,13 +55,17 @@ static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vect
 // Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
 template <typename T>
 static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh, std::vector<float>& scratch) {
-  const I G = sh.groups, R = count * G, D = sh.k_dim, P = sh.v_pad;
-  scratch.assign(R * (D + BK + P + 2), 0.f);
-  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
+  typedef typename Unit<T>::left A;
+  typedef typename Unit<T>::right B;
+  typedef typename Unit<T>::number N;  // what queries and weights consist of: where they are narrow, they lie in the same memory
+  constexpr int U = Unit<T>::size;
+  const I G = sh.groups, R = count * G, D = even(sh.k_dim), P = sh.v_pad;
+  scratch.assign(R * (D + BK + P + 2) + D, 0.f);
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R, *turned = total + R;
   for (I r = 0; r < R; r++) {
     const I row = s.row + first + r / G;
-    turn(io.q + row * sh.q_row + (head * G + r % G) * D, io.cos, io.sin, row, qs + r * D, sh);
-    for (I d = 0; d < D; d++) qs[r * D + d] *= sh.scale;
+    turn(io.q + row * sh.q_row + (head * G + r % G) * sh.k_dim, io.cos, io.sin, row, turned, sh);
+    for (I d = 0; d < D; d++) from_float(((N*)(qs + r * D))[d], turned[d]);
     top[r] = io.sinks ? io.sinks[head * G + r % G] : -INFINITY;
     total[r] = io.sinks ? 1.f : 0.f;
   }
@@ -63,10 +77,12 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
       const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
       const I after = own ? then : (s.start / BK * sh.heads + head) * BK;
       const I next = k0 + BK < to ? block + sh.heads * BK : after;  // is fetched while this one is computed with
-      product(R, (n + NR - 1) / NR * NR, qs, D, io.keys + block * D, NR, D * NR, io.keys + next * D, p, BK, D, false);
+      const B *keys = (const B*)(io.keys + block * D), *more_keys = (const B*)(io.keys + next * D);
+      product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, more_keys, p, BK, D / U, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
         const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
+        for (I j = 0; j < BK; j += W) store(row + j, load(row + j) * sh.scale);
         if (sh.softcap) for (I j = 0; j < u; j++) row[j] = sh.softcap * std::tanh(row[j] / sh.softcap);
         for (I j = 0; j < std::min(l, n); j++) row[j] = -INFINITY;
         for (I j = std::max<I>(0, u); j < BK; j++) row[j] = -INFINITY;
@@ -76,13 +92,14 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
         for (int i = 0; i < W; i++) m = std::max(m, most[i]);
         if (u <= 0 || l >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
         V sums = {};
-        for (I j = 0; j < BK; j += W) { V x = load(row + j); V e = x < -3e38f ? V{} : exp_(x - m); sums += e; store(row + j, e); }
+        for (I j = 0; j < BK; j += W) { V x = load(row + j); V e = x < -3e38f ? V{} : exp_(x - m); sums += e; store((N*)row + j, e); }
         const float fade = exp_(V{} + (top[r] - m))[0] * (top[r] > -INFINITY);
         total[r] = total[r] * fade + sum(sums);
         top[r] = m;
         if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
       }
-      product(R, P, p, BK, io.values + block * P, P, NR, io.values + next * P, acc, P, n, true);
+      const B *values = (const B*)(io.values + block * P), *more_values = (const B*)(io.values + next * P);
+      product(R, P, (const A*)p, BK, values, P, NR, more_values, acc, P, (n + U - 1) / U, true);
     }
   }
   for (I r = 0; r < R; r++) {

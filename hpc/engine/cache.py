@@ -82,11 +82,9 @@ class Cache:
         self.panel = panel
         size = self.extents.num_tokens
         # Not touched here: the system gives a page its memory when a token is first stored in it.
-        new: Any = lambda heads, dim: torch.empty(size, heads, dim, dtype=dtype, device=device)  # noqa: E731
-        self.layers = {
-            index: (new(*layout.key), new(layout.value[0], padded(layout.value[1], panel)))
-            for index, layout in layouts.items()
-        }
+        new: Any = lambda shape: torch.empty(size, *shape, dtype=dtype, device=device)  # noqa: E731
+        shapes = {index: kept(layout, panel) for index, layout in layouts.items()}
+        self.layers = {index: (new(key), new(value)) for index, (key, value) in shapes.items()}
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the keys and values of `num_tokens` from one extent's start to another's."""
@@ -98,12 +96,16 @@ class Cache:
 
 def token_bytes(layouts: dict[int, Layout], dtype: torch.dtype, panel: int) -> int:
     """Return what a token takes in all layers."""
-    elements = sum(
-        layout.key[0] * layout.key[1] + layout.value[0] * padded(layout.value[1], panel) for layout in layouts.values()
-    )
-    return elements * dtype.itemsize
+    shapes = (shape for layout in layouts.values() for shape in kept(layout, panel))
+    return sum(heads * dim for heads, dim in shapes) * dtype.itemsize
 
 
-def padded(dim: int, panel: int) -> int:
-    """Return the dim to which the kernel pads values."""
-    return -(-dim // panel) * panel if panel else dim
+def kept(layout: Layout, panel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the shapes in which the kernel keeps key and value: it pads the one to pairs, the other to panels."""
+    if not panel:
+        return layout.key, layout.value
+    return _padded(layout.key, 2), _padded(layout.value, panel)
+
+
+def _padded(shape: tuple[int, int], multiple: int) -> tuple[int, int]:
+    return shape[0], -(-shape[1] // multiple) * multiple

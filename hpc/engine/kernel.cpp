@@ -7,37 +7,49 @@
 #include "attention.hpp"
 #include "tile.hpp"
 
-// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR], `plus` something. `gated`: y = silu(gate) * up
-// instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded where a model rounds.
+// Rows of x as what a tile multiplies, made anew where they are not that already: zeros behind an odd number.
 template <typename T>
-static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I K, bool gated, int threads) {
-  constexpr bool narrow = sizeof(T) == 2;
-  std::vector<float> wide(narrow ? M * K : 0);
+static void widen(const T* x, I k, float* to) { for (I i = 0; i < k; i++) to[i] = to_float(x[i]); }
+static void widen(const bf16* x, I k, pair* to) { to[k / 2] = {0}; memcpy(to, x, k * sizeof(bf16)); }
+
+// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR] (of pairs [N/NR][K/2][NR][2]), `plus` something.
+// `gated`: y = silu(gate) * up instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded where a
+// model rounds.
+template <typename T>
+static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I size, bool gated, int threads) {
+  typedef typename Unit<T>::left A;
+  typedef typename Unit<T>::right B;
+  constexpr bool narrow = sizeof(B) == 2;
+  const bool as_is = sizeof(A) == sizeof(T) * Unit<T>::size && size % Unit<T>::size == 0;
+  const I K = (size + Unit<T>::size - 1) / Unit<T>::size;
+  std::vector<A> wide(as_is ? 0 : M * K);
   const I panels = (N + NR - 1) / NR, blocks = (M + MB - 1) / MB;
 #pragma omp parallel num_threads(threads)
   {
     alignas(64) float c[2][MB * NR], b[narrow ? KB * NR : 1];
-    if (narrow) {
+    if (!as_is) {
 #pragma omp for schedule(static)
-      for (I i = 0; i < M * K; i++) wide[i] = to_float(x[i]);
+      for (I r = 0; r < M; r++) widen(x + r * size, size, wide.data() + r * K);
     }
-    const float* a = narrow ? wide.data() : (const float*)x;
+    const A* a = as_is ? (const A*)x : wide.data();
 #pragma omp for schedule(dynamic)  // a thread that the system keeps waiting holds up one item, not half of them
     for (I item = 0; item < blocks * panels; item++) {
       const I p = item / blocks, m0 = item % blocks * MB, m = std::min<I>(MB, M - m0), n = std::min<I>(NR, N - p * NR);
       for (int g = 0; g <= gated; g++) {
         for (I k0 = 0; k0 < K; k0 += KB) {
           const I k = std::min<I>(KB, K - k0);
-          const T* panel = w + ((p * (1 + gated) + g) * K + k0) * NR;
-          const float* from = a + m0 * K + k0;
+          const B* panel = (const B*)w + ((p * (1 + gated) + g) * K + k0) * NR;
+          const A* from = a + m0 * K + k0;
           // Fetched meanwhile: of few rows the panel that this thread takes next, of many the rest of this one.
           const I reach = M <= MB && p + threads < panels ? threads * (1 + gated) * K : 192 / std::min<I>(m, MR);
-          if (narrow && m > MR) {  // widened once for all rows
-            for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
-            product<float>(m, NR, from, K, b, NR, 0, b, c[g], NR, k, k0 > 0);
-          } else {
-            product<T>(m, NR, from, K, panel, NR, 0, panel + reach * NR, c[g], NR, k, k0 > 0);
+          if constexpr (narrow) {
+            if (m > MR) {  // widened once for all rows
+              for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
+              product(m, NR, from, K, b, NR, 0, b, c[g], NR, k, k0 > 0);
+              continue;
+            }
           }
+          product(m, NR, from, K, panel, NR, 0, panel + reach * NR, c[g], NR, k, k0 > 0);
         }
         float add[NR] = {};
         for (I j = 0; bias && j < n; j++) add[j] = to_float(bias[g * N + p * NR + j]);
@@ -50,9 +62,10 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
       for (I r = 0; r < m; r++) {
         T* to = y + (m0 + r) * N + p * NR;
         float* row = c[0] + r * NR;
-        if (plus) for (I j = 0; j < n; j++) row[j] += to_float(plus[(m0 + r) * N + p * NR + j]);
-        if (n == NR) for (int j = 0; j < NR; j++) from_float(to[j], row[j]);
-        else for (I j = 0; j < n; j++) from_float(to[j], row[j]);
+        const T* also = plus ? plus + (m0 + r) * N + p * NR : nullptr;
+        I j = 0;
+        for (; j + W <= n; j += W) store(to + j, also ? load(row + j) + load(also + j) : load(row + j));
+        for (; j < n; j++) from_float(to[j], also ? row[j] + to_float(also[j]) : row[j]);
       }
     }
   }
@@ -128,6 +141,7 @@ static void layer(const Layer<T>& l, const T* x, T* y, I M, Memory<T> io, const 
   }
 extern "C" {
 int panel() { return NR; }
+int pair_size() { return Unit<bf16>::size; }
 FUNCTIONS(float, float32)
 FUNCTIONS(bf16, bfloat16)
 }

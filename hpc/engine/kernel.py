@@ -104,6 +104,8 @@ class Kernel:
         self._library = library
         self.panel: int = library.panel()
         """Columns of a panel; the keys of so many tokens lie together."""
+        self.has_bfloat16: bool = library.pair_size() == 2
+        """Whether this CPU multiplies pairs of bfloat16 numbers."""
         self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_bool, ctypes.c_int)
         self._attention = self._functions("attention", _POINTER, _POINTER, _I64, _POINTER)
         self._layer = self._functions("layer", *[_POINTER] * 3, _I64, *[_POINTER] * 2, _I64, *[_POINTER] * 2)
@@ -120,10 +122,15 @@ class Kernel:
         return found
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Lay a weight [n, k] out in panels: [ceil(n / panel), k, panel], zeros at the end."""
+        """Lay a weight [n, k] out in panels, zeros at the end.
+
+        [ceil(n / panel), k, panel]; where pairs are multiplied [ceil(n / panel), ceil(k / 2), 2 * panel].
+        """
         n, k = weight.shape
-        padded = nn.functional.pad(weight, (0, 0, 0, -n % self.panel))
-        return padded.view(-1, self.panel, k).transpose(1, 2).contiguous()
+        size = 2 if self.has_bfloat16 and weight.dtype == torch.bfloat16 else 1
+        padded = nn.functional.pad(weight, (0, -k % size, 0, -n % self.panel))
+        panels = padded.view(-1, self.panel, padded.shape[1] // size, size).transpose(1, 2)
+        return panels.flatten(2).contiguous()
 
     def pack_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Lay two weights [n, k] out for a gated layer: the panels of both by turns."""
@@ -239,7 +246,7 @@ def _attending(
 
 
 class OneDnn:
-    """oneDNN's linear layers, for CPUs with bfloat16 instructions, which the kernel does not use.
+    """oneDNN's linear layers, for CPUs with bfloat16 instructions that the kernel does not use, as AMX.
 
     Their numbers depend on what else is in the batch. For each number of rows a program is made, once.
     """
@@ -251,6 +258,11 @@ class OneDnn:
     def has_bfloat16(self) -> bool:
         """Whether this CPU has such instructions."""
         return bool(torch.backends.mkldnn.is_available() and self._ops._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+
+    @property
+    def has_amx(self) -> bool:
+        """Whether this CPU multiplies whole tiles of them, many times as fast."""
+        return self.has_bfloat16 and torch.cpu._is_amx_tile_supported()
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Lay a weight [n, k] out for products with some 64 rows."""

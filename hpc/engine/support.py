@@ -38,7 +38,8 @@ def build(
     linears: Kernel | OneDnn | None = kernel
     if model.dtype == torch.bfloat16 and not limits.deterministic and model.device.type == "cpu":
         one_dnn = OneDnn()
-        linears = one_dnn if one_dnn.has_bfloat16 else kernel
+        if one_dnn.has_amx or (one_dnn.has_bfloat16 and not (kernel and kernel.has_bfloat16)):
+            linears = one_dnn
     if kernel is None or linears is not kernel:  # a guess may be right alone and wrong beside others
         limits = replace(limits, drafts=False)
     prompts = _prompts(model.config.get_text_config().vocab_size)

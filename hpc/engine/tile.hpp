@@ -3,6 +3,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#if defined(__x86_64__)
+#define IN_REGISTER(v) asm("" : "+v"(v))  // compilers load a vector anew for each row otherwise, at half the speed
+#else
+#define IN_REGISTER(v)
+#endif
 
 #if defined(__AVX512F__)
 constexpr int W = 16, MR = 12;  // floats in a vector; rows of a tile: two vectors each, all in registers
@@ -22,11 +30,11 @@ typedef float V __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
 typedef int32_t S __attribute__((vector_size(4 * W)));
 typedef float Vu __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef uint16_t H __attribute__((vector_size(2 * W)));
 typedef uint16_t Hu __attribute__((vector_size(2 * W), aligned(2), may_alias));
 struct bf16 { uint16_t bits; };
 
 static inline V load(const float* p) { return *(const Vu*)p; }
-static inline V load(const bf16* p) { return (V)(__builtin_convertvector(*(const Hu*)p, U) << 16); }
 static inline void store(float* p, V v) { *(Vu*)p = v; }
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { uint32_t u = uint32_t(x.bits) << 16; float f; memcpy(&f, &u, 4); return f; }
@@ -36,26 +44,55 @@ static inline void from_float(bf16& to, float x) {  // to nearest, ties to even;
   to.bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-template <typename T>
-static inline V rounded(V v) {
-  if (sizeof(T) == 2) for (int i = 0; i < W; i++) { T t; from_float(t, v[i]); v[i] = to_float(t); }
-  return v;
+#if defined(__AVX512BF16__)
+static inline H narrowed(V v) { return (H)_mm512_cvtneps_pbh((__m512)v); }
+#else
+static inline H narrowed(V v) {
+  const U u = (U)v, bits = v == v ? (u + 0x7fff + ((u >> 16) & 1)) >> 16 : U{} + 0x7fc0;
+  return __builtin_convertvector(bits, H);
 }
+#endif
+#if defined(__AVX512F__)
+static inline V widened(H h) { return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16); }
+#else
+static inline V widened(H h) { return (V)(__builtin_convertvector(h, U) << 16); }
+#endif
+template <typename T>
+static inline V rounded(V v) { return sizeof(T) == 2 ? widened(narrowed(v)) : v; }
+static inline V load(const bf16* p) { return widened(*(const Hu*)p); }
+static inline void store(bf16* p, V v) { *(Hu*)p = narrowed(v); }
+
+// What a tile multiplies: left (an activation) and right (a weight, a key) of a product, and how many numbers are in one.
+struct __attribute__((may_alias)) pair { uint32_t bits; };  // two of bfloat16, neighbours along the depth of the product
+template <typename T> struct Unit { typedef float left, number; typedef T right; static constexpr int size = 1; };
+static inline V plus_product(V x, float s, V u) { return x + s * u; }
+#if defined(__AVX512BF16__)
+template <> struct Unit<bf16> { typedef pair left, right; typedef bf16 number; static constexpr int size = 2; };
+static inline V load(const pair* p) { return *(const Vu*)p; }
+static inline V plus_product(V x, pair s, V u) {
+  return (V)_mm512_dpbf16_ps((__m512)x, (__m512bh)u, (__m512bh)_mm512_set1_epi32(s.bits));
+}
+#endif
 
 // c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step. FETCH: what is `ahead` is fetched
 // meanwhile. Few instructions beside the sums count: a core is often shared with another thread.
-template <int R, int P, bool FETCH, typename B>
-static void tile(const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+template <int R, int P, bool FETCH, typename A, typename B>
+static void tile(const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   V x[R][2 * P];
-  for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) x[r][q] = add ? load(c + r * ldc + q * W) : V{};
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int q = 0; q < 2 * P; q++) x[r][q] = add ? load(c + r * ldc + q * W) : V{};
 #define SUM                                                                                                    \
   for (I i = 0; i < k; i++)                                                                                    \
     _Pragma("GCC unroll 2") for (int p = 0; p < P; p++) {                                                      \
-      if (FETCH) __builtin_prefetch(ahead + i * ldb + p * step, 0, 2); /* into the second cache */              \
+      if (FETCH) for (int l = 0; l < NR * I(sizeof(B)); l += 64) /* into the second cache, line by line */      \
+        __builtin_prefetch((const char*)(ahead + i * ldb + p * step) + l, 0, 2);                               \
       V u = load(b + i * ldb + p * step), v = load(b + i * ldb + p * step + W);                                \
+      IN_REGISTER(u); IN_REGISTER(v);                                                                          \
       _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                   \
-        float s = a[r * lda + i];                                                                              \
-        x[r][2 * p] += s * u; x[r][2 * p + 1] += s * v;                                                        \
+        const A s = a[r * lda + i];                                                                            \
+        x[r][2 * p] = plus_product(x[r][2 * p], s, u); x[r][2 * p + 1] = plus_product(x[r][2 * p + 1], s, v);  \
       }                                                                                                        \
     }
   if constexpr (P == 1) {
@@ -64,18 +101,21 @@ static void tile(const float* a, I lda, const B* b, I ldb, I step, const B* ahea
   } else {
     SUM
   }
-  for (int r = 0; r < R; r++) for (int q = 0; q < 2 * P; q++) store(c + r * ldc + q * W, x[r][q]);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int q = 0; q < 2 * P; q++) store(c + r * ldc + q * W, x[r][q]);
 }
-template <int R, int P, bool FETCH, typename B>
-static void part(I m, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+template <int R, int P, bool FETCH, typename A, typename B>
+static void part(I m, const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   if constexpr (R > 0) {
     if (m == R) tile<R, P, FETCH>(a, lda, b, ldb, step, ahead, c, ldc, k, add);
     else part<R - 1, P, FETCH>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
   }
 }
 // The same for m rows and n columns, in whole panels. Few rows take two panels at a time, to have sums enough under way.
-template <typename B>
-static void product(I m, I n, const float* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+template <typename A, typename B>
+static void product(I m, I n, const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
   for (I j = 0; j < n; j += NR, b += step, ahead += step, c += NR) {
     if (m <= MR / 2 && j + NR < n) {
       part<MR / 2, 2, true>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
