@@ -234,8 +234,8 @@ class Job:
     cache_gib: float = 0.0
     """native: memory of a rank for keys and values; 0 is four fifths of what is left."""
     deterministic: bool = False
-    """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; in float32 on
-    a CPU it is always so."""
+    """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; on a CPU it is
+    always so in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
     """native, on a CPU: guess tokens of greedy rows while few rows are left; the output is the same."""
     return_token_ids: bool = False

@@ -29,25 +29,26 @@ struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* s
 // The dimensions of keys and queries as they are kept: an even number, the last may be 0.
 static inline I even(I dims) { return dims + dims % 2; }
 
-// Store the new keys, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad]; where pairs are
+// Store `count` new keys of one span, from its `first` on, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad]; where pairs are
 // multiplied, keys [..][k_dim/2][NR][2] and values [..][BK/2][v_pad][2].
 template <typename T>
-static void write(const Memory<T>& io, const Span& s, const Shape& sh, std::vector<float>& scratch) {
+static void write(const Memory<T>& io, const Span& s, I first, I count, const Shape& sh, std::vector<float>& scratch) {
+  typedef typename Unit<T>::right B;
   constexpr int U = Unit<T>::size;
   const I D = even(sh.k_dim);
-  scratch.assign(D, 0.f);
-  for (I i = 0; i < s.count; i++) {
+  scratch.assign(2 * D, 0.f);
+  float *turned = scratch.data(), *narrow = turned + D;
+  for (I i = first; i < first + count; i++) {
     const I at = s.start + s.position - s.cut + i, row = s.row + i;
     for (I h = 0; h < sh.heads; h++) {
       const I block = (at / BK * sh.heads + h) * BK;
-      T* key = io.keys + block * D + at % BK / NR * D * NR + at % NR * U;
-      turn(io.k + row * sh.k_row + h * sh.k_dim, io.cos, io.sin, row, scratch.data(), sh);
-      for (I d = 0; d < D; d++) from_float(key[d / U * NR * U + d % U], scratch[d]);
+      B* key = (B*)(io.keys + block * D + at % BK / NR * D * NR) + at % NR;
+      turn(io.k + row * sh.k_row + h * sh.k_dim, io.cos, io.sin, row, turned, sh);
+      copy(turned, D, (T*)narrow);
+      for (I d = 0; d < D / U; d++) key[d * NR] = ((const B*)narrow)[d];
       const T* v = io.v + row * sh.v_row + h * sh.v_dim;
       T* value = io.values + (block + at % BK / U * U) * sh.v_pad + at % U;
       for (I d = 0; d < sh.v_dim; d++) value[d * U] = v[d];
-      // Nothing is behind the newest token yet, but what is there meets a weight of 0, and must be a number.
-      for (I d = 0; at % U + 1 < U && d < sh.v_dim; d++) value[d * U + 1] = T{};
     }
   }
 }
@@ -60,12 +61,13 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
   typedef typename Unit<T>::number N;  // what queries and weights consist of: where they are narrow, they lie in the same memory
   constexpr int U = Unit<T>::size;
   const I G = sh.groups, R = count * G, D = even(sh.k_dim), P = sh.v_pad;
-  scratch.assign(R * (D + BK + P + 2) + D, 0.f);
-  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R, *turned = total + R;
+  scratch.assign(R * (D + BK + P + 2) + D + P, 0.f);
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
+  float *turned = total + R, *tail = turned + D;
   for (I r = 0; r < R; r++) {
     const I row = s.row + first + r / G;
     turn(io.q + row * sh.q_row + (head * G + r % G) * sh.k_dim, io.cos, io.sin, row, turned, sh);
-    for (I d = 0; d < D; d++) from_float(((N*)(qs + r * D))[d], turned[d]);
+    copy(turned, D, (N*)(qs + r * D));
     top[r] = io.sinks ? io.sinks[head * G + r % G] : -INFINITY;
     total[r] = io.sinks ? 1.f : 0.f;
   }
@@ -99,12 +101,17 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
         if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
       }
       const B *values = (const B*)(io.values + block * P), *more_values = (const B*)(io.values + next * P);
-      product(R, P, (const A*)p, BK, values, P, NR, more_values, acc, P, (n + U - 1) / U, true);
+      product(R, P, (const A*)p, BK, values, P, NR, more_values, acc, P, n / U, true);
+      if (n % U) {  // behind the last key may be anything: 0 times that is not 0
+        for (I d = 0; d < P; d++) ((T*)tail)[d * U] = ((const T*)values)[(n / U * P + d) * U];
+        product(R, P, (const A*)p + n / U, BK, (const B*)tail, P, NR, (const B*)tail, acc, P, 1, true);
+      }
     }
   }
   for (I r = 0; r < R; r++) {
     T* to = io.out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
-    for (I d = 0; d < sh.v_dim; d++) from_float(to[d], acc[r * P + d] / total[r]);
+    for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) / total[r]);
+    copy(acc + r * P, sh.v_dim, to);
   }
 }
 
@@ -123,7 +130,7 @@ static void attention(const Memory<T>& io, const Span* spans, I num_spans, const
   {
     std::vector<float> scratch;
 #pragma omp for schedule(static)
-    for (I s = 0; s < num_spans; s++) write(io, spans[s], sh, scratch);
+    for (I i = 0; i < I(items.size()); i++) write(io, spans[items[i].span], items[i].first, items[i].count, sh, scratch);
     for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
       const Item& it = items[i / sh.heads];
       const I soon = std::min<I>(i + sh.threads, I(items.size()) * sh.heads - 1);  // what this thread may take next

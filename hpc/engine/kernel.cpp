@@ -62,10 +62,8 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
       for (I r = 0; r < m; r++) {
         T* to = y + (m0 + r) * N + p * NR;
         float* row = c[0] + r * NR;
-        const T* also = plus ? plus + (m0 + r) * N + p * NR : nullptr;
-        I j = 0;
-        for (; j + W <= n; j += W) store(to + j, also ? load(row + j) + load(also + j) : load(row + j));
-        for (; j < n; j++) from_float(to[j], also ? row[j] + to_float(also[j]) : row[j]);
+        for (I j = 0; plus && j < n; j++) row[j] += to_float(plus[(m0 + r) * N + p * NR + j]);
+        copy(row, n, to);
       }
     }
   }
@@ -88,7 +86,8 @@ static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row,
     for (; i + W <= N; i += W) { V v = load(x + at + i); squares += v * v; }
     for (; i < N; i++) rest += to_float(x[at + i]) * to_float(x[at + i]);
     const float scale = 1 / std::sqrt((sum(squares) + rest) / N + norm.eps);
-    for (i = 0; i < N; i++) {
+    for (i = 0; i + W <= N; i += W) store(y + at + i, rounded<T>(load(x + at + i) * scale) * load(norm.w + i));
+    for (; i < N; i++) {
       T& to = y[at + i];
       from_float(to, to_float(x[at + i]) * scale);
       from_float(to, to_float(to) * to_float(norm.w[i]));

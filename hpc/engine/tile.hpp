@@ -61,6 +61,12 @@ template <typename T>
 static inline V rounded(V v) { return sizeof(T) == 2 ? widened(narrowed(v)) : v; }
 static inline V load(const bf16* p) { return widened(*(const Hu*)p); }
 static inline void store(bf16* p, V v) { *(Hu*)p = narrowed(v); }
+template <typename T>
+static inline void copy(const float* x, I n, T* to) {
+  I i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(x + i));
+  for (; i < n; i++) from_float(to[i], x[i]);
+}
 
 // What a tile multiplies: left (an activation) and right (a weight, a key) of a product, and how many numbers are in one.
 struct __attribute__((may_alias)) pair { uint32_t bits; };  // two of bfloat16, neighbours along the depth of the product

@@ -294,9 +294,11 @@ def test_attention_in_other_chunks_is_bitwise_the_same(
         assert torch.equal(torch.cat(chunks), whole)
 
 
-def test_chunks_of_one_sequence_in_one_step_are_bitwise_the_whole(cpu: Kernel) -> None:
-    whole = Case(cpu, [200]).step([(0, 0, 200)])
-    assert torch.equal(Case(cpu, [200]).step([(0, 0, 90), (0, 90, 200)]), whole)
+@DTYPES
+@pytest.mark.parametrize("cut", [1, 64, 89, 90, 199])
+def test_chunks_of_one_sequence_in_one_step_are_bitwise_the_whole(cpu: Kernel, dtype: torch.dtype, cut: int) -> None:
+    whole = Case(cpu, [200], dtype=dtype).step([(0, 0, 200)])
+    assert torch.equal(Case(cpu, [200], dtype=dtype).step([(0, 0, cut), (0, cut, 200)]), whole)
 
 
 def test_a_prefix_and_what_stands_behind_it_may_be_in_one_step(cpu: Kernel) -> None:

@@ -1,6 +1,7 @@
 """A model that the native engine cannot run, or would run wrongly, is found out before it generates."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import transformers as hf
 
 from hpc.engine.attention import Unsupported
 from hpc.engine.hf import HFEngine
+from hpc.engine.kernel import Kernel, OneDnn
+from hpc.engine.layers import PackedLinear
 from hpc.engine.native import NativeEngine
 from hpc.engine.support import build, check, prepare
 from hpc.job import Job, SamplingParams
@@ -186,3 +189,21 @@ def test_a_model_that_the_self_test_refuses_is_loaded_anew_for_hf(
 
 
 _request = request
+
+
+def packed_by(dtype: torch.dtype, deterministic: bool) -> set[type]:
+    """Return what has packed the linear layers of a llama on this CPU."""
+    engine = build_engine(tiny(CONFIGS["llama"], dtype), "kernel", replace(ROOMY, deterministic=deterministic))
+    return {type(module.linears) for module in engine._model.modules() if isinstance(module, PackedLinear)}
+
+
+@pytest.mark.parametrize(("dtype", "deterministic"), [(torch.float32, False), (torch.bfloat16, True)], ids=str)
+def test_what_must_not_depend_on_the_batch_is_computed_by_the_kernel(dtype: torch.dtype, deterministic: bool) -> None:
+    assert packed_by(dtype, deterministic) == {Kernel}
+
+
+def test_where_the_kernel_multiplies_bfloat16_it_computes_all_of_a_model() -> None:
+    kernel = kernel_of("kernel")
+    if kernel is None or not kernel.has_bfloat16 or OneDnn().has_amx:
+        pytest.skip("this CPU has no AVX512-BF16, or AMX")
+    assert packed_by(torch.bfloat16, False) == {Kernel}
