@@ -61,15 +61,15 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
   typedef typename Unit<T>::number N;  // what queries and weights consist of: where they are narrow, they lie in the same memory
   constexpr int U = Unit<T>::size;
   const I G = sh.groups, R = count * G, D = even(sh.k_dim), P = sh.v_pad;
-  scratch.assign(R * (D + BK + P + 2) + D + P, 0.f);
-  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *top = acc + R * P, *total = top + R;
-  float *turned = total + R, *tail = turned + D;
+  scratch.assign(R * (D + BK + P + W + 1) + D + P, 0.f);
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *total = acc + R * P, *top = total + R * W;  // total: by lanes
+  float *turned = top + R, *tail = turned + D;
   for (I r = 0; r < R; r++) {
     const I row = s.row + first + r / G;
     turn(io.q + row * sh.q_row + (head * G + r % G) * sh.k_dim, io.cos, io.sin, row, turned, sh);
     copy(turned, D, (N*)(qs + r * D));
     top[r] = io.sinks ? io.sinks[head * G + r % G] : -INFINITY;
-    total[r] = io.sinks ? 1.f : 0.f;
+    total[r * W] = io.sinks ? 1.f : 0.f;
   }
   const I begin = s.position + first, end = begin + count;  // positions of the queries
   const I low = sh.window ? std::max<I>(0, begin - sh.window + 1) : 0;
@@ -78,39 +78,48 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
     for (I k0 = from + std::max<I>(0, low - from) / BK * BK; k0 < to; k0 += BK) {
       const I n = std::min<I>(BK, to - k0), block = ((base + k0 - from) / BK * sh.heads + head) * BK;
       const I after = own ? then : (s.start / BK * sh.heads + head) * BK;
-      const I next = k0 + BK < to ? block + sh.heads * BK : after;  // is fetched while this one is computed with
-      const B *keys = (const B*)(io.keys + block * D), *more_keys = (const B*)(io.keys + next * D);
-      product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, more_keys, p, BK, D / U, false);
+      const I left = to - k0 - BK, more = left > 0 ? std::min<I>(BK, left) : BK;
+      const I next = left > 0 ? block + sh.heads * BK : after;  // is fetched while this one is computed with
+      const B* keys = (const B*)(io.keys + block * D);
+      product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, Ahead{io.keys + next * D, more * D * I(sizeof(T))}, p, BK, D / U, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
-        const I at = begin + r / G, u = std::min(n, at + 1 - k0), l = sh.window ? at - sh.window + 1 - k0 : 0;
-        for (I j = 0; j < BK; j += W) store(row + j, load(row + j) * sh.scale);
-        if (sh.softcap) for (I j = 0; j < u; j++) row[j] = sh.softcap * std::tanh(row[j] / sh.softcap);
-        for (I j = 0; j < std::min(l, n); j++) row[j] = -INFINITY;
-        for (I j = std::max<I>(0, u); j < BK; j++) row[j] = -INFINITY;
-        V most = load(row);
-        for (I j = W; j < BK; j += W) { V x = load(row + j); most = x > most ? x : most; }
-        float m = top[r];
-        for (int i = 0; i < W; i++) m = std::max(m, most[i]);
-        if (u <= 0 || l >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
-        V sums = {};
-        for (I j = 0; j < BK; j += W) { V x = load(row + j); V e = x < -3e38f ? V{} : exp_(x - m); sums += e; store((N*)row + j, e); }
-        const float fade = exp_(V{} + (top[r] - m))[0] * (top[r] > -INFINITY);
-        total[r] = total[r] * fade + sum(sums);
-        top[r] = m;
-        if (fade != 1.f) for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
+        const I at = begin + r / G, until = std::min(n, at + 1 - k0), since = sh.window ? at - sh.window + 1 - k0 : 0;
+        if (until <= 0 || since >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
+        V x[BK / W], most = V{} - INFINITY, sums = {};
+        for (int j = 0; j < BK / W; j++) {
+          x[j] = load(row + j * W) * sh.scale;
+          for (int i = 0; sh.softcap && i < W; i++) x[j][i] = sh.softcap * std::tanh(x[j][i] / sh.softcap);
+          const S key = lanes() + j * W;
+          x[j] = (key < int(until)) & (key >= int(since)) ? x[j] : V{} - INFINITY;
+          most = x[j] > most ? x[j] : most;
+        }
+        const float m = std::max(top[r], largest(most));
+        for (int j = 0; j < BK / W; j++) {
+          const V e = x[j] < -3e38f ? V{} : exp_(x[j] - m);
+          sums += e;
+          store((N*)row + j * W, e);
+        }
+        if (m > top[r]) {  // what was summed up till now fades
+          const V fade = exp_(V{} + (top[r] - m));
+          store(total + r * W, load(total + r * W) * fade);
+          for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);
+          top[r] = m;
+        }
+        store(total + r * W, load(total + r * W) + sums);
       }
-      const B *values = (const B*)(io.values + block * P), *more_values = (const B*)(io.values + next * P);
-      product(R, P, (const A*)p, BK, values, P, NR, more_values, acc, P, n / U, true);
+      const B* values = (const B*)(io.values + block * P);
+      product(R, P, (const A*)p, BK, values, P, NR, Ahead{io.values + next * P, more * P * I(sizeof(T))}, acc, P, n / U, true);
       if (n % U) {  // behind the last key may be anything: 0 times that is not 0
         for (I d = 0; d < P; d++) ((T*)tail)[d * U] = ((const T*)values)[(n / U * P + d) * U];
-        product(R, P, (const A*)p + n / U, BK, (const B*)tail, P, NR, (const B*)tail, acc, P, 1, true);
+        product(R, P, (const A*)p + n / U, BK, (const B*)tail, P, NR, Ahead{}, acc, P, 1, true);
       }
     }
   }
   for (I r = 0; r < R; r++) {
     T* to = io.out + ((s.row + first + r / G) * sh.heads + head) * G * sh.v_dim + r % G * sh.v_dim;
-    for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) / total[r]);
+    const float share = 1 / sum(load(total + r * W));
+    for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * share);
     copy(acc + r * P, sh.v_dim, to);
   }
 }

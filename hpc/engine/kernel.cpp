@@ -40,16 +40,17 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
           const I k = std::min<I>(KB, K - k0);
           const B* panel = (const B*)w + ((p * (1 + gated) + g) * K + k0) * NR;
           const A* from = a + m0 * K + k0;
-          // Fetched meanwhile: of few rows the panel that this thread takes next, of many the rest of this one.
-          const I reach = M <= MB && p + threads < panels ? threads * (1 + gated) * K : 192 / std::min<I>(m, MR);
+          // Of the panel that is next, here or on another thread, each block of rows fetches its part.
+          const I bytes = k * NR * sizeof(B), then = p + (blocks > 1 ? 1 : threads), begin = m0 / MB * bytes / blocks;
+          const Ahead ahead = {(const char*)(panel + (then - p) * (1 + gated) * K * NR) + begin, then < panels ? bytes / blocks : 0};
           if constexpr (narrow) {
             if (m > MR) {  // widened once for all rows
               for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
-              product(m, NR, from, K, b, NR, 0, b, c[g], NR, k, k0 > 0);
+              product(m, NR, from, K, b, NR, 0, ahead, c[g], NR, k, k0 > 0);
               continue;
             }
           }
-          product(m, NR, from, K, panel, NR, 0, panel + reach * NR, c[g], NR, k, k0 > 0);
+          product(m, NR, from, K, panel, NR, 0, ahead, c[g], NR, k, k0 > 0);
         }
         float add[NR] = {};
         for (I j = 0; bias && j < n; j++) add[j] = to_float(bias[g * N + p * NR + j]);

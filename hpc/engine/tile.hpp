@@ -80,10 +80,15 @@ static inline V plus_product(V x, pair s, V u) {
 }
 #endif
 
-// c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step. FETCH: what is `ahead` is fetched
-// meanwhile. Few instructions beside the sums count: a core is often shared with another thread.
-template <int R, int P, bool FETCH, typename A, typename B>
-static void tile(const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+// What is fetched into the second cache during a product: what is read next. Spread evenly, for memory is slower than that
+// cache: all at once it would be waited for, and nothing be fetched afterwards.
+struct Ahead { const void* at; I bytes; };
+
+// c[R][P * NR] (+)= a[R][k] * b[k][P * NR]: panel p of b begins at b + p * step; fetches meanwhile what lies between `ahead`
+// and `end`.
+template <int R, int P, typename A, typename B>
+static void tile(const A* a, I lda, const B* b, I ldb, I step, const char* ahead, const char* end, float* c, I ldc, I k, bool add) {
+  constexpr int LINES = NR * sizeof(B) > 64 ? NR * sizeof(B) / 64 : 1;
   V x[R][2 * P];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -92,8 +97,7 @@ static void tile(const A* a, I lda, const B* b, I ldb, I step, const B* ahead, f
 #define SUM                                                                                                    \
   for (I i = 0; i < k; i++)                                                                                    \
     _Pragma("GCC unroll 2") for (int p = 0; p < P; p++) {                                                      \
-      if (FETCH) for (int l = 0; l < NR * I(sizeof(B)); l += 64) /* into the second cache, line by line */      \
-        __builtin_prefetch((const char*)(ahead + i * ldb + p * step) + l, 0, 2);                               \
+      if (ahead < end) for (int l = 0; l < LINES; l++, ahead += 64) __builtin_prefetch(ahead, 0, 2);           \
       V u = load(b + i * ldb + p * step), v = load(b + i * ldb + p * step + W);                                \
       IN_REGISTER(u); IN_REGISTER(v);                                                                          \
       _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                   \
@@ -112,25 +116,34 @@ static void tile(const A* a, I lda, const B* b, I ldb, I step, const B* ahead, f
 #pragma GCC unroll 4
     for (int q = 0; q < 2 * P; q++) store(c + r * ldc + q * W, x[r][q]);
 }
-template <int R, int P, bool FETCH, typename A, typename B>
-static void part(I m, const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
+template <int R, int P, typename A, typename B>
+static void part(I m, const A* a, I lda, const B* b, I ldb, I step, const char* ahead, const char* end, float* c, I ldc, I k, bool add) {
   if constexpr (R > 0) {
-    if (m == R) tile<R, P, FETCH>(a, lda, b, ldb, step, ahead, c, ldc, k, add);
-    else part<R - 1, P, FETCH>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
+    if (m == R) tile<R, P>(a, lda, b, ldb, step, ahead, end, c, ldc, k, add);
+    else part<R - 1, P>(m, a, lda, b, ldb, step, ahead, end, c, ldc, k, add);
   }
 }
 // The same for m rows and n columns, in whole panels. Few rows take two panels at a time, to have sums enough under way.
 template <typename A, typename B>
-static void product(I m, I n, const A* a, I lda, const B* b, I ldb, I step, const B* ahead, float* c, I ldc, I k, bool add) {
-  for (I j = 0; j < n; j += NR, b += step, ahead += step, c += NR) {
+static void product(I m, I n, const A* a, I lda, const B* b, I ldb, I step, Ahead ahead, float* c, I ldc, I k, bool add) {
+  const char *at = (const char*)ahead.at, *end = at;
+  I done = 0;
+  const auto share = [&](I rows) {  // by the work of each tile
+    done += rows;
+    at = end, end = (const char*)ahead.at + ahead.bytes * done / (m * (n / NR)) / 64 * 64;
+  };
+  for (I j = 0; j < n; j += NR, b += step, c += NR) {
     if (m <= MR / 2 && j + NR < n) {
-      part<MR / 2, 2, true>(m, a, lda, b, ldb, step, ahead, c, ldc, k, add);
-      j += NR, b += step, ahead += step, c += NR;
+      share(2 * m);
+      part<MR / 2, 2>(m, a, lda, b, ldb, step, at, end, c, ldc, k, add);
+      j += NR, b += step, c += NR;
       continue;
     }
-    part<MR, 1, true>(std::min<I>(MR, m), a, lda, b, ldb, step, ahead, c, ldc, k, add);
-    for (I r = MR; r < m; r += MR)
-      part<MR, 1, false>(std::min<I>(MR, m - r), a + r * lda, lda, b, ldb, step, ahead, c + r * ldc, ldc, k, add);
+    for (I r = 0; r < m; r += MR) {
+      const I rows = std::min<I>(MR, m - r);
+      share(rows);
+      part<MR, 1>(rows, a + r * lda, lda, b, ldb, step, at, end, c + r * ldc, ldc, k, add);
+    }
   }
 }
 
@@ -144,4 +157,11 @@ static inline V exp_(V x) {
   for (float c : {1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = p * r + c;
   return p * (V)((__builtin_convertvector(n, S) + 127) << 23);
 }
+static inline S lanes() { S s; for (int i = 0; i < W; i++) s[i] = i; return s; }
+#if defined(__AVX512F__)
+static inline float sum(V v) { return _mm512_reduce_add_ps((__m512)v); }
+static inline float largest(V v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 static inline float sum(V v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
+static inline float largest(V v) { float m = v[0]; for (int i = 1; i < W; i++) m = std::max(m, v[i]); return m; }
+#endif
