@@ -52,19 +52,22 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
           }
           product(m, NR, from, K, panel, NR, 0, ahead, c[g], NR, k, k0 > 0);
         }
-        float add[NR] = {};
-        for (I j = 0; bias && j < n; j++) add[j] = to_float(bias[g * N + p * NR + j]);
-        for (I i = 0; i < m * NR; i += W) store(c[g] + i, rounded<T>(load(c[g] + i) + load(add + i % NR)));
       }
-      for (I i = 0; gated && i < m * NR; i += W) {
-        const V v = load(c[0] + i), e = exp_(v < 0 ? v : -v), s = v * ((v < 0 ? e : V{} + 1.f) / (1.f + e));
-        store(c[0] + i, rounded<T>(s) * load(c[1] + i));
-      }
+      alignas(64) float add[2][NR] = {}, end[NR];
+      for (int g = 0; bias && g <= gated; g++)
+        for (I j = 0; j < n; j++) add[g][j] = to_float(bias[g * N + p * NR + j]);
       for (I r = 0; r < m; r++) {
-        T* to = y + (m0 + r) * N + p * NR;
-        float* row = c[0] + r * NR;
-        for (I j = 0; plus && j < n; j++) row[j] += to_float(plus[(m0 + r) * N + p * NR + j]);
-        copy(row, n, to);
+        const I at = (m0 + r) * N + p * NR;
+        for (I j = 0; j < NR; j += W) {
+          V v = rounded<T>(load(c[0] + r * NR + j) + load(add[0] + j));
+          if (gated) {
+            const V up = rounded<T>(load(c[1] + r * NR + j) + load(add[1] + j)), e = exp_(v < 0 ? v : -v);
+            v = rounded<T>(v * ((v < 0 ? e : V{} + 1.f) / (1.f + e))) * up;
+          }
+          if (n == NR) store(y + at + j, plus ? v + load(plus + at + j) : v);
+          else store(end + j, v);
+        }
+        for (I j = 0; n < NR && j < n; j++) from_float(y[at + j], plus ? end[j] + to_float(plus[at + j]) : end[j]);
       }
     }
   }
