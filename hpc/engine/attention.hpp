@@ -29,8 +29,8 @@ struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* s
 // The dimensions of keys and queries as they are kept: an even number, the last may be 0.
 static inline I even(I dims) { return dims + dims % 2; }
 
-// Store `count` new keys of one span, from its `first` on, [tokens/BK][heads][BK/NR][k_dim][NR], and values, [tokens/BK][heads][BK][v_pad]; where pairs are
-// multiplied, keys [..][k_dim/2][NR][2] and values [..][BK/2][v_pad][2].
+// Store `count` new keys of one span, from its `first` on, [tokens/BK][heads][BK/NR][k_dim][NR], and values,
+// [tokens/BK][heads][BK][v_pad]; where pairs are multiplied, keys [..][k_dim/2][NR][2] and values [..][BK/2][v_pad][2].
 template <typename T>
 static void write(const Memory<T>& io, const Span& s, I first, I count, const Shape& sh, std::vector<float>& scratch) {
   typedef typename Unit<T>::right B;
@@ -58,7 +58,7 @@ template <typename T>
 static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh, std::vector<float>& scratch) {
   typedef typename Unit<T>::left A;
   typedef typename Unit<T>::right B;
-  typedef typename Unit<T>::number N;  // what queries and weights consist of: where they are narrow, they lie in the same memory
+  typedef typename Unit<T>::number N;  // of queries and softmax: narrow numbers use half of the same memory
   constexpr int U = Unit<T>::size;
   const I G = sh.groups, R = count * G, D = even(sh.k_dim), P = sh.v_pad;
   scratch.assign(R * (D + BK + P + W + 1) + D + P, 0.f);
@@ -80,8 +80,9 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
       const I after = own ? then : (s.start / BK * sh.heads + head) * BK;
       const I left = to - k0 - BK, more = left > 0 ? std::min<I>(BK, left) : BK;
       const I next = left > 0 ? block + sh.heads * BK : after;  // is fetched while this one is computed with
-      const B* keys = (const B*)(io.keys + block * D);
-      product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, Ahead{io.keys + next * D, more * D * I(sizeof(T))}, p, BK, D / U, false);
+      const B *keys = (const B*)(io.keys + block * D), *values = (const B*)(io.values + block * P);
+      const Ahead more_keys = {io.keys + next * D, more * D * I(sizeof(T))}, more_values = {io.values + next * P, more * P * I(sizeof(T))};
+      product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, more_keys, p, BK, D / U, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
         const I at = begin + r / G, until = std::min(n, at + 1 - k0), since = sh.window ? at - sh.window + 1 - k0 : 0;
@@ -108,8 +109,7 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
         }
         store(total + r * W, load(total + r * W) + sums);
       }
-      const B* values = (const B*)(io.values + block * P);
-      product(R, P, (const A*)p, BK, values, P, NR, Ahead{io.values + next * P, more * P * I(sizeof(T))}, acc, P, n / U, true);
+      product(R, P, (const A*)p, BK, values, P, NR, more_values, acc, P, n / U, true);
       if (n % U) {  // behind the last key may be anything: 0 times that is not 0
         for (I d = 0; d < P; d++) ((T*)tail)[d * U] = ((const T*)values)[(n / U * P + d) * U];
         product(R, P, (const A*)p + n / U, BK, (const B*)tail, P, NR, Ahead{}, acc, P, 1, true);

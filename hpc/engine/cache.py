@@ -83,7 +83,7 @@ class Cache:
         size = self.extents.num_tokens
         # Not touched here: the system gives a page its memory when a token is first stored in it.
         new: Any = lambda shape: torch.empty(size, *shape, dtype=dtype, device=device)  # noqa: E731
-        shapes = {index: kept(layout, panel) for index, layout in layouts.items()}
+        shapes = {index: pool_shapes(layout, panel) for index, layout in layouts.items()}
         self.layers = {index: (new(key), new(value)) for index, (key, value) in shapes.items()}
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
@@ -96,11 +96,11 @@ class Cache:
 
 def token_bytes(layouts: dict[int, Layout], dtype: torch.dtype, panel: int) -> int:
     """Return what a token takes in all layers."""
-    shapes = (shape for layout in layouts.values() for shape in kept(layout, panel))
+    shapes = (shape for layout in layouts.values() for shape in pool_shapes(layout, panel))
     return sum(heads * dim for heads, dim in shapes) * dtype.itemsize
 
 
-def kept(layout: Layout, panel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def pool_shapes(layout: Layout, panel: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the shapes in which the kernel keeps key and value: it pads the one to pairs, the other to panels."""
     if not panel:
         return layout.key, layout.value

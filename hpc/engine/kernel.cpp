@@ -1,6 +1,7 @@
 // Matrix products and attention for CPUs whose sums do not depend on what else is in the batch: every output is
 // one chain of fused multiply-adds in a fixed order, whichever tile, chunk or thread computes it.
-// All float32 inside; weights and cache are float32 or bfloat16. Plain C calls, compiled for the machine it runs on.
+// Sums are float32; weights and cache are float32 or bfloat16, and so is what is multiplied where the CPU multiplies pairs of
+// bfloat16 (else all is widened to float32 first). Plain C calls, compiled for the machine it runs on.
 #include <cmath>
 #include <vector>
 

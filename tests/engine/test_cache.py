@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hpc.engine.cache import ALIGN, Cache, Extents, Layout, aligned, kept, token_bytes
+from hpc.engine.cache import ALIGN, Cache, Extents, Layout, aligned, pool_shapes, token_bytes
 from tests.engine.oracle import CPU
 
 TOKENS = 20 * ALIGN + 7
@@ -101,12 +101,12 @@ def test_aligned_is_the_next_multiple(tokens: int) -> None:
 
 @pytest.mark.parametrize(("dim", "panel", "expected"), [(40, 0, 40), (40, 32, 64), (64, 32, 64), (1, 16, 16)])
 def test_values_are_padded_to_panels_where_a_kernel_attends(dim: int, panel: int, expected: int) -> None:
-    assert kept(Layout((2, 8), (3, dim)), panel)[1] == (3, expected)
+    assert pool_shapes(Layout((2, 8), (3, dim)), panel)[1] == (3, expected)
 
 
 @pytest.mark.parametrize(("dim", "panel", "expected"), [(7, 0, 7), (7, 32, 8), (8, 32, 8)])
 def test_keys_are_padded_to_pairs_where_a_kernel_attends(dim: int, panel: int, expected: int) -> None:
-    assert kept(Layout((2, dim), (3, 8)), panel)[0] == (2, expected)
+    assert pool_shapes(Layout((2, dim), (3, 8)), panel)[0] == (2, expected)
 
 
 LAYOUTS = {0: Layout((2, 16), (2, 24)), 3: Layout((1, 8), (1, 8))}
