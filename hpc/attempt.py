@@ -12,7 +12,7 @@ from hpc.deadline import Deadline
 from hpc.job import Job
 from hpc.leader import Leader
 from hpc.loader import Loader
-from hpc.model import Model
+from hpc.model import Model, as_bound
 from hpc.place import Place
 from hpc.progress import Events, duration
 from hpc.rundir import RunDirectory
@@ -90,7 +90,7 @@ def begin(
         resolved: Any = known or loader.dtype(job)
         job = replace(job, dtype=resolved)
     bound = {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype}
-    directory.check_bound(bound)
+    directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}))
     number = directory.next_attempt()
     job = replace(job, name=directory.path.name, runs=str(directory.path.parent))
     directory.set_state("running")
@@ -111,6 +111,8 @@ def begin(
     leader.introduce(attempt.run_values())
     if left is not None:
         LOGGER.info("Slurm may say stop in %s: what would not end by then is not begun", duration(max(0, left)))
+    if job.trust_remote_code:
+        LOGGER.info("code that comes with the model is run, if there is any (--trust-remote-code)")
     LOGGER.info(
         "%s, attempt %d: %s in %s on %d rank%s",
         directory.path, number, model.path.name, job.dtype, leader.world.size, "s" * (leader.world.size > 1),

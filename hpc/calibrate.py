@@ -53,6 +53,7 @@ def lead(job: Job, world: Comm, loader: Loader) -> Calibration:
     hellos = [place.hello(), *wait_for_all()]
     places = place.places(hellos, job.device != "cpu")
     model = loader.resolve(job.model)
+    loader.examine(job, model.path)
     job = Job(**{**vars(job), "dtype": loader.dtype(job)})
     for rank in others:
         values = {"job": asdict(job), "model_path": str(model.path), "place": asdict(places[rank])}

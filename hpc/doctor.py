@@ -160,7 +160,7 @@ def follow(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> int:
 def resolve(job: Job, loader: Loader) -> Facts:
     """Return the model's path, or what is wrong with it."""
     try:
-        return {"path": str(loader.resolve(job.model).path.absolute()), "error": ""}
+        return {"path": str(loader.find(job.model).absolute()), "error": ""}
     except Exception as error:  # files can be broken in any way
         return {"path": None, "error": str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"}
 

@@ -242,6 +242,10 @@ class Job:
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
     """Cut a prompt that does not fit the context at this side; none makes it an error row."""
+    context_tokens: int | None = None
+    """Most tokens of a prompt and its completion together, in place of what the model's config says."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model: it can do whatever you can."""
     max_error_rate: float = 1.0
     """End with a fault if a greater share of the rows are error rows."""
     retry_errors: bool = False
@@ -267,6 +271,12 @@ class Job:
         _require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
         _require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
         _require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
+        _require(
+            self.context_tokens is None or self.context_tokens >= 1,
+            "context_tokens",
+            self.context_tokens,
+            "it must be at least 1",
+        )
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         Share.of(self.share)
         _require(self.show >= 0, "show", self.show, "it must be at least 0")

@@ -11,7 +11,7 @@ from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
 from hpc.job import Job
-from hpc.model import Model, resolve, user_cache
+from hpc.model import Model, find, resolve, user_cache
 from hpc.place import Place
 from hpc.plan import AT_ONCE, AT_ONCE_GPU
 from hpc.rows import Checker, Limits
@@ -43,6 +43,17 @@ class Loader:
         """Find the model; see `hpc.model.resolve`."""
         return resolve(model)
 
+    def find(self, model: str) -> Path:
+        """Find the model's directory; see `hpc.model.find`."""
+        return find(model)
+
+    def examine(self, job: Job, path: Path) -> None:
+        """Raise `Refusal` if the files at `path` show that they are not all of a causal language model."""
+        from hpc.engine import load
+
+        load.quiet()
+        load.examine(path, job.trust_remote_code)
+
     def dtype(self, job: Job) -> str:
         """Return the dtype that the job's stands for on this machine."""
         from hpc.engine import load
@@ -55,9 +66,11 @@ class Loader:
         from hpc.tokenizer import Tokenizer
 
         load.quiet()
-        described = load.describe(path)
+        described = load.describe(path, job.trust_remote_code, job.context_tokens)
         limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
-        return Checker(file_names, job.sampling, limits, Tokenizer(path))
+        with load.refusing(path):
+            tokenizer = Tokenizer(path, job.trust_remote_code)
+        return Checker(file_names, job.sampling, limits, tokenizer)
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
@@ -67,15 +80,16 @@ class Loader:
 
         load.quiet()
         device = load.resolve_device(job.device, place.gpu or 0)
-        tokenizer, described = Tokenizer(path), load.describe(path)
-        model = load.load(path, device, job.dtype, place.threads)
+        tokenizer = Tokenizer(path, job.trust_remote_code)
+        described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
         engine: Engine | None = None
         if job.engine == "native":
             engine = native(job, model, described, tokenizer.decode, place)
             if engine is None:  # what was tried has changed the model
-                model = load.load(path, device, job.dtype, place.threads)
+                model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
         engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
         name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
         return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)

@@ -1,31 +1,23 @@
 """Find the model that a job names, and say by what it is known. Loads nothing.
 
-A directory is known by a fingerprint, a GGUF file by its SHA-256, a hub model by its commit.
+A directory is known by a hash of its files, a GGUF file by its SHA-256, a hub model by its commit.
 """
 
 import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc import checkpoint, identity
 from hpc.job import Refusal
 
 LOGGER = logging.getLogger(__name__)
 
 _CONVERSION = 1
 """Counts the ways in which GGUF files were converted, so that no old conversion is taken for a new one."""
-
-_SAMPLES, _SAMPLE_BYTES = 32, 4096
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-)
 
 
 @dataclass(frozen=True)
@@ -39,25 +31,55 @@ class Model:
 
 
 def resolve(model: str, cache: Path | None = None) -> Model:
-    """Return the directory of a model directory, .gguf file or hub id; raise `Refusal` if there is none.
+    """Return the directory of a model directory, .gguf file or hub id, and what it is known by.
 
-    A GGUF file is converted once, into `cache` (default: the user's), keyed by its SHA-256.
+    Raises `Refusal` if there is none, or not all of one. A GGUF file is converted once, into `cache` (default: the
+    user's), keyed by its SHA-256.
     """
+    cache = cache or user_cache()
+    folder, revision = _find(model, cache)
+    checkpoint.check(folder)
+    if not revision:
+        revision = identity.fingerprint(folder, cache)
+    elif revision.startswith("hub:") and identity.is_edited(folder, cache):
+        LOGGER.warning("%s was changed after it came from the hub", folder)
+        revision += f"+{identity.fingerprint(folder, cache)}"
+    return Model(folder, revision, *_tokenizer_hashes(folder))
+
+
+def find(model: str, cache: Path | None = None) -> Path:
+    """Return the directory of a model, without reading all of it; raise `Refusal` as `resolve` does."""
+    folder, _ = _find(model, cache or user_cache())
+    checkpoint.check(folder)
+    return folder
+
+
+def as_bound(model: Model, bound: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
+    """Return what a run is to be `bound` to, with the model by the name that it has for the attempts of before.
+
+    Those knew a folder by samples of its bytes; of the same samples, it is taken for the same model.
+    """
+    known = earlier.get("model", "")
+    if known.startswith("directory:") and known == identity.samples(model.path):
+        LOGGER.info(
+            "this run knows its model by samples of the weights, which are the same; from now on by all of them"
+        )
+        return {**bound, "model": known}
+    return dict(bound)
+
+
+def _find(model: str, cache: Path) -> tuple[Path, str]:
+    """Return the directory of a model and its revision; none for a folder, which has to be read for that."""
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise Refusal(f'model "{model}" is a folder without a config.json; name the folder that has the weights')
-        folder = path.absolute()
-        revision = _fingerprint(folder)
-    elif path.suffix == ".gguf":
+        return path.absolute(), ""
+    if path.suffix == ".gguf":
         if not path.is_file():
             raise Refusal(f'model "{model}": no such file')
-        folder, revision = _from_gguf(path, cache or user_cache())
-    elif path.exists():
+        return _from_gguf(path, cache)
+    if path.exists():
         raise Refusal(f'model "{model}" is neither a folder nor a .gguf file')
-    else:
-        folder, revision = _from_hub(model)
-    return Model(folder, revision, *_tokenizer_hashes(folder))
+    return _from_hub(model)
 
 
 def user_cache() -> Path:
@@ -66,11 +88,8 @@ def user_cache() -> Path:
 
 
 def _from_gguf(gguf: Path, cache: Path) -> tuple[Path, str]:
-    digest = hashlib.sha256()
-    with open(gguf, "rb") as file:
-        while data := file.read(1 << 24):
-            digest.update(data)
-    folder = cache / "models" / f"{gguf.stem}-{digest.hexdigest()[:16]}-{_CONVERSION}"
+    [revision] = identity.hashes([gguf.absolute()], cache, "sha256")
+    folder = cache / "models" / f"{gguf.stem}-{revision.removeprefix('sha256:')[:16]}-{_CONVERSION}"
     if not (folder / "config.json").exists():
         from hpc.engine import load  # torch and transformers, for this once
 
@@ -81,7 +100,7 @@ def _from_gguf(gguf: Path, cache: Path) -> tuple[Path, str]:
             load.convert_gguf(gguf.absolute(), folder)
         except ValueError as error:  # not GGUF, or of an architecture that transformers does not read
             raise Refusal(f'model "{gguf}" cannot be converted: {error}') from error
-    return folder, f"sha256:{digest.hexdigest()}"
+    return folder, revision
 
 
 def _from_hub(model: str) -> tuple[Path, str]:
@@ -100,30 +119,11 @@ def _from_hub(model: str) -> tuple[Path, str]:
     return folder, f"hub:{model}@{folder.name}"
 
 
-def _fingerprint(folder: Path) -> str:
-    """Hash configuration, and of each weight file its name, size and samples of its bytes.
-
-    Reading all of a large model would take minutes; a retrained model differs in nearly every byte.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".json" and path.name in ("config.json", "generation_config.json"):
-            digest.update(path.name.encode() + path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin"):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode())
-            with open(path, "rb") as file:
-                for sample in range(_SAMPLES):
-                    file.seek(sample * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE_BYTES))
-    return f"directory:{digest.hexdigest()}"
-
-
 def _tokenizer_hashes(folder: Path) -> tuple[str, str]:
     """Return hashes of the tokenizer's files and of the chat template."""
     tokenizer = hashlib.blake2b(digest_size=16)
     template = hashlib.blake2b(digest_size=16)
-    for name in _TOKENIZER_FILES:
+    for name in identity.TOKENIZER_FILES:
         path = folder / name
         if not path.exists():
             continue

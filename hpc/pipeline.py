@@ -125,6 +125,7 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
         attempt.events.write("read", {})
         place.use_threads(attempt.place.threads)
         began = time.monotonic()
+        attempt.loader.examine(job, attempt.model.path)
         checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
         attempt.imports_s = time.monotonic() - began
         blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
@@ -165,6 +166,7 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
         "limit": attempt.job.limit,
         "sampling": sampling,
         "truncate_prompts": attempt.job.truncate_prompts,
+        "context_tokens": attempt.job.context_tokens,
         "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
     }
 

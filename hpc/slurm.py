@@ -18,7 +18,7 @@ from hpc.allocation import Slurm, check_time
 from hpc.attempt import run_path
 from hpc.corpus import CorpusError
 from hpc.job import Job, Refusal
-from hpc.model import Model
+from hpc.model import Model, as_bound
 from hpc.rundir import RunDirectory
 
 PROGRAM = (sys.executable, "-m", "hpc")
@@ -54,7 +54,7 @@ def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = No
         bound |= {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template}
     if job.dtype != "auto":
         bound["dtype"] = job.dtype
-    directory.check_bound(bound)
+    directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}) if model else bound)
     directory.write_job(job, files, bound, model.path if model else Path(job.model))
     atomic.write(directory.path / "job.py", record(job))
     atomic.write(directory.path / ("script.sbatch" if verb == "run" else f"{verb}.sbatch"), text)

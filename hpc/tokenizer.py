@@ -8,11 +8,11 @@ from typing import Any
 class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust_remote_code: bool = False) -> None:
         # Here, not above: --help, status and verify must not wait for transformers.
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
     @property
     def has_template(self) -> bool:

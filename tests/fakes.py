@@ -84,6 +84,12 @@ class EchoLoader(Loader):
     def resolve(self, model: str) -> Model:
         return Model(Path(self._model), f"{self._model}:1", "bytes", "brackets")
 
+    def find(self, model: str) -> Path:
+        return self.resolve(model).path
+
+    def examine(self, job: Job, path: Path) -> None:
+        pass
+
     def dtype(self, job: Job) -> str:
         return "float32" if job.dtype == "auto" else job.dtype
 

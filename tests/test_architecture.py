@@ -11,10 +11,10 @@ from tests.conftest import ROOT, Ended, finish, start
 LAYERS = (
     ("allocation", "log", "stop", "atomic"),
     ("job",),
-    ("records",),
+    ("records", "checkpoint"),
     ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
     ("plan", "predict"),
-    ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
+    ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir", "identity"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration"),
     ("rows", "scatter", "read", "verify", "outline", "estimate"),
     ("complete", "loader", "output", "live", "history"),

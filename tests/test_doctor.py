@@ -28,7 +28,6 @@ from hpc.doctor import (
     try_cache,
 )
 from hpc.job import Job
-from hpc.model import Model
 from hpc.rundir import RunDirectory
 from tests.conftest import write_corpus
 from tests.fakes import EchoLoader
@@ -470,7 +469,7 @@ def test_a_model_without_configuration_cannot_be_read(model: Path) -> None:
 class BrokenLoader(EchoLoader):
     """Fails to resolve in a way that nobody has thought of."""
 
-    def resolve(self, model: str) -> Model:
+    def find(self, model: str) -> Path:
         raise ZeroDivisionError("by zero")
 
 
@@ -547,9 +546,9 @@ class SlowLoader(EchoLoader):
         super().__init__()
         self.answer = threading.Event()
 
-    def resolve(self, model: str) -> Model:
+    def find(self, model: str) -> Path:
         self.answer.wait(60)
-        return super().resolve(model)
+        return super().find(model)
 
 
 @pytest.fixture

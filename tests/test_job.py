@@ -111,6 +111,7 @@ def test_a_sampling_value_at_the_edge_of_its_rule_is_taken(name: str, value: Any
         ("model", ""),
         ("corpus", ()),
         ("limit", 0),
+        ("context_tokens", 0),
         ("tail", -0.1),
         ("tail", 1.1),
         ("tail", float("nan")),

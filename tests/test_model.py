@@ -1,6 +1,7 @@
 """A model is known by what is in it, and what is no model is refused."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from hpc.identity import samples
 from hpc.job import Refusal
-from hpc.model import Model, resolve, user_cache
+from hpc.model import Model, as_bound, find, resolve, user_cache
 
-WEIGHTS = os.urandom(100_000)
+HEADER = json.dumps({"w": {"dtype": "U8", "shape": [100_000], "data_offsets": [0, 100_000]}}).encode()
+START = 8 + len(HEADER)
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + os.urandom(100_000)
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def rewrite(name: str, data: str | bytes) -> Callable[[Path], object]:
 
 def flip(at: int) -> Callable[[Path], object]:
     data = bytearray(WEIGHTS)
-    data[at] ^= 1
+    data[START + at] ^= 1
     return rewrite("model.safetensors", bytes(data))
 
 
@@ -61,12 +65,10 @@ def test_a_copy_of_a_model_is_the_same_model(folder: Path, tmp_path: Path) -> No
     "change",
     [
         *[flip(at) for at in (0, 1, 4096, 33_333, 50_000, 99_998, 99_999)],
-        rewrite("model.safetensors", WEIGHTS[:-1]),
-        rewrite("model.safetensors", WEIGHTS + b"\0"),
-        rewrite("model-2.safetensors", b"more"),
         rewrite("config.json", '{"vocab_size": 10}'),
         rewrite("generation_config.json", '{"eos_token_id": 3}'),
-        lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
+        rewrite("special_tokens_map.json", "{}"),
+        rewrite("modeling_own.py", "import torch"),
         lambda folder: (folder / "generation_config.json").unlink(),
     ],
 )
@@ -95,6 +97,7 @@ def test_another_tokenizer_or_template_is_told_apart(
     "change",
     [
         rewrite("README.md", "read me"),
+        rewrite("consolidated.safetensors", "what transformers does not load"),
         rewrite("tokenizer_config.json", '{"chat_template":"T","eos_token":"</s>"}'),
         lambda folder: os.utime(folder / "model.safetensors", (0, 0)),
     ],
@@ -103,9 +106,36 @@ def test_what_changes_no_token_changes_nothing(folder: Path, change: Callable[[P
     assert changed(folder, change) == set()
 
 
-def test_a_weight_file_smaller_than_a_sample_is_told_apart(folder: Path) -> None:
-    rewrite("model.safetensors", b"abc")(folder)
-    assert changed(folder, rewrite("model.safetensors", b"abd")) == {"revision"}
+def test_weights_that_an_index_names_are_told_apart(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    rewrite("model.safetensors.index.json", '{"weight_map": {"w": "part.safetensors"}}')(folder)
+    assert changed(folder, lambda _: (folder / "part.safetensors").write_bytes(WEIGHTS[:-1] + b"!")) == {"revision"}
+
+
+def test_weights_of_pickles_are_told_apart(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    rewrite("pytorch_model.bin", b"one")(folder)
+    assert changed(folder, rewrite("pytorch_model.bin", b"two")) == {"revision"}
+
+
+def test_a_model_is_found_where_it_is_resolved(folder: Path, tmp_path: Path) -> None:
+    assert find(str(folder), tmp_path / "cache") == resolve(str(folder), tmp_path / "cache").path
+
+
+def test_a_run_that_knows_its_model_by_samples_goes_on_if_they_are_the_same(folder: Path) -> None:
+    known = {"model": samples(folder)}
+    assert as_bound(resolve(str(folder)), {"model": "new", "dtype": "float32"}, known) == {**known, "dtype": "float32"}
+
+
+def test_a_run_that_knows_its_model_by_other_samples_does_not_go_on(folder: Path) -> None:
+    known = {"model": samples(folder)}
+    flip(0)(folder)
+    assert as_bound(resolve(str(folder)), {"model": "new"}, known) == {"model": "new"}
+
+
+@pytest.mark.parametrize("known", [{}, {"model": "blake2b:0"}, {"model": "hub:me/mine@0"}])
+def test_a_run_that_knows_its_model_otherwise_is_compared_by_that(folder: Path, known: dict[str, str]) -> None:
+    assert as_bound(resolve(str(folder)), {"model": "new"}, known) == {"model": "new"}
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hpc import view
 from hpc.allocation import EARLY_SIGNAL_S, Allocation, Slurm
 from hpc.comm import Single
 from hpc.engine import OnStep, Sequence, Source, begin, pull
+from hpc.identity import samples
 from hpc.job import Job, Refusal, SamplingParams
 from hpc.loader import Loader, Replica
+from hpc.model import Model, resolve
 from hpc.pipeline import generate
 from hpc.place import Place
 from hpc.rows import Checker
@@ -163,6 +166,51 @@ def test_retry_errors_generates_them_again_and_the_completion_counts(tmp_path: P
     run(tmp_path, [], retry_errors=True)
     run(tmp_path, [])
     assert [row["error"] for row in output(tmp_path)] == [None, None]
+
+
+class FolderLoader(EchoLoader):
+    """An echo for the model in a folder, known by a name of its own choice, or as `hpc.model` knows it."""
+
+    def __init__(self, folder: Path, revision: str = "") -> None:
+        super().__init__()
+        self.folder, self.revision = folder, revision
+
+    def resolve(self, model: str) -> Model:
+        found = resolve(str(self.folder), self.folder.parent / "cache")
+        return replace(found, revision=self.revision or found.revision)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a model, of which a byte can be edited that no sample of its bytes has."""
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "U8", "shape": [10**6], "data_offsets": [0, 10**6]}}).encode()
+    (made / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(10**6))
+    return made
+
+
+def edit(folder: Path) -> None:
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(20_000)
+        file.write(b"X")
+
+
+def test_a_run_is_not_gone_on_with_when_its_model_was_edited_in_place(tmp_path: Path, folder: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}], FolderLoader(folder))
+    edit(folder)
+    with pytest.raises(Refusal, match="was begun with model blake2b:"):
+        run(tmp_path, [], FolderLoader(folder))
+
+
+def test_a_run_that_knows_its_model_by_samples_goes_on_and_is_bound_to_all_of_it(tmp_path: Path, folder: Path) -> None:
+    run(tmp_path, [{"prompt": "a"}], FolderLoader(folder, samples(folder)))
+    assert run(tmp_path, [], FolderLoader(folder)) == 0
+    edit(folder)  # no sample of before has this byte
+    with pytest.raises(Refusal, match="was begun with model blake2b:"):
+        run(tmp_path, [], FolderLoader(folder))
 
 
 def test_another_model_in_the_same_directory_is_refused_naming_the_field(tmp_path: Path) -> None:

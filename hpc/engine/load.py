@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import io
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,12 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from hpc.engine import account
+from hpc.job import Refusal
+
+_STRETCHED = {"yarn", "linear", "dynamic"}
+"""Kinds of rotary embedding that multiply the context they were trained with by their factor."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,85 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def describe(path: Path) -> Description:
-    """Read a model directory's configuration."""
-    config: Any = AutoConfig.from_pretrained(path).get_text_config()
+def configuration(path: Path, trust_remote_code: bool = False) -> Any:
+    """Read a model directory's config.json; raise `Refusal` where transformers cannot."""
+    with refusing(path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Make a `Refusal` of what transformers raises for a model directory that it cannot read."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:  # it raises whatever its parts do
+        if "trust_remote_code" in str(error):
+            raise Refusal(
+                f'model "{path}" comes with code of its own, which is not run unless you say so: read the .py files '
+                "that config.json and tokenizer_config.json name, and add --trust-remote-code"
+            ) from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refusal(
+            f'model "{path}" cannot be read by transformers {transformers.__version__}: {said}. Copy or download it '
+            "again, or see whether it needs another version"
+        ) from error
+
+
+def examine(path: Path, trust_remote_code: bool = False) -> None:
+    """Raise `Refusal` for what is no causal language model, or not all of one, as far as config and headers show."""
+    config = configuration(path, trust_remote_code)
+    account.check_kind(config, path)
+    with refusing(path):
+        account.check_names(config, path, trust_remote_code)
+
+
+def describe(path: Path, trust_remote_code: bool = False, context_tokens: int | None = None) -> Description:
+    """Read a model directory's configuration; `context_tokens` goes before the context that it says."""
+    whole = configuration(path, trust_remote_code)
+    config: Any = whole.get_text_config()
     eos = None
     with contextlib.suppress(OSError):  # there is no generation_config.json
         eos = GenerationConfig.from_pretrained(path).eos_token_id
     if eos is None:
         eos = config.eos_token_id
     eos_token_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
-    return Description(int(config.vocab_size), getattr(config, "max_position_embeddings", None), eos_token_ids)
+    context = _context_tokens(config, path)
+    if context_tokens is not None:
+        table = context is not None and not getattr(config, "rope_parameters", None) and not hasattr(whole, "auto_map")
+        if table and context_tokens > (context or 0):
+            raise Refusal(
+                f'"context_tokens" is {context_tokens}; model "{path}" has a table of {context} positions and no more: '
+                f"it must be at most {context}"
+            )
+        context = context_tokens
+    return Description(int(config.vocab_size), context, eos_token_ids)
+
+
+def _context_tokens(config: Any, path: Path) -> int | None:
+    """Return most positions that a model takes: those that its config says, or factor × original where that is more.
+
+    Model cards say how to write `factor` and `original_max_position_embeddings`, and leave `max_position_embeddings`.
+    transformers fills in an original that config.json does not have: only one that is written there counts.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return None
+    written = json.loads((path / "config.json").read_bytes())
+    return max(int(context), *(int(found) for found in _stretched(written)), 0)
+
+
+def _stretched(value: Any) -> Iterator[float]:
+    """Yield factor × original of each rotary embedding that a configuration names, at any depth."""
+    if not isinstance(value, dict):
+        return
+    kind = value.get("rope_type", value.get("type"))
+    original, factor = value.get("original_max_position_embeddings"), value.get("factor")
+    if kind in _STRETCHED and isinstance(original, int) and isinstance(factor, int | float):
+        yield original * factor
+    for part in value.values():
+        yield from _stretched(part)
 
 
 def resolve_device(device: str, local_rank: int) -> torch.device:
@@ -70,11 +147,20 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
-def load(path: Path, device: torch.device, dtype: str, threads: int) -> Any:
-    """Load a causal language model for inference, using so many CPU threads."""
+def load(path: Path, device: torch.device, dtype: str, threads: int, trust_remote_code: bool = False) -> Any:
+    """Load a causal language model for inference, using so many CPU threads.
+
+    Raises `ValueError` if the checkpoint is not all of the model, or has more than it.
+    """
     torch.set_num_threads(threads)
-    # With a device map the weights go from the file to the device, and not through a copy in memory.
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), device_map={"": device})
+    # With a device map the weights go from the file to the device, and not through a copy in memory. Shapes that do
+    # not match are told by `describe_gaps`, with the rest.
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), device_map={"": device}, trust_remote_code=trust_remote_code,
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    if gaps := account.describe_gaps(model, info, path):
+        raise ValueError(gaps)
     model.eval()
     # A field that is None in a request's configuration would be filled in from here.
     model.generation_config = GenerationConfig()

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, GPT2Config
 
 from hpc.engine.load import describe, load, resolve_device, resolve_dtype, weights
+from hpc.job import Refusal
 from hpc.model import resolve
 from hpc.tokenizer import Tokenizer
 from tests.conftest import DEMO_MODEL, make_tiny_model
@@ -60,6 +61,53 @@ def test_a_model_with_alibi_has_no_limit_of_context(tiny_bloom: Path) -> None:
 def test_a_context_under_an_older_name_is_found(tmp_path: Path) -> None:
     GPT2Config(n_positions=77).save_pretrained(tmp_path)
     assert describe(tmp_path).context_tokens == 77
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "context"),
+    [
+        ({"rope_parameters": YARN}, 2048),
+        ({"rope_scaling": {**YARN, "type": "yarn"}}, 2048),  # as cards of before 2026 say
+        ({"rope_parameters": YARN, "max_position_embeddings": 640}, 2048),
+        ({"rope_parameters": YARN, "max_position_embeddings": 4096}, 4096),
+        ({"rope_parameters": {**YARN, "rope_type": "linear"}}, 2048),
+        ({"rope_parameters": {k: v for k, v in YARN.items() if not k.startswith("original")}}, 512),
+        ({"rope_parameters": {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}}, 512),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, 512),
+    ],
+)
+def test_a_context_that_is_stretched_is_factor_times_original(
+    alter: Alter, values: dict[str, Any], context: int
+) -> None:
+    folder = alter("config.json", values)
+    if "rope_scaling" in values:
+        config = json.loads((folder / "config.json").read_text())
+        del config["rope_parameters"]
+        (folder / "config.json").write_text(json.dumps(config))
+    assert describe(folder).context_tokens == context
+
+
+@pytest.mark.parametrize("asked", [100, 5000])
+def test_the_context_that_the_user_says_goes_before_the_models(tiny_model: Path, asked: int) -> None:
+    assert describe(tiny_model, context_tokens=asked).context_tokens == asked
+
+
+def test_a_context_that_the_user_says_limits_a_model_that_has_no_limit(tiny_bloom: Path) -> None:
+    assert describe(tiny_bloom, context_tokens=100).context_tokens == 100
+
+
+def test_a_context_beyond_a_table_of_positions_is_refused(tmp_path: Path) -> None:
+    GPT2Config(n_positions=77).save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match=r'"context_tokens" is 78; .* it must be at most 77'):
+        describe(tmp_path, context_tokens=78)
+
+
+def test_a_context_within_a_table_of_positions_is_taken(tmp_path: Path) -> None:
+    GPT2Config(n_positions=77).save_pretrained(tmp_path)
+    assert describe(tmp_path, context_tokens=77).context_tokens == 77
 
 
 @pytest.mark.parametrize(("value", "expected"), [(7, (7,)), (0, (0,)), ([7, 9], (7, 9)), (None, (256,))])
