@@ -42,7 +42,7 @@ def check(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise Refusal(f'model "{folder}" is a folder without a config.json; name the folder that has the weights')
     for path in small_files(folder):
-        _refuse_pointer(path)
+        refuse_pointer(path)
     if _read_json(folder, "config.json") is None:
         raise Refusal(f'model "{folder}": config.json holds no object of JSON; copy or download it again')
     for path in weight_files(folder):
@@ -66,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
             continue
         if path.suffix != ".json":
             return [path]
-        _refuse_pointer(path)
+        refuse_pointer(path)
         parts = (_read_json(folder, name) or {}).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise Refusal(f'model "{folder}": {name} has no "weight_map" that names files; copy or download it again')
@@ -112,7 +112,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_weights(path: Path) -> None:
-    _refuse_pointer(path)
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         tensors(path)
         return
@@ -135,7 +135,8 @@ def _check_tokenizer(folder: Path) -> None:
         )
 
 
-def _refuse_pointer(path: Path) -> None:
+def refuse_pointer(path: Path) -> None:
+    """Raise `Refusal` for a file that Git LFS has not fetched."""
     with open(path, "rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise Refusal(

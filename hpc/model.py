@@ -76,6 +76,7 @@ def _find(model: str, cache: Path) -> tuple[Path, str]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise Refusal(f'model "{model}": no such file')
+        checkpoint.refuse_pointer(path)
         return _from_gguf(path, cache)
     if path.exists():
         raise Refusal(f'model "{model}" is neither a folder nor a .gguf file')
@@ -98,8 +99,10 @@ def _from_gguf(gguf: Path, cache: Path) -> tuple[Path, str]:
         load.quiet()
         try:
             load.convert_gguf(gguf.absolute(), folder)
-        except ValueError as error:  # not GGUF, or of an architecture that transformers does not read
-            raise Refusal(f'model "{gguf}" cannot be converted: {error}') from error
+        except (OSError, Refusal):
+            raise
+        except Exception as error:  # not GGUF, cut off, or of an architecture that transformers does not read
+            raise Refusal(f'model "{gguf}" cannot be converted: {error or type(error).__name__}') from error
     return folder, revision
 
 

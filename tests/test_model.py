@@ -200,3 +200,9 @@ def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"weights")
     with pytest.raises(Refusal, match="cannot be converted"):
         resolve(str(tmp_path / "small.gguf"), tmp_path / "cache")
+
+
+def test_a_gguf_file_that_git_lfs_has_not_fetched_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345678\n")
+    with pytest.raises(Refusal, match=r'small\.gguf" is a pointer of Git LFS'):
+        resolve(str(tmp_path / "small.gguf"), tmp_path / "cache")

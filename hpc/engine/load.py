@@ -187,10 +187,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Make a model directory out of a GGUF file: float32 safetensors, tokenizer, chat template.
 
     transformers takes a while to read GGUF and refuses to save what it read, so the weights go into
-    a fresh model of the same configuration. The folder appears complete or not at all.
+    a fresh model of the same configuration. The folder appears complete or not at all. Raises `Refusal` if the
+    file lacks weights of its architecture.
     """
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
-        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        source, info = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    if gaps := account.describe_gaps(source, info, gguf):
+        raise Refusal(gaps)
     config = source.config
     del config.quantization_config  # the weights are no longer quantized
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

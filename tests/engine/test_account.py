@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
+from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
-from hpc.engine.load import examine, load, quiet
+from hpc.engine.load import convert_gguf, examine, load, quiet
 from hpc.job import Refusal
 from tests.engine.oracle import CPU
 
@@ -179,6 +181,46 @@ def test_weights_that_are_not_the_models_are_refused_before_they_are_read(damage
 def test_weights_that_are_not_the_models_are_refused_when_they_are_read(damaged: tuple[Path, str]) -> None:
     with pytest.raises(ValueError, match=damaged[1]):
         load(damaged[0], CPU, "float32", threads=1)
+
+
+def test_a_pickle_without_a_layer_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    held = {name: tensor for name, tensor in SOUND["llama"]().state_dict().items() if "layers.1." not in name}
+    hf.LlamaConfig(**_LLAMA, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    torch.save(held, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Refusal, match="9 of its 21 tensors are not in the checkpoint"):
+        examine(tmp_path)
+
+
+def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, without="blk.0.ffn_up.weight")
+    with pytest.raises(Refusal, match=r"1 of its 12 tensors .*\(model.layers.0.mlp.up_proj.weight\)"):
+        convert_gguf(path, tmp_path / "converted")
+
+
+def write_gguf(path: Path, without: str) -> None:
+    """Write a llama of one layer, but for a tensor, and no tokenizer."""
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(16)
+    square = {f"attn_{name}": (32, 32) for name in ("q", "k", "v", "output")}
+    layer = {**square, "attn_norm": (32,), "ffn_norm": (32,), "ffn_gate": (48, 32), "ffn_up": (48, 32)}
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in {**layer, "ffn_down": (32, 48)}.items()}
+    shapes |= {"token_embd.weight": (16, 32), "output.weight": (16, 32), "output_norm.weight": (32,)}
+    for name, shape in shapes.items():
+        if name != without:
+            writer.add_tensor(name, np.ones(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
