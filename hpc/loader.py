@@ -1,7 +1,6 @@
 """What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ class Replica:
 
     engine: Engine
     eos_token_ids: tuple[int, ...]
-    decode: Callable[[Any], str]
+    decode: Decode
     device: str = "cpu"
     """What computes, by its maker's name."""
     size: Size | None = None

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc.detokenizer import ByText, detokenizer
+from hpc.trim import Decode
+
 
 class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
@@ -13,6 +16,8 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.decode = _decode_of(self._tokenizer)
+        """Makes text of tokens, special tokens left out and no space tidied away."""
 
     @property
     def has_template(self) -> bool:
@@ -30,7 +35,15 @@ class Tokenizer:
         encoded = self._tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens, special tokens left out and no space tidied away."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+
+def _decode_of(tokenizer: Any) -> Decode:
+    """Return what makes text with a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:
+        return detokenizer(tokenizer.backend_tokenizer)
+
+    def decode(token_ids: list[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return ByText(decode, dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)))

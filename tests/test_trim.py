@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from hpc.job import SamplingParams
 from hpc.trim import ending_tokens, ends_with_stop, trim
+from tests.fakes import ByteText
 
 EOS = 256
 
 
-def decode(token_ids: Sequence[int]) -> str:
-    """Tokens are bytes; the end-of-sequence token has no text."""
-    return bytes(token for token in token_ids if token != EOS).decode(errors="replace")
+decode = ByteText(**{"</s>": EOS})
+"""Tokens are bytes; the end-of-sequence token has no text."""
 
 
 def trimmed(token_ids: Sequence[int], **sampling: object) -> tuple[tuple[int, ...], str, str | None]:
