@@ -55,12 +55,14 @@ class Loader:
 
         load.quiet()
         described = load.describe(path)
-        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
-        return Checker(file_names, job.sampling, limits, Tokenizer(path))
+        tokenizer = Tokenizer(path)
+        ending = tokenizer.chat_ending(described.eos_token_ids)
+        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts, ending)
+        return Checker(file_names, job.sampling, limits, tokenizer)
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
-        from hpc.engine import load, memory
+        from hpc.engine import endings, load, memory
         from hpc.engine.hf import HFEngine
         from hpc.tokenizer import Tokenizer
 
@@ -70,6 +72,8 @@ class Loader:
         model = load.load(path, device, job.dtype, place.threads)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
+        of_chats = tokenizer.chat_ending(described.eos_token_ids)
+        LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
         engine: Engine | None = None
         if job.engine == "native":
             engine = native(job, model, described, tokenizer.decode, place)

@@ -1,6 +1,6 @@
 """Text to token ids and back, with the model's own tokenizer and chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ class Tokenizer:
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """Write a chat as the model's template does, up to where the assistant's answer begins."""
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def token(self, token_id: int) -> str:
+        """Return what a token is called."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def chat_ending(self, eos_token_ids: Collection[int]) -> int | None:
+        """Return the token that ends a turn of a chat, for the tokenizer, if it is none of the model's own."""
+        token: int | None = self._tokenizer.eos_token_id
+        return token if self.has_template and token not in eos_token_ids else None
 
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """Tokenize texts, with or without the special tokens that the tokenizer adds by itself."""

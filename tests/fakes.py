@@ -63,6 +63,16 @@ class Spelled:
         return codecs.utf_8_decode(b"".join(map(self._spell, token_ids)), "replace", False)[0]
 
 
+class Behind(Spelled):
+    """What makes text of a token only where something stands before it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda token: chr(0x4E00 + token).encode())
+
+    def __call__(self, token_ids: Sequence[int], before: Prompt = ()) -> str:
+        return super().__call__(token_ids, before)[0 if len(before) else 1 :]
+
+
 def _whole_characters(data: bytes) -> str:
     return codecs.utf_8_decode(data, "replace", False)[0]
 

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from hpc.engine import endings
+
 
 @dataclass(frozen=True)
 class Description:
@@ -22,8 +25,13 @@ class Description:
     vocab_size: int
     context_tokens: int | None
     """Most tokens of prompt and completion together; None where the model sets no limit (ALiBi)."""
-    eos_token_ids: tuple[int, ...]
-    """From the generation config, else the config; nothing else is taken from there."""
+    eos_sources: Mapping[str, tuple[int, ...]]
+    """The end-of-sequence tokens that each file names; of the generation config nothing else is taken."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens that any file names."""
+        return endings.union(self.eos_sources)
 
 
 def quiet() -> None:
@@ -35,13 +43,8 @@ def quiet() -> None:
 def describe(path: Path) -> Description:
     """Read a model directory's configuration."""
     config: Any = AutoConfig.from_pretrained(path).get_text_config()
-    eos = None
-    with contextlib.suppress(OSError):  # there is no generation_config.json
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-    if eos is None:
-        eos = config.eos_token_id
-    eos_token_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
-    return Description(int(config.vocab_size), getattr(config, "max_position_embeddings", None), eos_token_ids)
+    context_tokens = getattr(config, "max_position_embeddings", None)
+    return Description(int(config.vocab_size), context_tokens, endings.sources(path, config))
 
 
 def resolve_device(device: str, local_rank: int) -> torch.device:

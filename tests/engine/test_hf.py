@@ -34,7 +34,7 @@ from tests.engine.oracle import (
     prompts,
     request,
 )
-from tests.fakes import ListSource, Spelled
+from tests.fakes import Behind, ListSource, Spelled
 
 NEW = 12
 ALL = 100_000
@@ -467,6 +467,14 @@ def test_any_of_several_stop_strings_ends_generation(tiny_model: Path, llama_gre
     steps = Steps()
     generated(load_engine(tiny_model), [request(PROMPTS[8], 0, greedy(stop=("no", text[at])))], steps)
     assert steps.count == at + 1
+
+
+def test_a_stop_string_is_looked_for_in_the_text_behind_the_prompt(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    steps, sampling = Steps(), greedy(stop=(letters(llama_greedy[8])[0],))
+    generated(load_engine(tiny_model, decode=Behind()), [request(PROMPTS[8], 0, sampling)], steps)
+    assert steps.count == 1
 
 
 def test_a_stop_string_ends_no_row_that_does_not_ask_for_it(tiny_model: Path, llama_greedy: list[list[int]]) -> None:
