@@ -45,11 +45,10 @@ class ByToken:
         Bytes that are no UTF-8 are U+FFFD, as Unicode's standard counts them; a character whose first bytes
         are the last of `before` is in this text.
         """
-        table = self._bytes
-        found = [table[token] for token in token_ids]
-        text, cut = self._last_bytes(before), b""
-        if text:
-            cut = text[codecs.utf_8_decode(text, "replace", False)[1] :]
+        found = [*map(self._bytes.__getitem__, token_ids)]
+        last, cut = self._last_bytes(before), b""
+        if last:
+            cut = last[codecs.utf_8_decode(last, "replace", False)[1] :]
         elif (at := next((at for at, data in enumerate(found) if data), None)) is not None:
             found[at] = self._first[token_ids[at]]
         return codecs.utf_8_decode(cut + b"".join(found), "replace", False)[0]
