@@ -85,7 +85,7 @@ def finisher(eos_token_ids: Collection[int], decode: Decode) -> Finish:
 
     def sample(sequence: Sequence) -> Sample:
         sampling = sequence.request.sampling
-        token_ids, text, reason = trim(sequence.token_ids, sampling, eos_token_ids, decode)
+        token_ids, text, reason = trim(sequence.token_ids, sampling, eos_token_ids, decode, sequence.request.token_ids)
         if reason is None:
             raise ValueError(f"the engine ended it after {len(token_ids)} tokens, for no reason")
         if sampling.logprobs is None:

@@ -1,7 +1,6 @@
 """What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ class Replica:
 
     engine: Engine
     eos_token_ids: tuple[int, ...]
-    decode: Callable[[Any], str]
+    decode: Decode
     device: str = "cpu"
     """What computes, by its maker's name."""
     size: Size | None = None
@@ -67,14 +66,15 @@ class Loader:
 
         load.quiet()
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
-        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
         with load.refusing(path):
             tokenizer = Tokenizer(path, job.trust_remote_code)
+        ending = tokenizer.chat_ending(described.eos_token_ids)
+        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts, ending)
         return Checker(file_names, job.sampling, limits, tokenizer)
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
-        from hpc.engine import load, memory
+        from hpc.engine import endings, load, memory
         from hpc.engine.hf import HFEngine
         from hpc.tokenizer import Tokenizer
 
@@ -85,6 +85,8 @@ class Loader:
         model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
+        of_chats = tokenizer.chat_ending(described.eos_token_ids)
+        LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
         engine: Engine | None = None
         if job.engine == "native":
             engine = native(job, model, described, tokenizer.decode, place)

@@ -1,6 +1,7 @@
 """Check and tokenize the rows of a block: lines in, token ids, keys and errors out. Pure but for the tokenizer."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class Limits:
     context_tokens: int | None
     """Most tokens of prompt and completion together; None is no limit."""
     truncate_prompts: str = "none"
+    chat_ending: int | None = None
+    """A token that ends the completion of a chat, besides the model's end-of-sequence tokens."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,19 @@ class Checker:
             value = corpus.decode(text.removesuffix(b"\r"))
             entry.identity = corpus.row_id(value, row)
             entry.checked = corpus.check(value, entry.identity, self.defaults)
-            entry.sampling = entry.checked.sampling
+            entry.sampling = self._sampling(entry.checked)
             entry.text, entry.special = self._text(entry.checked), entry.checked.prompt is not None
             entry.token_ids = self._known(entry.checked.token_ids or [])
         except RowError as error:
             entry.error = error
         return entry
+
+    def _sampling(self, row: Row) -> SamplingParams:
+        """Return a row's parameters; those of a chat have the token that ends a turn, which is so a part of its key."""
+        ending = self.limits.chat_ending
+        if row.messages is None or ending is None or row.sampling.ignore_eos:
+            return row.sampling
+        return _also_ending(row.sampling, ending)
 
     def _text(self, row: Row) -> str | None:
         if row.messages is None:
@@ -181,6 +191,13 @@ class _Entry:
     text: str | None = None
     special: bool = False
     token_ids: list[int] = dataclasses.field(default_factory=list)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _also_ending(sampling: SamplingParams, token: int) -> SamplingParams:
+    if token in sampling.stop_token_ids:
+        return sampling
+    return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, token))
 
 
 def _id_hash(identity: RowId) -> int:

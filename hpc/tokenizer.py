@@ -1,8 +1,11 @@
 """Text to token ids and back, with the model's own tokenizer and chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+from hpc.detokenizer import ByText, detokenizer
+from hpc.trim import Decode
 
 
 class Tokenizer:
@@ -13,6 +16,8 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self.decode = _decode_of(self._tokenizer)
+        """Makes text of tokens, special tokens left out and no space tidied away."""
 
     @property
     def has_template(self) -> bool:
@@ -23,6 +28,15 @@ class Tokenizer:
         """Write a chat as the model's template does, up to where the assistant's answer begins."""
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
+    def token(self, token_id: int) -> str:
+        """Return what a token is called."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def chat_ending(self, eos_token_ids: Collection[int]) -> int | None:
+        """Return the token that ends a turn of a chat, for the tokenizer, if it is none of the model's own."""
+        token: int | None = self._tokenizer.eos_token_id
+        return token if self.has_template and token not in eos_token_ids else None
+
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """Tokenize texts, with or without the special tokens that the tokenizer adds by itself."""
         if not texts:
@@ -30,7 +44,15 @@ class Tokenizer:
         encoded = self._tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens, special tokens left out and no space tidied away."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+
+def _decode_of(tokenizer: Any) -> Decode:
+    """Return what makes text with a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:
+        return detokenizer(tokenizer.backend_tokenizer)
+
+    def decode(token_ids: list[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return ByText(decode, dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)))

@@ -1,9 +1,10 @@
 """Fakes with the real signatures: an echo engine of settable speed, its loader, a source, a broken batch."""
 
+import codecs
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hpc.engine import OnStep, Source, StepLog, begin, pull
@@ -14,6 +15,7 @@ from hpc.model import Model
 from hpc.place import Place
 from hpc.records import Request
 from hpc.rows import Checker, Limits
+from hpc.trim import Prompt
 
 VOCABULARY = 256
 CONTEXT = 2048
@@ -33,8 +35,46 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(token_ids).decode(errors="replace")
+    @property
+    def decode(self) -> "ByteText":
+        return ByteText()
+
+
+class ByteText:
+    """The text of tokens that are bytes, whole characters alone; ids beyond them have none, or are special."""
+
+    def __init__(self, **special_tokens: int) -> None:
+        self.special_tokens = special_tokens
+
+    def __call__(self, token_ids: Sequence[int], before: Prompt = ()) -> str:
+        behind = bytes(token for token in map(int, before) if token < VOCABULARY)
+        whole = behind + bytes(token for token in token_ids if token < VOCABULARY)
+        return _whole_characters(whole)[len(_whole_characters(behind)) :]
+
+
+class Spelled:
+    """What makes text of each token by itself."""
+
+    def __init__(self, spell: Callable[[int], bytes]) -> None:
+        self.special_tokens: dict[str, int] = {}
+        self._spell = spell
+
+    def __call__(self, token_ids: Sequence[int], before: Prompt = ()) -> str:
+        return codecs.utf_8_decode(b"".join(map(self._spell, token_ids)), "replace", False)[0]
+
+
+class Behind(Spelled):
+    """What makes text of a token only where something stands before it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda token: chr(0x4E00 + token).encode())
+
+    def __call__(self, token_ids: Sequence[int], before: Prompt = ()) -> str:
+        return super().__call__(token_ids, before)[0 if len(before) else 1 :]
+
+
+def _whole_characters(data: bytes) -> str:
+    return codecs.utf_8_decode(data, "replace", False)[0]
 
 
 class EchoEngine:

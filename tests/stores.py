@@ -16,9 +16,10 @@ def make_checker(
     context_tokens: int | None = CONTEXT,
     truncate_prompts: str = "none",
     encoder: Encoder | None = None,
+    chat_ending: int | None = None,
 ) -> Checker:
     """Return a checker whose tokens are bytes."""
-    limits = Limits(VOCABULARY, context_tokens, truncate_prompts)
+    limits = Limits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
     return Checker(file_names, sampling or SamplingParams(), limits, encoder or ByteTokenizer())
 
 

@@ -12,7 +12,7 @@ LAYERS = (
     ("allocation", "log", "stop", "atomic"),
     ("job",),
     ("records", "checkpoint"),
-    ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
+    ("bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline"),
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir", "identity"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration"),

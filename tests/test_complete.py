@@ -15,7 +15,7 @@ from hpc.progress import Progress
 from hpc.records import Completion, Request, Sample
 from hpc.scatter import Backlog
 from tests.engine.oracle import request
-from tests.fakes import ByteTokenizer
+from tests.fakes import ByteText, ByteTokenizer
 
 TEXT = ByteTokenizer().decode
 
@@ -100,6 +100,19 @@ def test_each_sample_is_trimmed_for_itself(tmp_path: Path) -> None:
         Sample((*b"ab",), "ab", "length"),
         Sample((*b"|",), "", "stop"),
     )
+
+
+def test_the_text_of_a_completion_is_read_behind_its_prompt() -> None:
+    one = request(list("aé".encode()[:2]), 0, SamplingParams(max_new_tokens=2))
+    assert finisher((), TEXT)([grown(one, 0, b"\xa9b")]).text == "éb"
+
+
+def test_log_probabilities_are_as_many_as_the_tokens_up_to_a_special_one_that_a_stop_string_names() -> None:
+    sequence = grown(request(list(b"a"), 0, SamplingParams(logprobs=0, stop=("b</s>",))), 0, b"ab")
+    sequence.token_ids += [300, 99]
+    sequence.logprobs = [(-float(at), ()) for at in range(4)]
+    found = finisher((), ByteText(**{"</s>": 300}))([sequence])
+    assert (found.text, found.token_ids, len(found.logprobs or ())) == ("a", (97, 98, 300), 3)
 
 
 def test_log_probabilities_are_trimmed_with_the_tokens() -> None:

@@ -260,6 +260,30 @@ def test_messages_are_written_by_the_chat_template(tmp_path: Path) -> None:
     assert prompts(check(tmp_path, {"messages": turns})) == [list(b"[system]s[user]hi")]
 
 
+@pytest.mark.parametrize(
+    ("row", "stop_token_ids"),
+    [
+        ({"messages": [HI]}, [9]),
+        ({"messages": [HI], "sampling": {"stop_token_ids": [4]}}, [4, 9]),
+        ({"messages": [HI], "sampling": {"stop_token_ids": [9]}}, [9]),
+        ({"messages": [HI], "sampling": {"ignore_eos": True}}, None),
+        ({"prompt": "hi"}, None),
+        ({"prompt_token_ids": [104]}, None),
+    ],
+)
+def test_a_chat_ends_at_the_token_that_ends_a_turn_too(
+    tmp_path: Path, row: dict[str, Any], stop_token_ids: list[int] | None
+) -> None:
+    [request] = requests(check(tmp_path, row, chat_ending=9))
+    assert request.get("sampling", {}).get("stop_token_ids") == stop_token_ids
+
+
+def test_the_token_that_ends_a_turn_is_a_part_of_the_key_of_a_chat(tmp_path: Path) -> None:
+    rows = [{"messages": [HI]}, {"prompt": "[user]hi"}]
+    without, ends = check(tmp_path, *rows)["keys"], check(tmp_path, *rows, chat_ending=9)["keys"]
+    assert [bool((old == new).all()) for old, new in zip(without, ends, strict=True)] == [False, True]
+
+
 def test_prompt_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     assert prompts(check(tmp_path, {"prompt_token_ids": [0, 255, 7]})) == [[0, 255, 7]]
 

@@ -219,11 +219,13 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
     def _has_ended(self, row: int, token: int) -> bool:
         sequence = self.sequences[row]
-        sampling = sequence.request.sampling
+        request, sampling = sequence.request, sequence.request.sampling
         return (
             token in self._endings[row]
             or len(sequence.token_ids) >= sampling.max_new_tokens
-            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens)
+            or ends_with_stop(
+                sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens, request.token_ids
+            )
         )
 
 

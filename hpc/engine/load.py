@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from hpc.engine import account
+from hpc.engine import account, endings
 from hpc.job import Refusal
 
 _STRETCHED = {"yarn", "linear", "dynamic"}
@@ -30,8 +30,13 @@ class Description:
     vocab_size: int
     context_tokens: int | None
     """Most tokens of prompt and completion together; None where the model sets no limit (ALiBi)."""
-    eos_token_ids: tuple[int, ...]
-    """From the generation config, else the config; nothing else is taken from there."""
+    eos_sources: Mapping[str, tuple[int, ...]]
+    """The end-of-sequence tokens that each file names; of the generation config nothing else is taken."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens that any file names."""
+        return endings.union(self.eos_sources)
 
 
 def quiet() -> None:
@@ -78,12 +83,6 @@ def describe(path: Path, trust_remote_code: bool = False, context_tokens: int | 
     """Read a model directory's configuration; `context_tokens` goes before the context that it says."""
     whole = configuration(path, trust_remote_code)
     config: Any = whole.get_text_config()
-    eos = None
-    with contextlib.suppress(OSError):  # there is no generation_config.json
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-    if eos is None:
-        eos = config.eos_token_id
-    eos_token_ids = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
     context = _context_tokens(config, path)
     if context_tokens is not None:
         table = context is not None and not getattr(config, "rope_parameters", None) and not hasattr(whole, "auto_map")
@@ -93,7 +92,7 @@ def describe(path: Path, trust_remote_code: bool = False, context_tokens: int | 
                 f"it must be at most {context}"
             )
         context = context_tokens
-    return Description(int(config.vocab_size), context, eos_token_ids)
+    return Description(int(config.vocab_size), context, endings.sources(path, config))
 
 
 def _context_tokens(config: Any, path: Path) -> int | None:

@@ -242,7 +242,8 @@ class Run:
             return True
         if not row.stop:
             return False
-        return ends_with_stop(token_ids, row.stop, self._decode, sequence.request.sampling.min_new_tokens)
+        request = sequence.request
+        return ends_with_stop(token_ids, row.stop, self._decode, request.sampling.min_new_tokens, request.token_ids)
 
     def _note(self, sequence: Sequence, guessed: int, right: int) -> None:
         assert self._drafts is not None

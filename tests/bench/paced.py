@@ -17,7 +17,7 @@ from hpc.loader import Replica
 from hpc.place import Place
 from hpc.predict import Bounds
 from hpc.rows import Checker, Limits
-from tests.fakes import ByteTokenizer, EchoLoader
+from tests.fakes import ByteTokenizer, EchoLoader, Spelled
 
 COSTS = StepCosts((1, 8, 64, 512), (5e-3, 6e-3, 12e-3, 60e-3), 1e-6, 2e-9, 5e-9)
 """Of a small model on a good device, in seconds."""
@@ -88,4 +88,4 @@ class PacedLoader(EchoLoader):
         return Checker(file_names, job.sampling, Limits(VOCABULARY, None), ByteTokenizer())
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
-        return Replica(PacedEngine(self._slowness), (END,), lambda token_ids: "x" * len(token_ids))
+        return Replica(PacedEngine(self._slowness), (END,), Spelled(lambda _: b"x"))

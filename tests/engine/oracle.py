@@ -16,7 +16,7 @@ from hpc.engine.hf import HFEngine
 from hpc.engine.load import load
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
-from tests.fakes import ListSource
+from tests.fakes import ListSource, Spelled
 
 LENGTHS = (1, 2, 3, 5, 9, 31, 64, 65, 128, 301)
 CPU = torch.device("cpu")
@@ -43,9 +43,8 @@ def one_bucket(all_prompts: Sequence[Sequence[int]], sampling: SamplingParams) -
     return [request(prompt, index, sampling, bucket) for index, prompt in enumerate(all_prompts)]
 
 
-def letters(token_ids: Sequence[int]) -> str:
-    """Decode each token to one letter of its own."""
-    return "".join(chr(0x4E00 + int(token)) for token in token_ids)
+letters = Spelled(lambda token: chr(0x4E00 + int(token)).encode())
+"""Each token is one letter of its own."""
 
 
 @cache

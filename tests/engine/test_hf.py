@@ -34,7 +34,7 @@ from tests.engine.oracle import (
     prompts,
     request,
 )
-from tests.fakes import ListSource
+from tests.fakes import Behind, ListSource, Spelled
 
 NEW = 12
 ALL = 100_000
@@ -443,7 +443,7 @@ def test_a_stop_string_that_ends_inside_a_token_ends_generation(
     tiny_model: Path, llama_greedy: list[list[int]]
 ) -> None:
     at, tokens = first_at(llama_greedy[8], 3), llama_greedy[8]
-    engine = load_engine(tiny_model, decode=lambda ids: "".join(f"<{token}>" for token in ids))
+    engine = load_engine(tiny_model, decode=Spelled(lambda token: b"<%d>" % token))
     steps = Steps()
     stop = f"{tokens[at - 1]}><{tokens[at]}"  # without the ">" of its last token
     generated(engine, [request(PROMPTS[8], 0, greedy(stop=(stop,)))], steps)
@@ -456,9 +456,7 @@ def test_a_stop_string_of_one_character_in_two_tokens_ends_generation(
     at, tokens = first_at(llama_greedy[8], 3), llama_greedy[8]
     assert tokens[at - 1] != tokens[at]
     halves = {tokens[at - 1]: b"\xc3", tokens[at]: b"\xa9"}  # é
-    engine = load_engine(
-        tiny_model, decode=lambda ids: b"".join(halves.get(token, b"x") for token in ids).decode(errors="replace")
-    )
+    engine = load_engine(tiny_model, decode=Spelled(lambda token: halves.get(token, b"x")))
     steps = Steps()
     generated(engine, [request(PROMPTS[8], 0, greedy(stop=("é",)))], steps)
     assert steps.count == at + 1
@@ -469,6 +467,14 @@ def test_any_of_several_stop_strings_ends_generation(tiny_model: Path, llama_gre
     steps = Steps()
     generated(load_engine(tiny_model), [request(PROMPTS[8], 0, greedy(stop=("no", text[at])))], steps)
     assert steps.count == at + 1
+
+
+def test_a_stop_string_is_looked_for_in_the_text_behind_the_prompt(
+    tiny_model: Path, llama_greedy: list[list[int]]
+) -> None:
+    steps, sampling = Steps(), greedy(stop=(letters(llama_greedy[8])[0],))
+    generated(load_engine(tiny_model, decode=Behind()), [request(PROMPTS[8], 0, sampling)], steps)
+    assert steps.count == 1
 
 
 def test_a_stop_string_ends_no_row_that_does_not_ask_for_it(tiny_model: Path, llama_greedy: list[list[int]]) -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, GPT2Config
 
+from hpc.engine import endings
 from hpc.engine.load import describe, load, resolve_device, resolve_dtype, weights
-from hpc.job import Refusal
+from hpc.job import Job, Refusal
+from hpc.loader import Loader
 from hpc.model import resolve
 from hpc.tokenizer import Tokenizer
 from tests.conftest import DEMO_MODEL, make_tiny_model
@@ -110,8 +112,11 @@ def test_a_context_within_a_table_of_positions_is_taken(tmp_path: Path) -> None:
     assert describe(tmp_path, context_tokens=77).context_tokens == 77
 
 
-@pytest.mark.parametrize(("value", "expected"), [(7, (7,)), (0, (0,)), ([7, 9], (7, 9)), (None, (256,))])
-def test_the_end_of_sequence_tokens_are_those_of_the_generation_config(
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(7, (7, 256)), (0, (0, 256)), ([7, 9], (7, 9, 256)), ([256, 7], (256, 7)), (None, (256,)), (-1, (256,))],
+)
+def test_the_end_of_sequence_tokens_are_those_of_generation_config_and_config(
     alter: Alter, value: Any, expected: tuple[int, ...]
 ) -> None:
     assert describe(alter("generation_config.json", {"eos_token_id": value})).eos_token_ids == expected
@@ -124,6 +129,48 @@ def test_without_a_generation_config_the_end_of_sequence_tokens_are_those_of_the
     folder = alter("config.json", {"eos_token_id": value})
     (folder / "generation_config.json").unlink()
     assert describe(folder).eos_token_ids == expected
+
+
+def test_the_end_of_sequence_tokens_of_the_part_that_is_a_language_model_count_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"eos_token_id": [5, 7], "text_config": {"eos_token_id": 9}}')
+    assert endings.union(endings.sources(tmp_path, None)) == (5, 7, 9)
+
+
+@pytest.mark.parametrize(("generation", "expected"), [({"eos_token_id": 7}, (7,)), ({}, (50256,))])
+def test_the_end_of_sequence_token_that_a_class_has_by_default_is_the_last_resort(
+    tmp_path: Path, generation: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert endings.union(endings.sources(tmp_path, GPT2Config())) == expected
+
+
+@pytest.mark.parametrize(
+    ("sources", "of_chats", "text"),
+    [
+        ({"a.json": (7,), "b.json": (7, 9)}, None, "completions end at <7> (7: a.json, b.json) or <9> (9: b.json)"),
+        ({"a.json": (7,)}, 8, "completions end at <7> (7: a.json); of chats also at <8> (8: the tokenizer)"),
+        ({"a.json": ()}, None, "no file of the model names a token that ends"),
+    ],
+)
+def test_it_is_said_what_ends_a_completion_and_where_that_stands(
+    sources: dict[str, tuple[int, ...]], of_chats: int | None, text: str
+) -> None:
+    assert endings.say(sources, lambda token: f"<{token}>", of_chats) == text
+
+
+@pytest.mark.parametrize(("eos", "expected"), [((), 256), ((7,), 256), ((7, 256), None)])
+def test_the_tokenizers_end_of_a_turn_is_told_where_it_is_none_of_the_models(
+    tiny_model: Path, eos: tuple[int, ...], expected: int | None
+) -> None:
+    assert Tokenizer(tiny_model).chat_ending(eos) == expected
+
+
+def test_rows_are_checked_for_the_end_of_a_turn_that_the_model_does_not_name(alter: Alter) -> None:
+    folder = alter("config.json", {"eos_token_id": 7})
+    (folder / "generation_config.json").unlink()
+    checker = Loader().checker(Job("m", ("c.jsonl",)), folder, ("c.jsonl",))
+    assert checker.limits.chat_ending == 256
 
 
 # Device and dtype.

@@ -33,7 +33,7 @@ from tests.engine.models import (
     tiny,
 )
 from tests.engine.oracle import Steps, generated, grow, letters, request
-from tests.fakes import ListSource
+from tests.fakes import Behind, ListSource
 
 NEW = 8
 FEW_SLOTS = Limits(max_seqs=3, step_tokens=64, cache_bytes=32 << 20)
@@ -232,6 +232,13 @@ def test_a_stop_string_of_some_tokens_ends_a_row(span: int) -> None:
     stop = letters(plain)[first_at(plain, 3) :][:span]
     found = generated(engine_of("llama", "torch"), requests_of(PROMPTS[3:4], greedy(stop=(stop,))))
     assert found[0] == plain[: letters(plain).index(stop) + span]
+
+
+def test_a_stop_string_is_looked_for_in_the_text_behind_the_prompt() -> None:
+    [plain] = expected(PROMPTS[3:4])
+    stop = letters(plain)[0]
+    found = generated(engine_of("llama", "torch", decode=Behind()), requests_of(PROMPTS[3:4], greedy(stop=(stop,))))
+    assert found[0] == plain[:1]
 
 
 def test_a_stop_string_ends_no_row_that_does_not_ask_for_it() -> None:
