@@ -57,7 +57,7 @@ class Loader:
         load.quiet()
         described = load.describe(path)
         limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
-        return Checker(file_names, job.sampling, limits, Tokenizer(path))
+        return Checker(file_names, job.sampling, limits, Tokenizer(path, job.chat_date))
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""

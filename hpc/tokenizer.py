@@ -4,24 +4,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc.chat import ChatWriter, Turn
+from hpc.clock import fix_date
+
 
 class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, chat_date: str = "") -> None:
+        """Load it; a chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's."""
         # Here, not above: --help, status and verify must not wait for transformers.
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._chat_date = chat_date
+        self._template: str | None = None
+        self._chats = ChatWriter(self._apply)
 
     @property
     def has_template(self) -> bool:
         """Whether the model says how a chat is written."""
         return self._tokenizer.chat_template is not None
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """Write a chat as the model's template does, up to where the assistant's answer begins."""
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def render(self, messages: Sequence[Turn]) -> str:
+        """Write a chat as the model's template does, up to where the assistant's answer begins.
+
+        Raises `LostText` where the template leaves text out, and whatever the template raises.
+        """
+        return self._chats.write(messages)
+
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        if self._template is None:
+            template = str(self._tokenizer.get_chat_template())
+            self._template = fix_date(template, self._chat_date) if self._chat_date else template
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def token(self, token_id: int) -> str:
+        """Return what a token is called."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """Tokenize texts, with or without the special tokens that the tokenizer adds by itself."""

@@ -33,6 +33,9 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
+    def token(self, token_id: int) -> str:
+        return f"token {token_id}"
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode(errors="replace")
 
