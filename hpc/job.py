@@ -222,7 +222,7 @@ class Job:
     model: str
     """A model directory, a .gguf file or a hub id."""
     corpus: tuple[str, ...]
-    """JSONL file, several, or a quoted glob; read in the order given (a glob in sorted order)."""
+    """JSONL file, several, a quoted glob, or - for standard input; read in the order given (a glob in sorted order)."""
     name: str = ""
     """Name of the run directory below --runs; default: the corpus' stem."""
     runs: str = "runs"
