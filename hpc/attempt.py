@@ -1,15 +1,19 @@
 """One try at a run, as rank 0 sees it: what runs, where, and who takes part."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hpc import log
+from hpc import corpus, formats, log, pipe
 from hpc.allocation import EARLY_SIGNAL_S, Allocation
+from hpc.corpus import CorpusError
 from hpc.deadline import Deadline
-from hpc.job import Job
+from hpc.job import Job, Refusal
 from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.model import Model, as_bound
@@ -84,15 +88,27 @@ def begin(
     began = time.monotonic()
     place = leader.place_ranks(job.device)
     model = loader.resolve(job.model)
-    earlier = directory.read_job()
-    if job.dtype == "auto":
-        known: Any = earlier["bound"].get("dtype") if earlier else None
-        resolved: Any = known or loader.dtype(job)
-        job = replace(job, dtype=resolved)
-    bound = {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype}
-    directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}))
+    with contextlib.ExitStack() as stack:
+        if directory.share:  # the first of the jobs decides for all of them
+            stack.enter_context(directory.alone("begin", lambda: bool(leader.stop.reason)))
+        earlier = directory.read_job()
+        if job.dtype == "auto":
+            known: Any = earlier["bound"].get("dtype") if earlier else None
+            resolved: Any = known or loader.dtype(job)
+            job = replace(job, dtype=resolved)
+        job = replace(
+            job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
+        )
+        bound = {
+            "model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype,
+            "chat_date": job.chat_date,
+        }  # fmt: skip
+        directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}))
+        if earlier is None:  # else only when the corpus has not been refused
+            directory.write_job(job, files, bound, model.path)
+        else:
+            directory.bind("chat_date", job.chat_date)
     number = directory.next_attempt()
-    job = replace(job, name=directory.path.name, runs=str(directory.path.parent))
     directory.set_state("running")
     directory.cancelled.unlink(missing_ok=True)
     log.configure(0, leader.world.size, directory.log(number, 0))
@@ -106,8 +122,6 @@ def begin(
         if allocation.ends_at is not None:
             left = allocation.ends_at - time.time() - job.slurm.signal_delay_s - EARLY_SIGNAL_S
     attempt = Attempt(job, leader, loader, directory, number, files, model, bound, place, events, began, {}, left)
-    if earlier is None:  # else only when the corpus has not been refused
-        attempt.write_job()
     leader.introduce(attempt.run_values())
     if left is not None:
         LOGGER.info("Slurm may say stop in %s: what would not end by then is not begun", duration(max(0, left)))
@@ -123,3 +137,58 @@ def begin(
 def run_path(job: Job, files: tuple[Path, ...]) -> Path:
     """Return the run directory of a job."""
     return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+
+
+def chat_date(job: Job, directory: RunDirectory) -> str:
+    """Return date and time for chat templates: the job's, or that at which the run was begun."""
+    earlier = directory.read_job()
+    if job.chat_date or earlier is None:
+        return job.chat_date or datetime.now().isoformat(timespec="seconds")
+    moment = datetime.now()
+    if directory.next_attempt() > 1:  # begun before the date was written down: the prompts are as old as their file
+        with contextlib.suppress(FileNotFoundError):
+            moment = datetime.fromtimestamp((directory.path / "store.json").stat().st_mtime)
+    return str(earlier["bound"].get("chat_date") or moment.isoformat(timespec="seconds"))
+
+
+def find_corpus(job: Job) -> tuple[Path, ...]:
+    """Return the corpus files of a job, absolute; raise `Refusal` for what is none, or of a format that is not read."""
+    try:
+        files = corpus.find(job.corpus)
+    except CorpusError as error:
+        raise Refusal(str(error)) from error
+    if not job.name and pipe.is_nameless(files[0]):
+        raise Refusal("a corpus that comes through a pipe gives no name to the run; add --name")
+    if job.share and any(map(pipe.is_pipe, files)):
+        raise Refusal("the jobs that share a corpus must all read it, and a pipe can be read once; write it to a file")
+    for file in files:
+        if not pipe.is_pipe(file):
+            _check_format(file, str(file))
+    return files
+
+
+def keep_corpus(files: Sequence[Path], directory: RunDirectory, give_up: Callable[[], bool]) -> tuple[Path, ...] | None:
+    """Return the corpus files, pipes copied into the run directory; None if it was given up.
+
+    Raises `Refusal` for what cannot be copied, or is of a format that is not read.
+    """
+    try:
+        kept = pipe.keep(files, directory.path / "corpus", give_up)
+    except CorpusError as error:
+        raise Refusal(str(error)) from error
+    except OSError as error:
+        raise RuntimeError(f"cannot copy the corpus into {directory.path}: {error}; make room and run again") from error
+    for file, copy in zip(files, kept or files, strict=True):
+        if copy != file:
+            _check_format(copy, "FILE")
+    return kept
+
+
+def _check_format(file: Path, name: str) -> None:
+    try:
+        with open(file, "rb") as opened:
+            found = formats.foreign(opened.read(formats.HEAD_BYTES), name)
+    except OSError as error:
+        raise Refusal(f'corpus "{file}" cannot be read: {error.strerror}') from error
+    if found is not None:
+        raise Refusal(f'corpus "{file}" cannot be read: {found}')

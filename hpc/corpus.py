@@ -16,6 +16,9 @@ from typing import Any
 from hpc.job import SamplingParams
 from hpc.records import RowId
 
+STDIN = Path("/dev/stdin")
+"""The corpus file that "-" stands for."""
+
 PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 ROLES = ("system", "user", "assistant", "tool")
 ROW_KEYS = (*PROMPT_KEYS, "id", "sampling")
@@ -62,7 +65,8 @@ class Row:
 
     id: RowId
     prompt: str | None
-    messages: list[dict[str, str]] | None
+    messages: list[dict[str, Any]] | None
+    """Turns of role and content: a string, or a list of text parts."""
     token_ids: list[int] | None
     sampling: SamplingParams
 
@@ -71,13 +75,19 @@ def find(patterns: Sequence[str]) -> tuple[Path, ...]:
     """Return the corpus files that names and globs stand for; raise `CorpusError` for what is no file."""
     files: list[Path] = []
     for pattern in patterns:
+        if pattern == "-":
+            files.append(STDIN)
+            continue
         path = Path(pattern).expanduser()
         if path.is_dir():
             raise CorpusError(f'corpus "{pattern}" is a folder; name its files, for example "{pattern}/*.jsonl"')
         found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         found = [path for path in found if not path.is_dir()]
         if not found:
-            raise CorpusError(f'corpus "{pattern}": no such file; --corpus takes JSONL files or a quoted glob')
+            hint = "; another process's pipe cannot be opened here: give it to --corpus -" * pattern.startswith(
+                "/dev/fd/"
+            )
+            raise CorpusError(f'corpus "{pattern}": no such file; --corpus takes JSONL files or a quoted glob{hint}')
         files.extend(found)
     return tuple(file.absolute() for file in files)
 
@@ -160,6 +170,8 @@ def check(value: dict[str, Any], identity: RowId, defaults: SamplingParams) -> R
     prompt = messages = token_ids = None
     if given == ["prompt"]:
         prompt = _text(value["prompt"], '"prompt"')
+        if not prompt:
+            raise RowError("empty", '"prompt" is empty; it must have at least one character')
     elif given == ["messages"]:
         messages = _messages(value["messages"])
     else:
@@ -199,8 +211,6 @@ def _short(value: object) -> str:
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise RowError("prompt", f"{name} is {_short(value)}; it must be a string")
-    if not value:
-        raise RowError("empty", f"{name} is empty; it must have at least one character")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -210,20 +220,46 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _messages(value: object) -> list[dict[str, str]]:
+def _messages(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list):
         raise RowError("messages", f'"messages" is {_short(value)}; it must be a list of {{"role", "content"}}')
     if not value:
         raise RowError("empty", '"messages" is empty; it must have at least one turn')
     turns = []
-    for index, turn in enumerate(value):
+    for index, given in enumerate(value):
         name = f'"messages"[{index}]'
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-            raise RowError("messages", f'{name} is {_short(turn)}; it must have "role" and "content", nothing else')
+        turn = {key: kept for key, kept in given.items() if kept is not None} if isinstance(given, dict) else {}
+        if set(turn) != {"role", "content"}:
+            raise RowError("messages", f'{name} is {_short(given)}; it must have "role" and "content", nothing else')
         if turn["role"] not in ROLES:
             raise RowError("role", f"{name} has the role {_short(turn['role'])}; the roles are {', '.join(ROLES)}")
-        turns.append({"role": turn["role"], "content": _text(turn["content"], f'the "content" of {name}')})
+        turns.append({"role": turn["role"], "content": _content(turn["content"], f'the "content" of {name}')})
+    if turns[-1]["role"] == "assistant":
+        raise RowError(
+            "messages",
+            f"{name} is the last turn and the assistant's, which a chat template closes: nothing would go on with it; "
+            'end with another role, or write the whole prompt as "prompt"',
+        )
     return turns
+
+
+def _content(value: object, name: str) -> str | list[dict[str, str]]:
+    """Check the content of a turn, which may be empty: a string, or a list of text parts."""
+    if not isinstance(value, list):
+        return _text(value, name)
+    if not value:
+        raise RowError("empty", f"{name} is an empty list; it must be a string or have at least one part")
+    parts = []
+    for index, given in enumerate(value):
+        part = {key: kept for key, kept in given.items() if kept is not None} if isinstance(given, dict) else {}
+        if set(part) != {"type", "text"} or part["type"] != "text":
+            raise RowError(
+                "messages",
+                f'part {index} of {name} is {_short(given)}; a part must be {{"type": "text", "text": "…"}}, for '
+                "nothing but text can be read",
+            )
+        parts.append({"type": "text", "text": _text(part["text"], f'the "text" of part {index} of {name}')})
+    return parts
 
 
 def _token_ids(value: object) -> list[int]:

@@ -7,18 +7,17 @@ import json
 import os
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hpc import bucket, calibration, corpus, pipeline
-from hpc.attempt import Attempt, run_path
+from hpc import bucket, calibration, pipeline
+from hpc.attempt import Attempt, chat_date, find_corpus, keep_corpus, run_path
 from hpc.calibration import Calibration
 from hpc.comm import Single
-from hpc.corpus import CorpusError
 from hpc.estimate import Demand, Estimator, Prediction, fewest
 from hpc.job import Job, Refusal
 from hpc.journal import JournalIndex
@@ -108,10 +107,7 @@ def forecast(
     deadline_min: float | None = None,
 ) -> Forecast:
     """Read the corpus of a job and predict; raise `Refusal` where it cannot be done."""
-    try:
-        files = corpus.find(job.corpus)
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
+    files = find_corpus(job)
     model = loader.resolve(job.model)
     found = _calibration(job, model, given, ranks_on_node)
     directory = RunDirectory(run_path(job, files))
@@ -119,8 +115,12 @@ def forecast(
     directory.acquire(job.force)
     try:
         leader, events = Leader(Single(), Stop()), Events(Path(os.devnull))
+        kept = keep_corpus(files, directory, leader.step)
+        if kept is None:
+            raise Refusal("stopped")
+        job = replace(job, chat_date=chat_date(job, directory))
         attempt = Attempt(
-            job, leader, loader, directory, 0, files, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
+            job, leader, loader, directory, 0, kept, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
         )
         index = JournalIndex(directory.journals())
         tokens = pipeline.read_corpus(attempt, index)

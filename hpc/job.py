@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from hpc.allocation import Share, Slurm
@@ -32,6 +33,17 @@ _FIRST_PARAMETERS = (
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
         raise ValueError(f'"{name}" is {value!r}; {rule}')
+
+
+def _moment(date: str) -> str:
+    """Return a date, or date and time, as date and time in ISO format; nothing for nothing."""
+    try:
+        return datetime.fromisoformat(date).isoformat(timespec="seconds") if date else ""
+    except (TypeError, ValueError):
+        raise ValueError(
+            f'"chat_date" is {date!r}; it must be a date such as 2026-11-28, or a date and time such as '
+            "2026-11-28T09:30:00"
+        ) from None
 
 
 def _is_int(value: object) -> bool:
@@ -163,12 +175,14 @@ class SamplingParams:
     def override(self, values: Mapping[str, Any]) -> "SamplingParams":
         """Return these parameters with some of them replaced.
 
-        `values` comes from JSON: lists stand for tuples, one string for a list of one. Raises
-        `ValueError` for a name that is none of the parameters, or a value that breaks its rule.
+        `values` comes from JSON: lists stand for tuples, one string for a list of one, null for what is not
+        given. Raises `ValueError` for a name that is none of the parameters, or a value that breaks its rule.
         """
         names = [f.name for f in dataclasses.fields(self)]
         changes: dict[str, Any] = {}
         for name, value in values.items():
+            if value is None:  # absent; what is not given is as it was
+                continue
             if name not in names:
                 raise ValueError(f'"{name}" is no sampling parameter; the parameters are {", ".join(names)}')
             if name == "stop" and isinstance(value, str):
@@ -208,7 +222,7 @@ class Job:
     model: str
     """A model directory, a .gguf file or a hub id."""
     corpus: tuple[str, ...]
-    """JSONL file, several, or a quoted glob; read in the order given (a glob in sorted order)."""
+    """JSONL file, several, a quoted glob, or - for standard input; read in the order given (a glob in sorted order)."""
     name: str = ""
     """Name of the run directory below --runs; default: the corpus' stem."""
     runs: str = "runs"
@@ -246,6 +260,8 @@ class Job:
     """Most tokens of a prompt and its completion together, in place of what the model's config says."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model: it can do whatever you can."""
+    chat_date: str = ""
+    """The date (2026-11-28), or date and time, for chat templates that write it; default: when the run is begun."""
     max_error_rate: float = 1.0
     """End with a fault if a greater share of the rows are error rows."""
     retry_errors: bool = False
@@ -277,6 +293,7 @@ class Job:
             self.context_tokens,
             "it must be at least 1",
         )
+        object.__setattr__(self, "chat_date", _moment(self.chat_date))
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         Share.of(self.share)
         _require(self.show >= 0, "show", self.show, "it must be at least 0")

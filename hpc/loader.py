@@ -67,7 +67,7 @@ class Loader:
         load.quiet()
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
         with load.refusing(path):
-            tokenizer = Tokenizer(path, job.trust_remote_code)
+            tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date)
         ending = tokenizer.chat_ending(described.eos_token_ids)
         limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts, ending)
         return Checker(file_names, job.sampling, limits, tokenizer)

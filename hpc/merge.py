@@ -22,7 +22,8 @@ class OutputRow:
     """One row of the output; `line` is None while its completion is missing."""
 
     row: int
-    id: RowId
+    id: RowId | None
+    """None for a row whose id cannot be read."""
     line: bytes | None
     error: bool = False
     prompt_tokens: int = 0
@@ -77,20 +78,20 @@ def _decode(answer: tuple[int, bytes]) -> Completion:
         raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
 
 
-def _identity(text: bytes, row: int) -> tuple[RowId, dict[str, Any]]:
+def _identity(text: bytes, row: int) -> tuple[RowId | None, dict[str, Any]]:
     """Return id and content of a row as far as they can be read."""
     try:
         value = corpus.decode(text)
     except RowError:
-        return row, {}
+        return None, {}
     try:
         return corpus.row_id(value, row), value
     except RowError:
-        return row, value
+        return None, value
 
 
 def _line(
-    identity: RowId,
+    identity: RowId | None,
     completion: Completion | None,
     prompt_tokens: int,
     error: dict[str, str] | None,

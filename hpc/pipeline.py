@@ -7,17 +7,17 @@ says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages
 import contextlib
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from hpc import corpus, expect, output, place, read, scatter, summary
+from hpc import clock, expect, output, pipe, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
-from hpc.attempt import Attempt, begin, run_path
+from hpc.attempt import Attempt, begin, find_corpus, keep_corpus, run_path
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
-from hpc.corpus import Blocks, CorpusError
+from hpc.corpus import Blocks
 from hpc.follow import follow
 from hpc.gather import Gathering, OwnRecords
 from hpc.job import Job, Refusal
@@ -61,16 +61,20 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
 
 def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocation | None) -> int:
     """Take the run directory, tell the story, give it back."""
-    try:
-        files = corpus.find(job.corpus)
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
+    files = find_corpus(job)
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
     directory.acquire(job.force)
     before = directory.state
     try:
-        return lead(begin(job, directory, files, leader, loader, allocation))
+        kept = keep_corpus(files, directory, leader.step)
+        if kept is None:
+            directory.set_state("drained")
+            LOGGER.warning("stopped (%s); run the same command again to go on", leader.stop.reason)
+            return UNFINISHED
+        if kept != files:  # job.json can be run again where there is no pipe
+            job = replace(job, corpus=tuple(map(str, kept)), name=directory.path.name)
+        return lead(begin(job, directory, kept, leader, loader, allocation))
     except Refusal:
         directory.restore_state(before)  # what an earlier attempt left is as it was
         raise
@@ -89,6 +93,7 @@ def lead(attempt: Attempt) -> int:
         if tokens is None:
             return drain(attempt)
         attempt.write_job()
+        pipe.forget(attempt.directory.path / "corpus", attempt.files)
         work, dispatcher = plan(attempt, tokens, earlier)
         own = generate_all(attempt, tokens, earlier, work, dispatcher)
         if attempt.leader.stop.reason or attempt.leader.requests_left():
@@ -161,12 +166,13 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
     stats = [(str(file), file.stat()) for file in attempt.files]
     sampling = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(attempt.job.sampling).items()}
     return {
-        "format": 1,
+        "format": 2,
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "limit": attempt.job.limit,
         "sampling": sampling,
         "truncate_prompts": attempt.job.truncate_prompts,
         "context_tokens": attempt.job.context_tokens,
+        "chat_date": attempt.job.chat_date if clock.tells_date(attempt.model.path) else "",
         "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
     }
 

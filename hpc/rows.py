@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc import corpus, store
+from hpc.chat import LostText, Turn
 from hpc.corpus import Block, Row, RowError
 from hpc.job import SamplingParams
 from hpc.records import KEY_BYTES, RowId, completion_key
@@ -23,8 +24,11 @@ class Encoder(Protocol):
     def has_template(self) -> bool:
         """Whether chats can be rendered."""
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """Write a chat as text."""
+    def render(self, messages: Sequence[Turn]) -> str:
+        """Write a chat as text; raise `LostText` where text of it would not be there."""
+
+    def token(self, token_id: int) -> str:
+        """Return what a token is called."""
 
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         """Tokenize texts."""
@@ -62,11 +66,14 @@ class Checker:
         found = [self._check_line(row, line, text) for row, line, text in block.rows()]
         self._encode(found)
         for entry in found:
+            self._check_vocabulary(entry)
             self._fit(entry)
         prompts = [np.asarray(entry.token_ids, dtype=np.int32) for entry in found]
         requests = [store.request_line(entry.identity, self._overrides(entry)) for entry in found]
         keys = [
-            completion_key(prompt, entry.sampling, entry.identity) if entry.error is None else bytes(KEY_BYTES)
+            bytes(KEY_BYTES)
+            if entry.error is not None or entry.identity is None
+            else completion_key(prompt, entry.sampling, entry.identity)
             for entry, prompt in zip(found, prompts, strict=True)
         ]
         errors = [
@@ -92,11 +99,11 @@ class Checker:
         return f"{self.file_names[block.file]}:{entry.line}"
 
     def _check_line(self, row: int, line: int, text: bytes) -> "_Entry":
-        entry = _Entry(row, line, row, self.defaults)
+        entry = _Entry(row, line, None, self.defaults)
         try:
             value = corpus.decode(text.removesuffix(b"\r"))
-            entry.identity = corpus.row_id(value, row)
-            entry.checked = corpus.check(value, entry.identity, self.defaults)
+            entry.identity = identity = corpus.row_id(value, row)
+            entry.checked = corpus.check(value, identity, self.defaults)
             entry.sampling = self._sampling(entry.checked)
             entry.text, entry.special = self._text(entry.checked), entry.checked.prompt is not None
             entry.token_ids = self._known(entry.checked.token_ids or [])
@@ -118,6 +125,8 @@ class Checker:
             raise RowError("template", 'the model has no chat template for "messages"; give the text as "prompt"')
         try:
             return self.encoder.render(row.messages)
+        except LostText as error:
+            raise RowError("template", str(error)) from None
         except Exception as error:  # a template is the model's own program, and may raise anything
             raise RowError("template", f"the model's chat template refuses these messages: {error}") from None
 
@@ -144,6 +153,18 @@ class Checker:
                         [entry.token_ids] = self.encoder.encode([entry.text or ""], special)
                     except Exception as error:
                         entry.error = RowError("tokenize", f"the tokenizer refuses this text: {error}")
+
+    def _check_vocabulary(self, entry: "_Entry") -> None:
+        """Refuse a text for which the tokenizer has tokens that the model has not."""
+        if entry.error is None and entry.token_ids and max(entry.token_ids) >= self.limits.vocab_size:
+            token = next(token for token in entry.token_ids if token >= self.limits.vocab_size)
+            entry.error = RowError(
+                "token_ids",
+                f"the tokenizer makes token {token} ({self.encoder.token(token)!r}) of this text, and the token ids of "
+                f"the model are 0 to {self.limits.vocab_size - 1}: tokenizer or chat template are not this model's; "
+                "give the folder of the model the files that it was trained with",
+            )
+            entry.token_ids = []
 
     def _fit(self, entry: "_Entry") -> None:
         if entry.error is not None:
@@ -184,7 +205,8 @@ class _Entry:
 
     row: int
     line: int
-    identity: RowId
+    identity: RowId | None
+    """None where it cannot be read; such a row is always refused."""
     sampling: SamplingParams
     error: RowError | None = None
     checked: Row | None = None
@@ -200,6 +222,6 @@ def _also_ending(sampling: SamplingParams, token: int) -> SamplingParams:
     return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, token))
 
 
-def _id_hash(identity: RowId) -> int:
+def _id_hash(identity: RowId | None) -> int:
     """Return 64 bits that differ, but for chance, where ids differ in type or value."""
     return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "little")

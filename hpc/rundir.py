@@ -251,6 +251,13 @@ class RunDirectory:
         }
         atomic.write(self.path / "job.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
+    def bind(self, name: str, value: str) -> None:
+        """Add to what a run that has been begun or submitted is bound to; what is there already stays."""
+        earlier = self.read_job()
+        if earlier is not None and name not in earlier["bound"]:
+            earlier["bound"][name] = value
+            atomic.write(self.path / "job.json", json.dumps(earlier, indent=2, ensure_ascii=False) + "\n")
+
     def check_bound(self, bound: Mapping[str, str]) -> None:
         """Raise `Refusal`, naming the field, if the run is bound to something else.
 

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpc import atomic, corpus, squeue, template
+from hpc import atomic, attempt, pipe, squeue, template
 from hpc.allocation import Slurm, check_time
 from hpc.attempt import run_path
-from hpc.corpus import CorpusError
 from hpc.job import Job, Refusal
 from hpc.model import Model, as_bound
 from hpc.rundir import RunDirectory
@@ -54,6 +53,8 @@ def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = No
         bound |= {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template}
     if job.dtype != "auto":
         bound["dtype"] = job.dtype
+    if job.chat_date:
+        bound["chat_date"] = job.chat_date
     directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}) if model else bound)
     directory.write_job(job, files, bound, model.path if model else Path(job.model))
     atomic.write(directory.path / "job.py", record(job))
@@ -62,11 +63,11 @@ def prepare(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = No
 
 
 def find_corpus(job: Job) -> tuple[Path, ...]:
-    """Return the corpus files of a job, absolute; raise `Refusal` if there are none."""
-    try:
-        return tuple(file.absolute() for file in corpus.find(job.corpus))
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
+    """Return the corpus files of a job, absolute; raise `Refusal` if there are none, or a node could not read them."""
+    files = attempt.find_corpus(job)
+    if any(map(pipe.is_pipe, files)):
+        raise Refusal("a batch job cannot read what comes through a pipe here; write it to a file")
+    return files
 
 
 def absolute(job: Job, files: Sequence[Path], run: Path) -> Job:

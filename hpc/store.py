@@ -129,10 +129,12 @@ class StoreWriter:
         added: list[bytes] = []
         with open(atomic.aside(self._folder / _REQUESTS), "rb") as file:
             for row in np.unique(np.concatenate([order[same], order[same + 1]])).tolist():
+                if offsets[row, Column.REFUSED]:  # it has no claim on its id
+                    continue
                 file.seek(offsets[row, Column.REQUEST])
                 identity = json.loads(file.readline())["id"]
                 first = first_of.setdefault((type(identity), identity), row)
-                if first != row and not offsets[row, Column.REFUSED]:
+                if first != row:
                     at, before = (
                         f"{file_names[offsets[r, Column.FILE]]}:{offsets[r, Column.LINE]}" for r in (row, first)
                     )
@@ -259,7 +261,7 @@ def error_line(row: int, kind: str, message: str) -> bytes:
     return json.dumps({"row": row, "error": {"kind": kind, "message": message}}).encode() + b"\n"
 
 
-def request_line(identity: int | str, sampling: dict[str, Any]) -> bytes:
+def request_line(identity: int | str | None, sampling: dict[str, Any]) -> bytes:
     """Return the line of requests.jsonl for a row; `sampling` holds what differs from the job's."""
     value = {"id": identity, "sampling": sampling} if sampling else {"id": identity}
     return json.dumps(value).encode() + b"\n"

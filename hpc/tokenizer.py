@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc.chat import ChatWriter, Turn
+from hpc.clock import fix_date
 from hpc.detokenizer import ByText, detokenizer
 from hpc.trim import Decode
 
@@ -11,11 +13,15 @@ from hpc.trim import Decode
 class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
 
-    def __init__(self, path: Path, trust_remote_code: bool = False) -> None:
+    def __init__(self, path: Path, trust_remote_code: bool = False, chat_date: str = "") -> None:
+        """Load it; a chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's."""
         # Here, not above: --help, status and verify must not wait for transformers.
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self._chat_date = chat_date
+        self._template: str | None = None
+        self._chats = ChatWriter(self._apply)
         self.decode = _decode_of(self._tokenizer)
         """Makes text of tokens, special tokens left out and no space tidied away."""
 
@@ -24,9 +30,22 @@ class Tokenizer:
         """Whether the model says how a chat is written."""
         return self._tokenizer.chat_template is not None
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """Write a chat as the model's template does, up to where the assistant's answer begins."""
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def render(self, messages: Sequence[Turn]) -> str:
+        """Write a chat as the model's template does, up to where the assistant's answer begins.
+
+        Raises `LostText` where the template leaves text out, and whatever the template raises.
+        """
+        return self._chats.write(messages)
+
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        if self._template is None:
+            template = str(self._tokenizer.get_chat_template())
+            self._template = fix_date(template, self._chat_date) if self._chat_date else template
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def token(self, token_id: int) -> str:
         """Return what a token is called."""

@@ -25,11 +25,12 @@ def compare(path: Path, expected: Iterator[OutputRow], tokens: TokenStore) -> It
             value = _object(line)
             if rows_of is None:
                 rows_of = _rows_of(tokens)
-            at = None if value is None else rows_of.get(_name(value.get("id")))
-            if row is None or (at is not None and at < row.row and _name(value and value.get("id")) != _name(row.id)):
+            at = None if value is None else rows_of.get(_name(value))
+            other = row is not None and _name(value) != _name_of(row)
+            if row is None or (at is not None and at < row.row and other):
                 yield f"line {number}: {_what(value, at)} stands here again, or out of its order"
                 continue
-            if at is not None and _name(row.id) != _name(value and value.get("id")):
+            if at is not None and other:
                 while row is not None and row.row < at:
                     yield f"row {row.row} (id {row.id!r}): its line is missing before line {number}"
                     row = next(expected, None)
@@ -45,15 +46,29 @@ def compare(path: Path, expected: Iterator[OutputRow], tokens: TokenStore) -> It
 
 
 def _rows_of(tokens: TokenStore) -> dict[str, int]:
-    """Return the first row of each id."""
+    """Return the first row of each name."""
     found: dict[str, int] = {}
+    errors = tokens.errors()
+    refused, error = next(errors, (-1, {}))
     for row in range(tokens.num_rows):
-        found.setdefault(_name(json.loads(tokens.request_line(row))["id"]), row)
+        value: dict[str, Any] = {"id": json.loads(tokens.request_line(row))["id"]}
+        if row == refused:
+            value["error"] = error
+            refused, error = next(errors, (-1, {}))
+        found.setdefault(_name(value), row)
     return found
 
 
-def _name(identity: object) -> str:
-    return json.dumps(identity)
+def _name(value: dict[str, Any] | None) -> str:
+    """Return what tells an output row from others: its id, or the error of one without, which names its line."""
+    named: Any = None if value is None else value.get("id")
+    if named is None and value is not None and isinstance(value.get("error"), dict):
+        named = [value["error"].get("message")]
+    return json.dumps(named)
+
+
+def _name_of(row: OutputRow) -> str:
+    return _name(_object(row.line)) if row.id is None and row.line is not None else _name({"id": row.id})
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

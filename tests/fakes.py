@@ -35,6 +35,9 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
+    def token(self, token_id: int) -> str:
+        return f"token {token_id}"
+
     @property
     def decode(self) -> "ByteText":
         return ByteText()

@@ -12,10 +12,10 @@ LAYERS = (
     ("allocation", "log", "stop", "atomic"),
     ("job",),
     ("records", "checkpoint"),
-    ("bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline"),
+    ("bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline", "chat", "clock"),
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir", "identity"),
-    ("store", "merge", "model", "gather", "place", "squeue", "calibration"),
+    ("store", "merge", "model", "gather", "place", "squeue", "calibration", "formats", "pipe"),
     ("rows", "scatter", "read", "verify", "outline", "estimate"),
     ("complete", "loader", "output", "live", "history"),
     ("leader", "follow", "summary", "diagnosis", "page", "chart"),
@@ -41,7 +41,10 @@ ONLY_IN = {
     "safetensors": ("comm.py", "engine/"),
 }
 
-PURE = ("bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job")
+PURE = (
+    "bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job", "chat",
+    "formats",
+)  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
 

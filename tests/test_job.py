@@ -186,7 +186,13 @@ def test_an_override_with_an_unknown_name_is_refused_with_the_names_there_are() 
     assert all(field.name in str(caught.value) for field in dataclasses.fields(SamplingParams))
 
 
-@pytest.mark.parametrize("value", [0, None, "5", [5]])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SamplingParams)])
+def test_a_null_in_an_override_counts_as_absent(field: str) -> None:
+    params = SamplingParams(temperature=0.5, n=3, logprobs=2, stop=("x",), seed=4, min_new_tokens=1)
+    assert params.override({field: None}) == params
+
+
+@pytest.mark.parametrize("value", [0, "5", [5], [None]])
 def test_an_override_is_checked_as_a_value_is(value: Any) -> None:
     with pytest.raises(ValueError, match='"max_new_tokens" is '):
         SamplingParams().override({"max_new_tokens": value})
@@ -265,3 +271,22 @@ def test_a_job_comes_back_from_json_as_it_was() -> None:
 def test_a_job_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         JOB.limit = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", ""),
+        ("2026-11-28", "2026-11-28T00:00:00"),
+        ("2026-11-28T09:30", "2026-11-28T09:30:00"),
+        ("2026-11-28 09:30:05", "2026-11-28T09:30:05"),
+    ],
+)
+def test_a_chat_date_is_kept_as_date_and_time(given: str, kept: str) -> None:
+    assert Job(model="m", corpus=("c",), chat_date=given).chat_date == kept
+
+
+@pytest.mark.parametrize("given", ["today", "28.11.2026", "2026-13-01", 5])
+def test_a_chat_date_that_is_none_is_refused_with_the_way_out(given: Any) -> None:
+    with pytest.raises(ValueError, match=r'"chat_date" is .*; it must be a date such as 2026-11-28'):
+        Job(model="m", corpus=("c",), chat_date=given)

@@ -80,14 +80,14 @@ def test_an_engine_error_is_written_without_text() -> None:
     assert (row.error, found["text"], found["finish_reason"], found["error"]) == (True, None, "error", BROKEN)
 
 
-def test_a_row_that_cannot_be_read_is_written_with_its_index_for_an_id() -> None:
+def test_a_row_that_cannot_be_read_is_written_without_an_id() -> None:
     rows = merged([{"prompt": "a", "id": "id0"}, b"{"], [record(0)], errors=[(1, REFUSED)])
-    assert (rows[1].id, output(rows[1])["id"]) == (1, 1)
+    assert (rows[1].id, output(rows[1])["id"]) == (None, None)
 
 
-def test_a_row_with_a_wrong_id_is_written_with_its_index_and_its_meta() -> None:
+def test_a_row_with_a_wrong_id_is_written_without_one_and_with_its_meta() -> None:
     [row] = merged([{"prompt": "a", "id": 1.5, "tag": "x"}], errors=[(0, REFUSED)])
-    assert (output(row)["id"], output(row)["meta"]) == (0, {"tag": "x"})
+    assert (output(row)["id"], output(row)["meta"]) == (None, {"tag": "x"})
 
 
 def test_every_other_key_of_a_row_is_carried_as_meta() -> None:

@@ -1,5 +1,6 @@
 """Every rule for a row: what breaks it is one error row that says where, what, the rule and the way out."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,10 +115,30 @@ HI = {"role": "user", "content": "hi"}
         ({"messages": []}, "empty", '"messages" is empty', "at least one turn"),
         ({"prompt_token_ids": []}, "empty", '"prompt_token_ids" is empty', "at least one token"),
         (
-            {"messages": [HI, {"role": "user", "content": ""}]},
+            {"messages": [{"role": "user", "content": []}]},
             "empty",
-            'the "content" of "messages"[1] is empty',
-            "at least one character",
+            'the "content" of "messages"[0] is an empty list',
+            "at least one part",
+        ),
+        (
+            {"messages": [HI, {"role": "assistant", "content": "so"}]},
+            "messages",
+            '"messages"[1] is the last turn',
+            "end",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, "messages", '"content": null', TURN),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]},
+            "messages",
+            'part 0 of the "content" of "messages"[0] is {"type": "image"',
+            "nothing but text can be read",
+        ),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, "messages", "part 0", "nothing but text can be read"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+            "prompt",
+            'the "text" of part 0 of the "content" of "messages"[0] is 5',
+            "it must be a string",
         ),
         ({"messages": "hi"}, "messages", '"messages" is hi', "it must be a list"),
         ({"messages": HI}, "messages", '"messages" is {"role"', "it must be a list"),
@@ -160,7 +181,7 @@ HI = {"role": "user", "content": "hi"}
             '"max_new_tokens" is -3',
             "it must be at least 1",
         ),
-        ({"prompt": "a", "sampling": {"seed": None}}, "sampling", '"seed" is None', "it must be an integer"),
+        ({"prompt": "a", "sampling": {"seed": [None]}}, "sampling", '"seed" is (None,)', "it must be an integer"),
         (
             {"messages": [HI, {"role": "system", "content": "late"}]},
             "template",
@@ -233,8 +254,9 @@ def test_a_refused_row_keeps_the_id_it_names(tmp_path: Path) -> None:
     assert requests(check(tmp_path, {"prompt": "", "id": "x"})) == [{"id": "x"}]
 
 
-def test_a_row_that_cannot_be_read_has_its_index_for_an_id(tmp_path: Path) -> None:
-    assert requests(check(tmp_path, {"prompt": "a"}, "{")) == [{"id": 0}, {"id": 1}]
+@pytest.mark.parametrize("row", ["{", {"prompt": "b", "id": 1.5}])
+def test_a_row_whose_id_cannot_be_read_has_none(tmp_path: Path, row: Any) -> None:
+    assert requests(check(tmp_path, {"prompt": "a"}, row)) == [{"id": 0}, {"id": None}]
 
 
 @pytest.mark.parametrize(
@@ -327,10 +349,42 @@ def test_a_row_says_how_many_samples_it_asks_for(tmp_path: Path) -> None:
     assert check(tmp_path, {"prompt": "a"}, several)["samples"].tolist() == [1, 4]
 
 
-@pytest.mark.parametrize("value", [None, 3])
-def test_a_row_may_ask_for_log_probabilities_or_for_none(tmp_path: Path, value: int | None) -> None:
-    rows = check(tmp_path, {"prompt": "a", "sampling": {"logprobs": value}}, sampling=SamplingParams(logprobs=1))
-    assert requests(rows)[0]["sampling"] == {"logprobs": value}
+def test_a_row_may_ask_for_more_log_probabilities(tmp_path: Path) -> None:
+    rows = check(tmp_path, {"prompt": "a", "sampling": {"logprobs": 3}}, sampling=SamplingParams(logprobs=1))
+    assert requests(rows)[0]["sampling"] == {"logprobs": 3}
+
+
+def test_sampling_that_is_null_is_the_jobs(tmp_path: Path) -> None:
+    dumped = {field.name: None for field in dataclasses.fields(SamplingParams)}
+    rows = check(tmp_path, {"prompt": "a", "sampling": dumped}, sampling=SamplingParams(logprobs=1, max_new_tokens=9))
+    assert (requests(rows), errors(rows)) == ([{"id": 0}], [])
+
+
+def test_what_is_null_in_a_turn_counts_as_absent(tmp_path: Path) -> None:
+    turn = {**HI, "name": None, "tool_calls": None}
+    assert prompts(check(tmp_path, {"messages": [turn]})) == [list(b"[user]hi")]
+
+
+def test_an_empty_turn_is_written_by_the_chat_template(tmp_path: Path) -> None:
+    assert prompts(check(tmp_path, {"messages": [{"role": "system", "content": ""}, HI]})) == [
+        list(b"[system][user]hi")
+    ]
+
+
+class Wide(ByteTokenizer):
+    """Has a token, 300, that the model has not: a q."""
+
+    def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        return [[300 if token == ord("q") else token for token in ids] for ids in super().encode(texts, special_tokens)]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "aqb"}, {"messages": [{"role": "user", "content": "q"}]}])
+def test_a_text_with_a_token_that_the_model_has_not_is_refused(tmp_path: Path, row: Any) -> None:
+    rows = check(tmp_path, {"prompt": "a"}, row, {"prompt": "b"}, encoder=Wide())
+    [(index, kind, message)] = errors(rows)
+    assert (index, kind) == (1, "token_ids")
+    assert "makes token 300 ('token 300') of this text, and the token ids of the model are 0 to 255" in message
+    assert prompts(rows) == [list(b"a"), [], list(b"b")]
 
 
 def test_a_model_without_a_context_limit_takes_any_prompt(tmp_path: Path) -> None:
