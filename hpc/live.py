@@ -1,6 +1,7 @@
 """How far a run is, read from the events in its directory: one line, or a view that follows it."""
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpc import terminal
 from hpc.progress import Progress, Work, describe, overall
 from hpc.rundir import RunDirectory, attempt_and_rank
 
@@ -85,7 +87,7 @@ def follow(directory: RunDirectory) -> None:
                 running = directory.state == "running" and directory.is_held()
                 picture.refresh()
                 live.update(draw(picture))
-                if not running:
+                if not running or terminal.failure(sys.stdout):
                     break
                 time.sleep(FOLLOW_S)
     except KeyboardInterrupt:

@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "log", "stop", "atomic"),
+    ("allocation", "terminal", "stop", "atomic"),
+    ("log",),
     ("job",),
     ("records",),
     ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
