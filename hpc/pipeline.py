@@ -195,7 +195,7 @@ def generate_all(
     if leader.stop.reason:
         return own
     if not work.requests:
-        LOGGER.info("all %d rows are done: nothing to generate", work.rows)
+        LOGGER.info("%s", summary.nothing_generated(asdict(work)))
         return own
     LOGGER.info(
         "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
@@ -282,11 +282,18 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
     values = summary.write(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows
-    faulty = rate > attempt.job.max_error_rate
+    all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
+    faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(attempt.seconds["gather"], 3)})
     summary.show(attempt.directory, values, attempt.job.show, attempt.files)
-    if faulty:
+    if all_bad:
+        LOGGER.error(
+            "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",
+            " with --retry-errors" if counts.errors > work.refused else "",
+            summary.first_error(attempt.directory.completions),
+        )
+    elif faulty:
         LOGGER.error(
             "%.1f %% of the rows are error rows, more than --max-error-rate allows (%.1f %%)",
             100 * rate, 100 * attempt.job.max_error_rate,

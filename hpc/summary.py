@@ -87,10 +87,29 @@ def show(directory: RunDirectory, values: Mapping[str, Any], examples: int, file
         lines.append("seconds busy per rank: " + _some([f"{busy:.1f}" for busy in values["rank_busy_seconds"]]))
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:
-        lines.append("all was done before: nothing generated")
+        lines.append(nothing_generated(values["work"]))
     lines.append(f"completions: {directory.completions}")
     lines.append(f"the rest:    {directory.path}")
     print("\n" + "\n".join(lines), flush=True)
+
+
+def nothing_generated(work: Mapping[str, int]) -> str:
+    """Say why an attempt has generated no token."""
+    if work["requests"]:
+        return "nothing was generated: every request ended in an error"
+    if work["done"]:
+        return "nothing to generate: all rows were finished by earlier attempts"
+    return "nothing to generate: every row of the corpus was refused"
+
+
+def first_error(path: Path) -> str:
+    """Return the message of the first error row of an output; empty if there is none."""
+    with open(path, "rb") as file:
+        for line in file:
+            error = json.loads(line)["error"]
+            if error is not None:
+                return str(error["message"])
+    return ""
 
 
 def _some(texts: list[str]) -> str:

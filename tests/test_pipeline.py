@@ -165,6 +165,35 @@ def test_retry_errors_generates_them_again_and_the_completion_counts(tmp_path: P
     assert [row["error"] for row in output(tmp_path)] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "bad one"}, {"prompt": "bad two"}], "every request ended in an error"),
+        ([{"prompt": ""}, "no JSON"], "every row of the corpus was refused"),
+        ([{"prompt": ""}, {"prompt": "bad one"}], "every request ended in an error"),
+    ],
+)
+def test_a_run_in_which_every_row_is_an_error_fails_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[object], words: str
+) -> None:
+    assert run(tmp_path, rows, EchoLoader(FailingEngine())) == 1
+    printed = capsys.readouterr()
+    assert (words in printed.out, "every row is an error row" in printed.err) == (True, True)
+    assert (tmp_path / "runs/rows/state").read_text() == "failed\n"
+
+
+def test_a_second_run_of_nothing_but_errors_fails_again(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "bad one"}], EchoLoader(FailingEngine()))
+    loader = CountingLoader()
+    assert (run(tmp_path, [], loader), loader.loads) == (1, 0)
+
+
+def test_a_run_of_nothing_but_errors_is_mended_by_retry_errors(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "bad one"}], EchoLoader(FailingEngine()))
+    assert run(tmp_path, [], retry_errors=True) == 0
+    assert (tmp_path / "runs/rows/state").read_text() == "done\n"
+
+
 def test_another_model_in_the_same_directory_is_refused_naming_the_field(tmp_path: Path) -> None:
     run(tmp_path, [{"prompt": "a"}])
     with pytest.raises(Refusal, match="model echo:1, and this job has model other:1"):
@@ -215,7 +244,8 @@ def test_show_prints_any_row_there_can_be(tmp_path: Path, first: object) -> None
 @pytest.mark.parametrize("levels", [90, 101, 950, 990, 996, 1000, 5000])
 def test_deep_nesting_ends_no_run(tmp_path: Path, levels: int) -> None:
     deep = "[" * levels + "]" * levels
-    assert run(tmp_path, ['{"prompt": ' + deep + "}", '{"prompt": "a", "kept": ' + deep + "}"]) == 0
+    rows = ['{"prompt": ' + deep + "}", '{"prompt": "a", "kept": ' + deep + "}", {"prompt": "good"}]
+    assert run(tmp_path, rows) == 0
 
 
 def test_nesting_that_can_be_carried_is_carried(tmp_path: Path) -> None:
