@@ -60,8 +60,10 @@ class Leader:
         for rank in self.others:
             self.world.send(rank, Tag.JOB, pack({**values, "place": asdict(self._places[rank])}))
 
-    def start(self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events, deadline: Deadline) -> None:
-        """Tell every other rank to generate, and scatter their shards; from now on, who asks for more is answered."""
+    def start(
+        self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events, deadline: Deadline, engine: str
+    ) -> None:
+        """Tell every other rank to generate, and with what, and scatter their shards; who asks for more is answered."""
         self._work, self._dispatcher, self._events, self._deadline = work, dispatcher, events, deadline
         self.progress = {rank: Progress() for rank in self.others} | {0: own}
         self._next_print = time.monotonic() + self._print_s
@@ -70,7 +72,7 @@ class Leader:
 
             self._bar = Bar()
         for rank in self.others:
-            self.world.send(rank, Tag.START, pack())
+            self.world.send(rank, Tag.START, pack({"engine": engine}))
             # Not on demand: rank 0 may be in a long prefill before the first of them could ask.
             self.world.send(rank, Tag.PIECE, dispatcher.next_piece(rank))
 

@@ -34,6 +34,8 @@ class Replica:
     """What computes, by its maker's name."""
     size: Size | None = None
     """What it holds, where that is known."""
+    engine_name: str = ""
+    """What generates, by the name of its flag; empty: what the job says."""
 
 
 class Loader:
@@ -59,6 +61,13 @@ class Loader:
         limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
         return Checker(file_names, job.sampling, limits, Tokenizer(path))
 
+    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
+        """Return the engine that is to generate with the model at `path`, and why not the job's, if it is not."""
+        from hpc.engine import load, support
+
+        load.quiet()
+        return support.choose_engine(job.engine, path)
+
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
         from hpc.engine import load, memory
@@ -72,13 +81,18 @@ class Loader:
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
         engine: Engine | None = None
+        num_buckets = 0
         if job.engine == "native":
             engine = native(job, model, described, tokenizer.decode, place)
             if engine is None:  # what was tried has changed the model
                 model = load.load(path, device, job.dtype, place.threads)
-        engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
-        name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)
+                num_buckets = job.buckets  # the plan has none
+        name = "native" if engine else "hf"
+        engine = engine or HFEngine(
+            model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
+        )
+        made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name)
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
         """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
@@ -99,7 +113,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
 
     cuda = model.device.type == "cuda"
     try:
-        support.check(model)
+        support.check(type(model), model.config)
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),

@@ -7,7 +7,7 @@ says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages
 import contextlib
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,9 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     for damage in earlier.damages:
         LOGGER.warning("%s", damage)
     found = outline(tokens, earlier, attempt.directory.share)
+    if found.work.requests:
+        decide_engine(attempt)
+        job = attempt.job
     # Of the whole corpus, not of what is pending: see `hpc.prefix`.
     asked = tokens.prompts(found.asked)
     at_once = job.max_num_seqs or (AT_ONCE if attempt.place.gpu is None else AT_ONCE_GPU)
@@ -183,6 +186,17 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
     return found.work, Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
+
+
+def decide_engine(attempt: Attempt) -> None:
+    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
+    began = time.monotonic()
+    name, reason = attempt.loader.choose_engine(attempt.job, attempt.model.path)
+    attempt.imports_s += time.monotonic() - began
+    if reason:
+        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
+    engine: Any = name
+    attempt.job = replace(attempt.job, engine=engine)
 
 
 def generate_all(
@@ -202,11 +216,12 @@ def generate_all(
         work.rows, work.refused, work.done, work.duplicates, work.requests,
     )  # fmt: skip
     deadline = attempt.deadline()
-    leader.start(work, dispatcher, progress, attempt.events, deadline)
+    leader.start(work, dispatcher, progress, attempt.events, deadline, job.engine)
     attempt.events.write("load", expect.foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
+    progress.engine = replica.engine_name or job.engine
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     complete(

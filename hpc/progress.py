@@ -45,6 +45,8 @@ class Progress:
     began: float = 0.0
     """When generation began and ended, in seconds of the clock; 0 while it has not."""
     ended: float = 0.0
+    engine: str = ""
+    """What generates, by the name of its flag."""
 
 
 _COUNTS = (

@@ -61,7 +61,8 @@ def write_page(path: Path, runs: Sequence[History], tables: Sequence[Table], not
 def describe(run: History) -> str:
     """Say what ran, and how it ended."""
     job, last = run.job["job"], run.attempts[-1]
-    what = f"{job['model']} with the {job['engine']} engine in {run.job['bound'].get('dtype', job['dtype'])}"
+    engine = run.summary.get("engine", job["engine"])
+    what = f"{job['model']} with the {engine} engine in {run.job['bound'].get('dtype', job['dtype'])}"
     return f"{run.path}: {what}; {several(len(run.attempts), 'attempt')}, the last of them {last.ending}"
 
 
