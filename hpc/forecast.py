@@ -121,10 +121,12 @@ def forecast(
     directory = RunDirectory(run_path(job, files))
     directory.create()
     directory.acquire(job.force)
+    events = Events(Path(os.devnull))
     try:
-        leader, events = Leader(Single(), Stop()), Events(Path(os.devnull))
+        own = replace(job, force=False)  # a plan takes nothing's place
+        leader = Leader(Single(), Stop())
         attempt = Attempt(
-            job, leader, loader, directory, 0, files, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
+            own, leader, loader, directory, 0, files, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
         )
         index = JournalIndex(directory.journals())
         tokens = pipeline.read_corpus(attempt, index)
@@ -137,6 +139,7 @@ def forecast(
             job = replace(job, engine=engine)
         return _put_together(job, tokens, index, found, deadline_min, reason)
     finally:
+        events.close()
         directory.release()
 
 

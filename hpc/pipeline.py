@@ -15,6 +15,7 @@ import numpy as np
 from hpc import corpus, expect, output, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, run_path
+from hpc.binding import Binding, real_paths
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks, CorpusError
@@ -31,7 +32,7 @@ from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
 from hpc.stop import Stop
-from hpc.store import Keys, StoreError, StoreWriter, TokenStore
+from hpc.store import StoreError, StoreWriter, TokenStore
 
 LOGGER = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocati
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
     directory.acquire(job.force)
-    before = directory.state
+    before, whole = directory.state, directory.whole_state
     try:
         return lead(begin(job, directory, files, leader, loader, allocation))
     except Refusal:
-        directory.restore_state(before)  # what an earlier attempt left is as it was
+        directory.restore_state(before, whole)  # what an earlier attempt left is as it was
         raise
     except BaseException:
         directory.set_failed()
@@ -85,7 +86,11 @@ def lead(attempt: Attempt) -> int:
     """Tell the story on rank 0."""
     with contextlib.closing(attempt.events):
         earlier = JournalIndex(attempt.directory.journals(), attempt.job.retry_errors)
-        tokens = read_corpus(attempt, earlier)
+        try:
+            tokens = read_corpus(attempt, earlier)
+        except Refusal:
+            attempt.events.write("refused", {})  # for the batch script, which sees the state of an earlier attempt
+            raise
         if tokens is None:
             return drain(attempt)
         attempt.write_job()
@@ -102,8 +107,8 @@ def lead(attempt: Attempt) -> int:
 def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop.
 
-    A corpus that has nothing to do with the completions of earlier attempts is refused, and the token
-    store of the last one stays.
+    Another corpus than that of earlier attempts is refused, see `hpc.binding`, and the token store of the
+    last one stays.
     """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -118,10 +123,11 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     """Return the token store of the corpus; see `read_corpus`."""
     job, folder = attempt.job, attempt.directory.path
     inputs = store_inputs(attempt)
-    tokens = None
+    tokens: TokenStore | None = None
     with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
         tokens = TokenStore(folder)
     if tokens is None or tokens.inputs != inputs:
+        binding = Binding(attempt.directory, earlier, tokens)
         attempt.events.write("read", {})
         place.use_threads(attempt.place.threads)
         began = time.monotonic()
@@ -137,22 +143,16 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
             if not writer.num_rows:
                 raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
             tokens = writer.finish(
-                attempt.file_names, inputs, blocks.digests, lambda keys: refuse_strangers(attempt, earlier, keys)
+                attempt.file_names,
+                inputs,
+                blocks.digests,
+                lambda keys, ids: binding.check(attempt.files, keys, ids, job.force, attempt.number),
             )
         except OSError as error:
             raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
         finally:
             writer.close()
     return tokens
-
-
-def refuse_strangers(attempt: Attempt, earlier: JournalIndex, keys: Keys) -> None:
-    """Raise `Refusal` if there are completions of earlier attempts, and none is for one of `keys`."""
-    if len(earlier) and len(keys) and not (earlier.find(keys) >= 0).any():
-        raise Refusal(
-            f"{attempt.directory.path} holds {len(earlier):,} completions, and none of them is for a row of this "
-            "corpus with these sampling parameters. Choose another --name, or remove the run directory"
-        )
 
 
 def store_inputs(attempt: Attempt) -> dict[str, Any]:
@@ -162,6 +162,7 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
     return {
         "format": 1,
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "paths": real_paths(attempt.files),
         "limit": attempt.job.limit,
         "sampling": sampling,
         "truncate_prompts": attempt.job.truncate_prompts,

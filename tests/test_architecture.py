@@ -17,7 +17,7 @@ LAYERS = (
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration"),
-    ("rows", "scatter", "read", "verify", "outline", "estimate"),
+    ("rows", "scatter", "binding", "read", "verify", "outline", "estimate"),
     ("complete", "loader", "output", "live", "history"),
     ("leader", "follow", "summary", "diagnosis", "page", "chart"),
     ("attempt",),

@@ -371,7 +371,7 @@ def test_verify_checks_all_but_meta_where_the_corpus_is_gone(
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"), [(b'"aaaa"', b'"aaab"'), (b'no JSON', b'yes JSON'), (b'"id": 1', b'"id": 9')]
+    ("right", "wrong"), [(b'"aaaa"', b'"aaab"'), (b"no JSON", b"yes JSON"), (b'"id": 1', b'"id": 9')]
 )
 def test_verify_finds_what_is_wrong_where_the_corpus_is_gone(tmp_path: Path, right: bytes, wrong: bytes) -> None:
     path = finished_and_gone(tmp_path, "moved") / "completions.jsonl"
