@@ -87,7 +87,9 @@ def begin(
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
     place = leader.place_ranks(job.device)
+    moments = [time.time()]
     model = loader.resolve(job.model)
+    moments.append(time.time())
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them
             stack.enter_context(directory.alone("begin", lambda: bool(leader.stop.reason)))
@@ -96,6 +98,7 @@ def begin(
             known: Any = earlier["bound"].get("dtype") if earlier else None
             resolved: Any = known or loader.dtype(job)
             job = replace(job, dtype=resolved)
+        moments.append(time.time())
         job = replace(
             job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
         )
@@ -116,6 +119,8 @@ def begin(
     events = Events(directory.events(number, 0))
     slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
     events.write("begin", {"ranks": leader.world.size, **slurm})
+    # What knows models is imported by whoever asks first: to convert one, or for the dtype.
+    events.spent(zip(("convert", "import"), moments, moments[1:], strict=False))
     left = None
     if allocation is not None:
         directory.note_slurm_job(allocation.submitted_id)

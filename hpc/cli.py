@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from hpc import comm, log, squeue
+from hpc import comm, log, squeue, terminal
 from hpc.attempt import run_path
 from hpc.comm import Comm
 from hpc.job import Job, Refusal
 from hpc.loader import Loader
-from hpc.pipeline import OK, REFUSED, generate
+from hpc.pipeline import FAULT, OK, REFUSED, generate
 from hpc.stop import Stop
 
 LOGGER = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
 
     `loader` takes the place of what loads models.
     """
+    terminal.prepare()
     arguments = sys.argv[1:]
     if job is not None and (not arguments or arguments[0] not in (*JOBS, *VIEWS)):
         arguments = ["run", *arguments]
@@ -152,6 +153,9 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
         code = ACTIONS[type(command)](command, loader)
     except Refusal as refusal:
         _refuse(str(refusal), quiet=False)
+    if (error := terminal.loss()) is not None:  # what is printed is all that these verbs are for
+        print(f"scattergen: cannot write to standard output: {error.strerror}", file=sys.stderr, flush=True)
+        code = code or FAULT
     sys.exit(code)
 
 
@@ -206,7 +210,9 @@ def script(command: Script, loader: Loader | None) -> int:
     """Print the batch script of a job."""
     from hpc import slurm
 
-    print(slurm.prepare(_job(command), _program(loader)), end="")
+    text = slurm.prepare(_job(command), _program(loader))
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))  # its paths, whatever the terminal takes
     return OK
 
 
@@ -305,7 +311,9 @@ def run(job: Job, loader: Loader) -> int:
             from hpc.calibrate import calibrate
 
             return calibrate(_job(job), world, loader)
-        return generate(job, world, loader, stop, squeue.here() if world.rank == 0 else None)
+        code = generate(job, world, loader, stop, squeue.here() if world.rank == 0 else None)
+        log.note_lost()
+        return code
     except Refusal as refusal:
         _refuse(str(refusal), quiet=False)
     except Exception as error:

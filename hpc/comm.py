@@ -38,7 +38,7 @@ class Tag(IntEnum):
     ROWS = 4
     """rank -> 0: a block's rows"""
     START = 5
-    """0 -> rank: reading is over; generate"""
+    """0 -> rank: reading is over; generate, with which engine"""
     ASK = 6
     """rank -> 0: I will soon be idle"""
     PIECE = 7

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hpc import log, place, read
@@ -96,7 +96,7 @@ class Follower:
         return {
             Tag.JOB: self._begin,
             Tag.BLOCK: self._read,
-            Tag.START: lambda message: self._begin_generating(),
+            Tag.START: self._begin_generating,
             Tag.PIECE: self._add_piece,
             Tag.STOP: lambda message: self._be_stopped(),
             Tag.PULL: lambda message: self._send_records(),
@@ -141,10 +141,12 @@ class Follower:
     def _send_records(self) -> None:
         self.world.send(0, Tag.RECORDS, self.records.next_piece(piece_bytes(self.world.size)))
 
-    def _begin_generating(self) -> None:
-        defaults = self.assignment.job.sampling
+    def _begin_generating(self, message: Message) -> None:
+        given, engine = self.assignment, unpack(message.array)[0]["engine"]
+        given.job = replace(given.job, engine=engine)  # decided since, for the plan
+        defaults = given.job.sampling
         self._backlog = Backlog(
-            defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True, deadline=self.assignment.deadline
+            defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True, deadline=given.deadline
         )
 
     def _generate(self, backlog: Backlog) -> None:
@@ -152,9 +154,11 @@ class Follower:
         progress, began = Progress(), time.monotonic()
         replica = self.loader.load(given.job, given.model_path, given.place)
         progress.load_s = time.monotonic() - began
+        progress.engine = replica.engine_name or given.job.engine
         path = given.directory.journal(given.attempt, rank)
         self.records, journal = OwnRecords(path), JournalWriter(path)
         events = Events(given.directory.events(given.attempt, rank))
+        events.spent(replica.spent)
 
         def on_step() -> bool:
             self.serve()

@@ -85,8 +85,12 @@ class Forecast:
     most_new_tokens: int
     histogram: list[tuple[int, int]]
     """Lengths in tokens, and how many prompts are as long at most and longer than the one before."""
+    engine: str
+    """What will generate."""
+    not_native: str
+    """Why not the native engine, if the job asks for it."""
     buckets: list[tuple[int, int]]
-    """Lengths to which the hf engine would pad, and how many prompts to each; the native engine pads nothing."""
+    """Lengths to which the hf engine pads, or would, and how many prompts to each; the native engine pads nothing."""
     padding: float
     """Share of padding in them."""
     lengths_from: str
@@ -113,21 +117,28 @@ def forecast(
     directory = RunDirectory(run_path(job, files))
     directory.create()
     directory.acquire(job.force)
+    events = Events(Path(os.devnull))
     try:
-        leader, events = Leader(Single(), Stop()), Events(Path(os.devnull))
+        leader = Leader(Single(), Stop())
         kept = keep_corpus(files, directory, leader.step)
         if kept is None:
             raise Refusal("stopped")
-        job = replace(job, chat_date=chat_date(job, directory))
+        own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place
         attempt = Attempt(
-            job, leader, loader, directory, 0, kept, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
+            own, leader, loader, directory, 0, kept, model, {}, Place("", 0, 1), events, time.monotonic(), {}, None
         )
         index = JournalIndex(directory.journals())
         tokens = pipeline.read_corpus(attempt, index)
         if tokens is None:
             raise Refusal("stopped")
-        return _put_together(job, tokens, index, found, deadline_min)
+        reason = ""
+        if found is None and outline(tokens, index).work.requests:  # one that was measured is native
+            engine: Any
+            engine, reason = loader.choose_engine(job, model.path)
+            job = replace(job, engine=engine)
+        return _put_together(job, tokens, index, found, deadline_min, reason)
     finally:
+        events.close()
         directory.release()
 
 
@@ -144,7 +155,12 @@ def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int 
 
 
 def _put_together(
-    job: Job, tokens: TokenStore, index: JournalIndex, found: Calibration | None, deadline_min: float | None
+    job: Job,
+    tokens: TokenStore,
+    index: JournalIndex,
+    found: Calibration | None,
+    deadline_min: float | None,
+    not_native: str,
 ) -> Forecast:
     outlined = outline(tokens, index)
     asked = tokens.prompts(outlined.asked)
@@ -161,6 +177,8 @@ def _put_together(
         predictions, advised = predict_all(estimator, found.load_s, deadline_min)
     return Forecast(
         **_counted(tokens, outlined, prompts, shared[0], job),
+        engine=job.engine,
+        not_native=not_native,
         lengths_from=lengths_from,
         calibration=str(found) if found else None,
         load_s=found.load_s if found else 0.0,
@@ -242,11 +260,17 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     )
     for reason in found.reasons:
         console.print(f"refused: {reason}")
-    most = max((count for _, count in found.histogram), default=0) or 1
+    if not found.requests:  # no table of nothing
+        console.print(advice(found, deadline_min))
+        return
+    most = max(count for _, count in found.histogram)
     for end, count in found.histogram:
         console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-BAR * count // most)}")
     padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
-    console.print(f"padding: none; with --engine hf {found.padding:.1%}, to {padded} tokens")
+    if found.not_native:
+        console.print(f"the native engine does not support this model: {found.not_native}; the hf engine generates")
+    which = "none; with --engine hf " if found.engine == "native" else ""
+    console.print(f"padding: {which}{found.padding:.1%}, to {padded} tokens")
     if found.memory is not None:
         weights, cache, everything = (
             f"{size / 2**30:.1f} GiB" for size in (found.memory.weights, found.memory.cache, found.memory.all)

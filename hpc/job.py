@@ -267,7 +267,8 @@ class Job:
     retry_errors: bool = False
     """Generate again the rows that an engine error ended in an earlier attempt."""
     force: bool = False
-    """Take the run directory even where its lock cannot be tested."""
+    """Take the run directory even where its lock cannot be tested, or where it was begun with another corpus: the
+    output so far is then kept under another name."""
     share: str = ""
     """I/N: only the rows whose index is I modulo N, generated here alone; the last of the N shares merges."""
     show: int = 0

@@ -43,6 +43,8 @@ class Leader:
         self._print_s = TERMINAL_S if sys.stderr.isatty() else FILE_S
         self._next_print = 0.0
         self._bar: Bar | None = None
+        self.expected_end: float | None = None
+        """When, in seconds of the clock, all should be over, as predicted."""
 
     @property
     def others(self) -> range:
@@ -60,8 +62,10 @@ class Leader:
         for rank in self.others:
             self.world.send(rank, Tag.JOB, pack({**values, "place": asdict(self._places[rank])}))
 
-    def start(self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events, deadline: Deadline) -> None:
-        """Tell every other rank to generate, and scatter their shards; from now on, who asks for more is answered."""
+    def start(
+        self, work: Work, dispatcher: Dispatcher, own: Progress, events: Events, deadline: Deadline, engine: str
+    ) -> None:
+        """Tell every other rank to generate, and with what, and scatter their shards; who asks for more is answered."""
         self._work, self._dispatcher, self._events, self._deadline = work, dispatcher, events, deadline
         self.progress = {rank: Progress() for rank in self.others} | {0: own}
         self._next_print = time.monotonic() + self._print_s
@@ -70,7 +74,7 @@ class Leader:
 
             self._bar = Bar()
         for rank in self.others:
-            self.world.send(rank, Tag.START, pack())
+            self.world.send(rank, Tag.START, pack({"engine": engine}))
             # Not on demand: rank 0 may be in a long prefill before the first of them could ask.
             self.world.send(rank, Tag.PIECE, dispatcher.next_piece(rank))
 
@@ -149,7 +153,7 @@ class Leader:
         if self._work is None:
             return
         if self._bar is not None:
-            self._bar.update(self._work, overall(self.progress))
+            self._bar.update(self._work, overall(self.progress), self.expected_end)
         elif now >= self._next_print:
-            LOGGER.info("%s", describe(self._work, overall(self.progress), time.time()))
+            LOGGER.info("%s", describe(self._work, overall(self.progress), time.time(), self.expected_end))
             self._next_print = now + self._print_s

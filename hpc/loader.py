@@ -1,6 +1,7 @@
 """What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ class Replica:
     """What computes, by its maker's name."""
     size: Size | None = None
     """What it holds, where that is known."""
+    engine_name: str = ""
+    """What generates, by the name of its flag; empty: what the job says."""
+    spent: tuple[tuple[str, float, float], ...] = ()
+    """What the time went to that is not loading: kinds of `hpc.history`, from when to when in seconds of the clock."""
 
 
 class Loader:
@@ -72,13 +77,22 @@ class Loader:
         limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts, ending)
         return Checker(file_names, job.sampling, limits, tokenizer)
 
+    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
+        """Return the engine that is to generate with the model at `path`, and why not the job's, if it is not."""
+        from hpc.engine import load, support
+
+        load.quiet()
+        return support.choose_engine(job.engine, path)
+
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
+        began = time.time()
         from hpc.engine import endings, load, memory
         from hpc.engine.hf import HFEngine
         from hpc.tokenizer import Tokenizer
 
         load.quiet()
+        spent = [("import", began, time.time())]
         device = load.resolve_device(job.device, place.gpu or 0)
         tokenizer = Tokenizer(path, job.trust_remote_code)
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
@@ -88,13 +102,18 @@ class Loader:
         of_chats = tokenizer.chat_ending(described.eos_token_ids)
         LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
         engine: Engine | None = None
+        num_buckets = 0
         if job.engine == "native":
-            engine = native(job, model, described, tokenizer.decode, place)
+            engine = native(job, model, described, tokenizer.decode, place, spent)
             if engine is None:  # what was tried has changed the model
                 model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
-        engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
-        name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)
+                num_buckets = job.buckets  # the plan has none
+        name = "native" if engine else "hf"
+        engine = engine or HFEngine(
+            model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
+        )
+        made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent))
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
         """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
@@ -107,16 +126,28 @@ class Loader:
         return trial(engine, seconds), speed
 
 
-def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:
-    """Return the native engine of a model; None, and a message, where it does not support the model."""
+def native(
+    job: Job,
+    model: Any,
+    described: "Description",
+    decode: Decode,
+    place: Place,
+    spent: list[tuple[str, float, float]],
+) -> Engine | None:
+    """Return the native engine of a model; None, and a message, where it does not support the model.
+
+    What building the kernel took is added to `spent`.
+    """
     from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
     from hpc.engine.run import Limits
 
     cuda = model.device.type == "cuda"
     try:
-        support.check(model)
+        support.check(type(model), model.config)
+        began = time.time()
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
+        spent.append(("build", began, time.time()))
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
             step_tokens=8192 if cuda else 512,

@@ -114,6 +114,11 @@ def _line(
         output["logprobs"] = _logprobs(completion.samples[0])
     if completion and completion.others:
         output["samples"] = [_sample(sample, return_token_ids) for sample in completion.samples]
+    return encode(output)
+
+
+def encode(output: dict[str, Any]) -> bytes:
+    """Return the line of an output row."""
     try:
         return _JSON.encode(output).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair in "id" or "meta": JSON can carry it, UTF-8 cannot

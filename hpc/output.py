@@ -1,5 +1,6 @@
 """Write: the output of a run from its token store, corpus and records; aside, then renamed."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,36 @@ def output_rows(
         yield row
     if blocks.num_rows != tokens.num_rows or blocks.digests != tokens.digests:
         raise MergeError("the corpus has changed since it was read; run the job again")
+
+
+def rows_without_corpus(
+    tokens: TokenStore, records: Iterable[Iterable[Record]], return_token_ids: bool
+) -> Iterator[OutputRow]:
+    """Yield the output row of each row as far as the token store knows it: all of it but `meta`."""
+    lines = ((row, 0, tokens.request_line(row)) for row in range(tokens.num_rows))
+    return merge(lines, tokens.errors(), records, tokens.prompt_tokens, return_token_ids)
+
+
+def what_is_gone(tokens: TokenStore) -> str:
+    """Say which file of the corpus is not there any more, or not what was read; empty if all is as it was."""
+    changed = False
+    for name, size, time_ns in tokens.inputs["files"]:
+        try:
+            stat = os.stat(name)
+            with open(name, "rb"):
+                pass
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        changed = changed or (stat.st_size, stat.st_mtime_ns) != (size, time_ns)
+    if changed:  # or it was only touched, or copied
+        names = [name for name, _, _ in tokens.inputs["files"]]
+        blocks = Blocks([Path(name) for name in names], BLOCK_BYTES, tokens.inputs["limit"])
+        for _ in blocks:
+            pass
+        for name, digest, before in zip(names, blocks.digests, tokens.digests, strict=False):
+            if digest != before:
+                return f"{name} has changed since it was read"
+    return ""
 
 
 def journal_records(tokens: TokenStore, index: JournalIndex) -> Iterator[Record]:

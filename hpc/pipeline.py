@@ -15,6 +15,7 @@ import numpy as np
 from hpc import clock, expect, output, pipe, place, read, scatter, summary
 from hpc.allocation import Allocation, Share
 from hpc.attempt import Attempt, begin, find_corpus, keep_corpus, run_path
+from hpc.binding import Binding, real_paths
 from hpc.comm import Comm
 from hpc.complete import complete, finisher
 from hpc.corpus import Blocks
@@ -31,7 +32,7 @@ from hpc.progress import Progress, Work, left, overall
 from hpc.rundir import RunDirectory
 from hpc.scatter import Backlog, Dispatcher
 from hpc.stop import Stop
-from hpc.store import Keys, StoreError, StoreWriter, TokenStore
+from hpc.store import StoreError, StoreWriter, TokenStore
 
 LOGGER = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocati
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
     directory.acquire(job.force)
-    before = directory.state
+    before, whole = directory.state, directory.whole_state
     try:
         kept = keep_corpus(files, directory, leader.step)
         if kept is None:
@@ -76,7 +77,7 @@ def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocati
             job = replace(job, corpus=tuple(map(str, kept)), name=directory.path.name)
         return lead(begin(job, directory, kept, leader, loader, allocation))
     except Refusal:
-        directory.restore_state(before)  # what an earlier attempt left is as it was
+        directory.restore_state(before, whole)  # what an earlier attempt left is as it was
         raise
     except BaseException:
         directory.set_failed()
@@ -89,7 +90,11 @@ def lead(attempt: Attempt) -> int:
     """Tell the story on rank 0."""
     with contextlib.closing(attempt.events):
         earlier = JournalIndex(attempt.directory.journals(), attempt.job.retry_errors)
-        tokens = read_corpus(attempt, earlier)
+        try:
+            tokens = read_corpus(attempt, earlier)
+        except Refusal:
+            attempt.events.write("refused", {})  # for the batch script, which sees the state of an earlier attempt
+            raise
         if tokens is None:
             return drain(attempt)
         attempt.write_job()
@@ -107,8 +112,8 @@ def lead(attempt: Attempt) -> int:
 def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop.
 
-    A corpus that has nothing to do with the completions of earlier attempts is refused, and the token
-    store of the last one stays.
+    Another corpus than that of earlier attempts is refused, see `hpc.binding`, and the token store of the
+    last one stays.
     """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -123,16 +128,18 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
     """Return the token store of the corpus; see `read_corpus`."""
     job, folder = attempt.job, attempt.directory.path
     inputs = store_inputs(attempt)
-    tokens = None
+    tokens: TokenStore | None = None
     with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
         tokens = TokenStore(folder)
     if tokens is None or tokens.inputs != inputs:
+        binding = Binding(attempt.directory, earlier, tokens)
         attempt.events.write("read", {})
         place.use_threads(attempt.place.threads)
         began = time.monotonic()
         attempt.loader.examine(job, attempt.model.path)
         checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
         attempt.imports_s = time.monotonic() - began
+        attempt.events.spent([("import", time.time() - attempt.imports_s, time.time())])
         blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
         writer = StoreWriter(folder)
         try:
@@ -143,22 +150,16 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
             if not writer.num_rows:
                 raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
             tokens = writer.finish(
-                attempt.file_names, inputs, blocks.digests, lambda keys: refuse_strangers(attempt, earlier, keys)
+                attempt.file_names,
+                inputs,
+                blocks.digests,
+                lambda keys, ids: binding.check(attempt.files, keys, ids, job.force, attempt.number),
             )
         except OSError as error:
             raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
         finally:
             writer.close()
     return tokens
-
-
-def refuse_strangers(attempt: Attempt, earlier: JournalIndex, keys: Keys) -> None:
-    """Raise `Refusal` if there are completions of earlier attempts, and none is for one of `keys`."""
-    if len(earlier) and len(keys) and not (earlier.find(keys) >= 0).any():
-        raise Refusal(
-            f"{attempt.directory.path} holds {len(earlier):,} completions, and none of them is for a row of this "
-            "corpus with these sampling parameters. Choose another --name, or remove the run directory"
-        )
 
 
 def store_inputs(attempt: Attempt) -> dict[str, Any]:
@@ -168,6 +169,7 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
     return {
         "format": 2,
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "paths": real_paths(attempt.files),
         "limit": attempt.job.limit,
         "sampling": sampling,
         "truncate_prompts": attempt.job.truncate_prompts,
@@ -183,6 +185,9 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     for damage in earlier.damages:
         LOGGER.warning("%s", damage)
     found = outline(tokens, earlier, attempt.directory.share)
+    if found.work.requests:
+        decide_engine(attempt)
+        job = attempt.job
     # Of the whole corpus, not of what is pending: see `hpc.prefix`.
     asked = tokens.prompts(found.asked)
     at_once = job.max_num_seqs or (AT_ONCE if attempt.place.gpu is None else AT_ONCE_GPU)
@@ -191,6 +196,19 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
     return found.work, Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
+
+
+def decide_engine(attempt: Attempt) -> None:
+    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
+    began = time.monotonic()
+    name, reason = attempt.loader.choose_engine(attempt.job, attempt.model.path)
+    took = time.monotonic() - began
+    attempt.imports_s += took
+    attempt.events.spent([("import", time.time() - took, time.time())])
+    if reason:
+        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
+    engine: Any = name
+    attempt.job = replace(attempt.job, engine=engine)
 
 
 def generate_all(
@@ -203,18 +221,20 @@ def generate_all(
     if leader.stop.reason:
         return own
     if not work.requests:
-        LOGGER.info("all %d rows are done: nothing to generate", work.rows)
+        LOGGER.info("%s", summary.nothing_generated(asdict(work)))
         return own
     LOGGER.info(
         "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
         work.rows, work.refused, work.done, work.duplicates, work.requests,
     )  # fmt: skip
     deadline = attempt.deadline()
-    leader.start(work, dispatcher, progress, attempt.events, deadline)
+    leader.start(work, dispatcher, progress, attempt.events, deadline, job.engine)
     attempt.events.write("load", expect.foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
+    progress.engine = replica.engine_name or job.engine
+    attempt.events.spent(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     complete(
@@ -290,11 +310,18 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
     values = summary.write(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows
-    faulty = rate > attempt.job.max_error_rate
+    all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
+    faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(attempt.seconds["gather"], 3)})
     summary.show(attempt.directory, values, attempt.job.show, attempt.files)
-    if faulty:
+    if all_bad:
+        LOGGER.error(
+            "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",
+            " with --retry-errors" if counts.errors > work.refused else "",
+            summary.first_error(attempt.directory.completions),
+        )
+    elif faulty:
         LOGGER.error(
             "%.1f %% of the rows are error rows, more than --max-error-rate allows (%.1f %%)",
             100 * rate, 100 * attempt.job.max_error_rate,

@@ -61,7 +61,8 @@ def write_page(path: Path, runs: Sequence[History], tables: Sequence[Table], not
 def describe(run: History) -> str:
     """Say what ran, and how it ended."""
     job, last = run.job["job"], run.attempts[-1]
-    what = f"{job['model']} with the {job['engine']} engine in {run.job['bound'].get('dtype', job['dtype'])}"
+    engine = run.summary.get("engine", job["engine"])
+    what = f"{job['model']} with the {engine} engine in {run.job['bound'].get('dtype', job['dtype'])}"
     return f"{run.path}: {what}; {several(len(run.attempts), 'attempt')}, the last of them {last.ending}"
 
 
@@ -139,8 +140,9 @@ def time_table(run: History) -> Table:
     whole = sum(run.seconds.values())
     if whole:
         rows.append(("share", *(f"{value / whole:.1%}" for value in run.seconds.values()), "100.0%"))
-    heads = ("attempt", "read", "load", "prefill", "decode", "rest", "wait", "idle", "drain", "gather", "merge",
-             "other", "ranks x time")  # fmt: skip
+    # In the order of KINDS.
+    heads = ("attempt", "convert", "import", "read", "load", "build", "prefill", "decode", "rest", "wait", "idle",
+             "drain", "gather", "merge", "other", "ranks x time")  # fmt: skip
     return Table("Where the time of all ranks went, in rank-seconds", heads, tuple(rows))
 
 

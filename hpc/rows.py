@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -87,7 +85,7 @@ class Checker:
             "new_tokens": np.array([entry.sampling.max_new_tokens for entry in found], dtype=np.int64),
             "samples": np.array([entry.sampling.n for entry in found], dtype=np.int64),
             "refused": np.array([entry.error is not None for entry in found], dtype=np.uint8),
-            "id_hashes": np.array([_id_hash(entry.identity) for entry in found], dtype=np.uint64),
+            "id_hashes": np.array([store.id_hash(entry.identity) for entry in found], dtype=np.uint64),
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES),
             "tokens": np.concatenate([np.empty(0, np.int32), *prompts]),
             "requests": np.frombuffer(b"".join(requests), dtype=np.uint8),
@@ -220,8 +218,3 @@ def _also_ending(sampling: SamplingParams, token: int) -> SamplingParams:
     if token in sampling.stop_token_ids:
         return sampling
     return replace(sampling, stop_token_ids=(*sampling.stop_token_ids, token))
-
-
-def _id_hash(identity: RowId | None) -> int:
-    """Return 64 bits that differ, but for chance, where ids differ in type or value."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "little")

@@ -202,10 +202,17 @@ class RunDirectory:
         """Write the state of the run, whatever the shares'."""
         atomic.write(self.path / "state", state + "\n")
 
-    def restore_state(self, state: str) -> None:
-        """Write the state that was there before; a run that had none has failed."""
+    def restore_state(self, state: str, whole: str) -> None:
+        """Write the state that was before, and with shares that of the `whole`; a run that had none has failed."""
         restored: Any = "failed" if state == "new" else state
         self.set_state(restored)
+        if self.share is not None and whole == "done":  # else it follows from the shares
+            self.set_whole_state("done")
+
+    @property
+    def whole_state(self) -> str:
+        """What the `state` of the run says, whatever the shares'."""
+        return RunDirectory(self.path).state
 
     def set_failed(self) -> None:
         """Write that the run has failed, if that can be written at all: there is another error to be told."""
@@ -217,6 +224,15 @@ class RunDirectory:
         paths = [path for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
         found = [attempt_and_rank(path) for path in paths]
         return 1 + max((n for n, rank in found if self.share is None or rank == self.share.index), default=0)
+
+    def keep_completions(self, attempt: int) -> Path | None:
+        """Give the output, which another corpus is to replace, a name of its own; return it, None if there is none."""
+        kept = self.path / f"completions.before-{attempt}.jsonl"
+        try:
+            os.replace(self.completions, kept)
+        except FileNotFoundError:
+            return None
+        return kept
 
     def note_slurm_job(self, job_id: str) -> None:
         """Add a Slurm job to those of this run."""

@@ -18,6 +18,8 @@ def settle(job: Job, allocation: Allocation | None) -> int:
     """
     directory = RunDirectory(Path(job.runs) / job.name, Share.of(job.share))
     state = directory.state
+    if allocation is not None and _was_refused(directory, allocation):
+        return _end(f"{directory.path} is {state}, and this job was refused; its log says why")
     if state == "done":
         return OK
     if state not in ("drained", "running"):  # running: killed before it could write another word
@@ -34,14 +36,25 @@ def settle(job: Job, allocation: Allocation | None) -> int:
 
 def _got_on(directory: RunDirectory, allocation: Allocation) -> bool:
     """Return whether the attempt of this very job, since it was last started, has written completions."""
-    number = directory.next_attempt() - 1
+    own = bool(_own_phases(directory, allocation))
+    return own and any(path.stat().st_size for path in directory.journals_of(directory.next_attempt() - 1))
+
+
+def _was_refused(directory: RunDirectory, allocation: Allocation) -> bool:
+    """Return whether the attempt of this very job ended because its corpus does not belong here."""
+    return "refused" in _own_phases(directory, allocation)
+
+
+def _own_phases(directory: RunDirectory, allocation: Allocation) -> list[str]:
+    """Return the phases of the latest attempt, if it was of this very job since it was last started."""
     try:
-        with open(directory.events(number, 0), encoding="utf-8") as file:
-            event = json.loads(file.readline())
+        with open(directory.events(directory.next_attempt() - 1, 0), encoding="utf-8") as file:
+            events = [json.loads(line) for line in file]
     except (OSError, ValueError):
-        return False
-    own = (event.get("slurm_job"), event.get("restarts")) == (allocation.job_id, allocation.restarts)
-    return own and any(path.stat().st_size for path in directory.journals_of(number))
+        return []
+    own = (allocation.job_id, allocation.restarts)
+    is_own = events and (events[0].get("slurm_job"), events[0].get("restarts")) == own
+    return [event["phase"] for event in events] if is_own else []
 
 
 def _end(why: str) -> int:

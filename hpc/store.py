@@ -8,6 +8,7 @@
 `store.json`      what was read, and that it was read to its end: written last
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
@@ -21,7 +22,7 @@ from hpc import atomic
 from hpc.corpus import Block
 from hpc.job import SamplingParams
 from hpc.plan import Prompts
-from hpc.records import KEY_BYTES, Request
+from hpc.records import KEY_BYTES, Request, RowId
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.bytes_]
@@ -91,19 +92,20 @@ class StoreWriter:
         file_names: Sequence[str],
         inputs: dict[str, Any],
         digests: Sequence[str],
-        check_keys: Callable[[Keys], None] = lambda keys: None,
+        check: Callable[[Keys, npt.NDArray[np.uint64]], None] = lambda keys, ids: None,
     ) -> "TokenStore":
         """Refuse the later ones of rows with one id, put the files in place, and open them.
 
         `inputs` is all that the store depends on, `digests` are those of the corpus files. What
-        `check_keys` raises, given the keys of the rows, leaves an earlier store in place.
+        `check` raises, given the keys of the rows and hashes of their ids, leaves an earlier store in place.
         """
         end = np.array([[self._tokens, self._bytes, 0, 0, 0, 0, 0]], dtype=np.int64)
         self._files[_OFFSETS].write(end.tobytes())
         for file in self._files.values():
             file.close()
+        ids = np.concatenate([np.empty(0, np.uint64), *self._id_hashes])
         self._refuse_duplicates(file_names)
-        check_keys(_map(atomic.aside(self._folder / _KEYS), np.uint8).view(f"S{KEY_BYTES}"))
+        check(_map(atomic.aside(self._folder / _KEYS), np.uint8).view(f"S{KEY_BYTES}"), ids)
         (self._folder / _STORE).unlink(missing_ok=True)  # from here on, the old store is none
         for name in (_TOKENS, _KEYS, _REQUESTS, _ERRORS, _OFFSETS):
             atomic.finish(self._folder / name)
@@ -250,10 +252,20 @@ class TokenStore:
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
         return self._requests[begin:end].tobytes()
 
+    def id(self, row: int) -> RowId:
+        """Return the id of a row."""
+        identity: RowId = json.loads(self.request_line(row))["id"]
+        return identity
+
     def _join(self, values: npt.NDArray[Any], rows: Ints, column: Column) -> npt.NDArray[Any]:
         begins, ends = self.offsets[rows, column].tolist(), self.offsets[rows + 1, column].tolist()
         parts = [values[begin:end] for begin, end in zip(begins, ends, strict=True)]
         return np.concatenate(parts) if parts else values[:0]
+
+
+def id_hash(identity: RowId | None) -> int:
+    """Return 64 bits that differ, but for chance, where ids differ in type or value."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "little")
 
 
 def error_line(row: int, kind: str, message: str) -> bytes:

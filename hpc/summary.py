@@ -26,6 +26,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the figures of an attempt that accounted for every row. Times are in seconds."""
     total = overall(ranks)
+    engines = {rank: progress.engine or job.engine for rank, progress in ranks.items()}
     ended = max((progress.ended for progress in ranks.values()), default=0.0)
     return {
         "rows": counts.rows,
@@ -37,7 +38,8 @@ def summarise(
         "guessed_tokens": total.guessed_tokens,
         "accepted_tokens": total.accepted_tokens,
         "ranks": size,
-        "engine": job.engine,
+        "engine": " and ".join(sorted(set(engines.values()))) or job.engine,
+        "rank_engines": [engines[rank] for rank in sorted(engines)],
         "dtype": job.dtype,
         "device": job.device,
         "seconds": {
@@ -55,12 +57,18 @@ def summarise(
 
 
 def write(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all."""
+    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+
+    Where no rank has generated, what has is as an earlier attempt says.
+    """
     try:
-        attempts = json.loads(path.read_text())["attempts"]
+        before = json.loads(path.read_text())
+        attempts = before["attempts"]
     except (FileNotFoundError, ValueError, KeyError):
-        attempts = []
-    own = {name: values[name] for name in ("generated_tokens", "ranks", "seconds", "rank_busy_seconds")}
+        before, attempts = {}, []
+    if not values["rank_engines"]:
+        values = {**values, "engine": before.get("engine", values["engine"])}
+    own = {name: values[name] for name in ("generated_tokens", "ranks", "engine", "seconds", "rank_busy_seconds")}
     whole = {**values, "attempts": [*attempts, {"attempt": attempt, **own}]}
     atomic.write(path, json.dumps(whole, indent=2) + "\n")
     return whole
@@ -87,10 +95,29 @@ def show(directory: RunDirectory, values: Mapping[str, Any], examples: int, file
         lines.append("seconds busy per rank: " + _some([f"{busy:.1f}" for busy in values["rank_busy_seconds"]]))
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:
-        lines.append("all was done before: nothing generated")
+        lines.append(nothing_generated(values["work"]))
     lines.append(f"completions: {directory.completions}")
     lines.append(f"the rest:    {directory.path}")
     print("\n" + "\n".join(lines), flush=True)
+
+
+def nothing_generated(work: Mapping[str, int]) -> str:
+    """Say why an attempt has generated no token."""
+    if work["requests"]:
+        return "nothing was generated: every request ended in an error"
+    if work["done"]:
+        return "nothing to generate: all rows were finished by earlier attempts"
+    return "nothing to generate: every row of the corpus was refused"
+
+
+def first_error(path: Path) -> str:
+    """Return the message of the first error row of an output; empty if there is none."""
+    with open(path, "rb") as file:
+        for line in file:
+            error = json.loads(line)["error"]
+            if error is not None:
+                return str(error["message"])
+    return ""
 
 
 def _some(texts: list[str]) -> str:

@@ -136,6 +136,9 @@ class EchoLoader(Loader):
     def dtype(self, job: Job) -> str:
         return "float32" if job.dtype == "auto" else job.dtype
 
+    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
+        return job.engine, ""
+
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
         limits = Limits(VOCABULARY, CONTEXT, job.truncate_prompts)
         return Checker(file_names, job.sampling, limits, ByteTokenizer())

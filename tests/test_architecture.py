@@ -9,14 +9,15 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "log", "stop", "atomic"),
+    ("allocation", "terminal", "stop", "atomic"),
+    ("log",),
     ("job",),
     ("records", "checkpoint"),
     ("bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline", "chat", "clock"),
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir", "identity"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration", "formats", "pipe"),
-    ("rows", "scatter", "read", "verify", "outline", "estimate"),
+    ("rows", "scatter", "binding", "read", "verify", "outline", "estimate"),
     ("complete", "loader", "output", "live", "history"),
     ("leader", "follow", "summary", "diagnosis", "page", "chart"),
     ("attempt",),

@@ -71,7 +71,7 @@ def test_a_piece_that_comes_together_with_the_start_is_generated(tmp_path: Path)
     )
     together = [
         from_rank_0(Tag.JOB, introduction),
-        from_rank_0(Tag.START),
+        from_rank_0(Tag.START, pack({"engine": "native"})),
         from_rank_0(Tag.PIECE, dispatcher.next_piece(1)),
     ]
     world = ScriptedWorld([together], lambda tag: [from_rank_0(Tag.BYE)] if tag == Tag.DONE else [])

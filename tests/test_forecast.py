@@ -4,13 +4,14 @@ import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from hpc.estimate import Estimator, Prediction
-from hpc.forecast import Advice, Forecast, advice, predict_all
+from hpc.forecast import Advice, Forecast, advice, predict_all, show
 from tests.conftest import Ended, finish, scattergen, start, write_corpus
 
 ROWS = [{"prompt": f"row {index} " * (1 + index % 5)} for index in range(40)] + [{"prompt": ""}, {"prompt": "row 0 "}]
@@ -201,7 +202,7 @@ def test_the_time_to_ask_for_is_a_quarter_and_five_minutes_more() -> None:
 
 
 def forecast_of(requests: int, advised: Advice | None) -> Forecast:
-    counted = (10, 0, {}, [], 0, 0, requests, 100, 0, 20, 100, [(16, 10)], [(16, 10)], 0.0)
+    counted = (10, 0, {}, [], 0, 0, requests, 100, 0, 20, 100, [(16, 10)], "native", "", [(16, 10)], 0.0)
     return Forecast(*counted, "limits", "here", 1.0, None, [], advised)
 
 
@@ -219,3 +220,18 @@ def test_a_deadline_that_nothing_meets_is_said() -> None:
 
 def test_a_run_with_nothing_left_needs_no_ranks() -> None:
     assert advice(forecast_of(0, None), None) == "Nothing is left to generate."
+
+
+def test_nothing_is_printed_of_the_prompts_of_a_run_with_nothing_left(capsys: pytest.CaptureFixture[str]) -> None:
+    show(forecast_of(0, None))
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[2], *lines[3:]] == ["lengths of the outputs: limits", "Nothing is left to generate."]
+
+
+def test_what_generates_for_a_model_that_native_does_not_support_is_planned_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show(replace(forecast_of(10, None), engine="hf", not_native="it is another", calibration=None))
+    printed = capsys.readouterr().out
+    assert "does not support this model: it is another; the hf engine generates" in printed
+    assert "padding: 0.0%, to 16 tokens" in printed

@@ -213,6 +213,35 @@ def test_a_run_that_knows_its_model_by_samples_goes_on_and_is_bound_to_all_of_it
         run(tmp_path, [], FolderLoader(folder))
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "bad one"}, {"prompt": "bad two"}], "every request ended in an error"),
+        ([{"prompt": ""}, "no JSON"], "every row of the corpus was refused"),
+        ([{"prompt": ""}, {"prompt": "bad one"}], "every request ended in an error"),
+    ],
+)
+def test_a_run_in_which_every_row_is_an_error_fails_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[object], words: str
+) -> None:
+    assert run(tmp_path, rows, EchoLoader(FailingEngine())) == 1
+    printed = capsys.readouterr()
+    assert (words in printed.out, "every row is an error row" in printed.err) == (True, True)
+    assert (tmp_path / "runs/rows/state").read_text() == "failed\n"
+
+
+def test_a_second_run_of_nothing_but_errors_fails_again(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "bad one"}], EchoLoader(FailingEngine()))
+    loader = CountingLoader()
+    assert (run(tmp_path, [], loader), loader.loads) == (1, 0)
+
+
+def test_a_run_of_nothing_but_errors_is_mended_by_retry_errors(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": "bad one"}], EchoLoader(FailingEngine()))
+    assert run(tmp_path, [], retry_errors=True) == 0
+    assert (tmp_path / "runs/rows/state").read_text() == "done\n"
+
+
 def test_another_model_in_the_same_directory_is_refused_naming_the_field(tmp_path: Path) -> None:
     run(tmp_path, [{"prompt": "a"}])
     with pytest.raises(Refusal, match="model echo:1, and this job has model other:1"):
@@ -263,7 +292,8 @@ def test_show_prints_any_row_there_can_be(tmp_path: Path, first: object) -> None
 @pytest.mark.parametrize("levels", [90, 101, 950, 990, 996, 1000, 5000])
 def test_deep_nesting_ends_no_run(tmp_path: Path, levels: int) -> None:
     deep = "[" * levels + "]" * levels
-    assert run(tmp_path, ['{"prompt": ' + deep + "}", '{"prompt": "a", "kept": ' + deep + "}"]) == 0
+    rows = ['{"prompt": ' + deep + "}", '{"prompt": "a", "kept": ' + deep + "}", {"prompt": "good"}]
+    assert run(tmp_path, rows) == 0
 
 
 def test_nesting_that_can_be_carried_is_carried(tmp_path: Path) -> None:
@@ -353,6 +383,73 @@ def test_a_changed_sample_is_named_by_verify(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "runs/rows/completions.jsonl"
     path.write_bytes(path.read_bytes().replace(b"bcab", b"oops"))
     assert (view.verify(tmp_path / "runs/rows"), "row 0" in capsys.readouterr().out) == (1, True)
+
+
+# A corpus that is not there any more, or not what it was.
+
+CARRYING: list[object] = [
+    {"id": "é", "prompt": "a", "page": 3, "\ud800": [1.5, None]},
+    {"prompt": "b", "sampling": {"n": 2, "temperature": 1, "logprobs": 1}},
+    {"prompt": "", "kept": True},
+    "no JSON",
+    {"prompt": "a"},
+]
+
+
+def finished_and_gone(tmp_path: Path, how: str) -> Path:
+    """A run whose corpus was moved, emptied or replaced since."""
+    run(tmp_path, CARRYING)
+    corpus = tmp_path / "rows.jsonl"
+    if how == "moved":
+        corpus.rename(tmp_path / "elsewhere.jsonl")
+    else:
+        corpus.write_text("" if how == "emptied" else '{"prompt": "another"}\n' * 9)
+    return tmp_path / "runs/rows"
+
+
+@pytest.mark.parametrize("how", ["moved", "emptied", "replaced"])
+def test_verify_checks_all_but_meta_where_the_corpus_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    assert view.verify(finished_and_gone(tmp_path, how)) == 0
+    printed = capsys.readouterr().out
+    assert ("wrong" in printed, '"meta", which was not checked' in printed, "rows.jsonl" in printed) == (
+        False, True, True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(b'"aaaa"', b'"aaab"'), (b"no JSON", b"yes JSON"), (b'"id": 1', b'"id": 9')]
+)
+def test_verify_finds_what_is_wrong_where_the_corpus_is_gone(tmp_path: Path, right: bytes, wrong: bytes) -> None:
+    path = finished_and_gone(tmp_path, "moved") / "completions.jsonl"
+    lines = path.read_bytes()
+    assert right in lines
+    path.write_bytes(lines.replace(right, wrong))
+    assert view.verify(path.parent) == 1
+
+
+def test_verify_checks_meta_of_a_corpus_that_was_only_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, CARRYING)
+    (tmp_path / "rows.jsonl").touch()
+    path = tmp_path / "runs/rows/completions.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"page": 3', b'"page": 4'))
+    assert (view.verify(path.parent), '"meta" is {"page": 4' in capsys.readouterr().out) == (1, True)
+
+
+@pytest.mark.parametrize("how", ["moved", "emptied", "replaced"])
+def test_merge_says_what_is_missing_where_the_corpus_is_gone(tmp_path: Path, how: str) -> None:
+    with pytest.raises(Refusal, match=r"rows.jsonl (cannot be read \(No such file|has changed).*--name rows$"):
+        view.merge(finished_and_gone(tmp_path, how))
+
+
+def test_a_run_whose_corpus_was_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
+    finished_and_gone(tmp_path, "moved")
+    loader = CountingLoader()
+    assert run(tmp_path, [], loader, corpus=(str(tmp_path / "elsewhere.jsonl"),), name="rows") == 0
+    assert (loader.loads, view.verify(tmp_path / "runs/rows")) == (0, 0)
 
 
 def test_merge_writes_samples_again_from_the_journals(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def test_a_run_that_is_done_is_not_requeued(tmp_path: Path) -> None:
     assert settle(job(tmp_path), JOB) == 0
 
 
+def test_a_job_that_was_refused_is_a_fault_though_an_earlier_attempt_was_done(tmp_path: Path) -> None:
+    with run(tmp_path, "done").events(1, 0).open("a") as file:
+        file.write('{"phase": "refused"}\n')
+    assert settle(job(tmp_path), JOB) == 1
+
+
 @pytest.mark.parametrize("state", ["drained", "running"])
 def test_a_run_with_work_left_that_got_on_is_requeued(tmp_path: Path, state: str) -> None:
     run(tmp_path, state)

@@ -10,16 +10,20 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from hpc import bucket
+from hpc.cost import CostModel
 from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
 from hpc.engine.batch import Halver
 from hpc.engine.choice import Choice
 from hpc.engine.sample import Sampler
-from hpc.records import TokenLogprobs
+from hpc.records import Request, TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -45,12 +49,15 @@ class HFEngine:
         decode: Decode,
         batch_tokens: int,
         long_step_s: float = 5.0,
+        num_buckets: int = 0,
     ) -> None:
+        """Hold the model; with `num_buckets`, requests are put into so many length buckets here, not by a plan."""
         self._model = model
         self._long_step_s = long_step_s
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._batch_tokens = batch_tokens
+        self._num_buckets = num_buckets
         self.steps = StepLog()  # `generate` does not tell of its steps
         self.bounds = None
 
@@ -60,6 +67,8 @@ class HFEngine:
         halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
+                if self._num_buckets:
+                    requests = bucketed(requests, self._num_buckets, self._batch_tokens)
                 for batch in batches(begin(requests), self._batch_tokens):
                     yield from halver.run(batch)
                     if stop.told:
@@ -108,6 +117,20 @@ class HFEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> list[Request]:
+    """Return requests in length buckets, at most `num_buckets` of them, the longest first.
+
+    For those of a plan that pads nothing: there every length is a bucket of its own, and a batch one row.
+    """
+    lengths = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
+    new_tokens = np.array([request.sampling.max_new_tokens for request in requests], dtype=np.int64)
+    cost = CostModel()
+    chosen = bucket.choose(lengths, new_tokens, num_buckets, 1, batch_tokens, cost.prefill_token, cost.step)
+    padded = bucket.assign(lengths, chosen).tolist()
+    order = sorted(range(len(requests)), key=lambda index: -padded[index])
+    return [replace(requests[index], bucket=padded[index]) for index in order]
 
 
 def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequence]]:

@@ -4,9 +4,11 @@ import inspect
 import logging
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hpc.engine.attention import NAME, Span, Step, Unsupported
 from hpc.engine.batch import one_line
@@ -32,7 +34,7 @@ def build(
 
     After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
     """
-    check(model)
+    check(type(model), model.config)
     if model.dtype not in Kernel.dtypes:
         kernel = None
     linears: Kernel | OneDnn | None = kernel
@@ -59,16 +61,37 @@ def build(
     return NativeEngine(model, layouts, eos_token_ids, decode, limits, kernel)
 
 
-def check(model: Any) -> None:
-    """Raise `Unsupported` for a model that declares what the engine cannot do."""
-    config = model.config.get_text_config()
-    if not getattr(model, "_supports_attention_backend", False):
+def choose_engine(asked: str, path: Path) -> tuple[str, str]:
+    """Return the engine that is to generate with the model directory at `path`, and why it is not the `asked` one.
+
+    Decided by what configuration and class say, without the weights: a plan is made for it. The trial when
+    the model is loaded may still find that the native engine is not for it.
+    """
+    if asked != "native":
+        return asked, ""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    except (OSError, ValueError, ImportError):  # loading it will say more
+        return asked, ""
+    try:
+        for one in kind if isinstance(kind, tuple) else (kind,) if kind else ():
+            check(one, config)
+    except Unsupported as reason:
+        return "hf", str(reason)
+    return asked, ""
+
+
+def check(kind: Any, config: Any) -> None:
+    """Raise `Unsupported` for a class of models and a configuration that declare what the engine cannot do."""
+    config = config.get_text_config()
+    if not getattr(kind, "_supports_attention_backend", False):
         raise Unsupported("its attention cannot be replaced")
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
     if _rope_types(config.to_dict()) & {"dynamic", "longrope"}:
         raise Unsupported("the frequencies of its positions depend on the longest sequence of a batch")
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
         raise Unsupported("it computes logits for every token of a prompt")
 
 

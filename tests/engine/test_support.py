@@ -14,7 +14,7 @@ from hpc.engine.hf import HFEngine
 from hpc.engine.kernel import Kernel, OneDnn
 from hpc.engine.layers import PackedLinear
 from hpc.engine.native import NativeEngine
-from hpc.engine.support import build, check, prepare
+from hpc.engine.support import build, check, choose_engine, prepare
 from hpc.job import Job, SamplingParams
 from hpc.loader import Loader
 from hpc.place import Place
@@ -60,7 +60,8 @@ def test_a_hybrid_of_attention_and_recurrence_is_unsupported() -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_architectures_of_the_tests_are_declared_as_supported(kind: str) -> None:
-    check(tiny(CONFIGS[kind]))
+    model = tiny(CONFIGS[kind])
+    check(type(model), model.config)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -160,6 +161,21 @@ def test_of_an_unsupported_model_the_loader_makes_an_hf_engine_and_says_why(
         replica = Loader().load(job(tiny_bloom, engine="native"), tiny_bloom, PLACE)
     assert isinstance(replica.engine, HFEngine)
     assert "does not support this model: its attention cannot be replaced; the hf engine generates" in caplog.text
+
+
+def test_the_engine_is_chosen_from_configuration_and_class_alone(tmp_path: Path, tiny_bloom: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_bloom / "config.json").read_bytes())
+    assert choose_engine("native", tmp_path) == ("hf", "its attention cannot be replaced")
+
+
+@pytest.mark.parametrize("asked", ["native", "hf"])
+def test_the_engine_that_is_asked_for_is_chosen_where_nothing_speaks_against_it(tiny_model: Path, asked: str) -> None:
+    assert choose_engine(asked, tiny_model) == (asked, "")
+
+
+def test_of_a_model_that_cannot_be_described_the_engine_is_left_to_its_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nobody-knows"}')
+    assert choose_engine("native", tmp_path) == ("native", "")
 
 
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_bloom"])
