@@ -101,12 +101,13 @@ def _open(file: Path) -> int:
     """Open a pipe without waiting for a writer."""
     number = _descriptor(file)
     try:
-        # What is open already is not opened again: of a pipe whose writer has left, poll would not tell the end.
+        # What is open already is not opened again: a socket, or somebody else's pipe or terminal, could not be.
         opened = os.dup(number) if number is not None else os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise CorpusError(f'corpus "{file}" cannot be read: {error.strerror}; give a JSONL file') from error
     mode = os.fstat(opened).st_mode
-    if stat.S_ISBLK(mode) or stat.S_ISDIR(mode) or (stat.S_ISCHR(mode) and not os.isatty(opened)):
+    nothing = os.fstat(opened).st_rdev == os.stat(os.devnull).st_rdev  # what batch systems give for standard input
+    if stat.S_ISBLK(mode) or stat.S_ISDIR(mode) or (stat.S_ISCHR(mode) and not (os.isatty(opened) or nothing)):
         os.close(opened)
         what = "standard input" if file == STDIN else f'"{file}"'
         raise CorpusError(f"corpus {what} is a device or a folder; give a JSONL file, or pipe one into --corpus -")

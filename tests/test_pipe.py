@@ -1,6 +1,7 @@
 """What can be read but once is copied into the run directory, whatever becomes of its writer."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_pipe_of_the_shell_is_copied(tmp_path: Path) -> None:
     assert (copy.name, copy.read_bytes()) == (f"pipe-{end.name}", b"a\n")
 
 
+def test_a_socket_that_is_open_is_copied(tmp_path: Path) -> None:
+    writing, reading = socket.socketpair()
+    with reading:
+        writing.sendall(b"a\n")
+        writing.close()
+        [copy] = keep([Path(f"/dev/fd/{reading.fileno()}")], tmp_path / "corpus", never) or ()
+    assert copy.read_bytes() == b"a\n"
+
+
 def test_a_link_to_a_pipe_of_the_shell_is_copied(tmp_path: Path) -> None:
     end = pipe_end(b"a\n")
     (tmp_path / "link").symlink_to(end)
@@ -95,6 +105,11 @@ def test_a_pipe_without_a_byte_stands_for_what_it_gave_before(tmp_path: Path) ->
     path = fifo(tmp_path / "c", b"a\n")
     first = keep([path], tmp_path / "corpus", never)
     assert keep([again(path)], tmp_path / "corpus", never) == first
+
+
+def test_the_null_device_is_an_empty_pipe(tmp_path: Path) -> None:
+    first = keep([fifo(tmp_path / "null", b"a\n")], tmp_path / "corpus", never)
+    assert keep([Path("/dev/null")], tmp_path / "corpus", never) == first
 
 
 def test_forgetting_touches_nothing_else(tmp_path: Path) -> None:
