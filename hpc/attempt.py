@@ -83,12 +83,15 @@ def begin(
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
     place = leader.place_ranks(job.device)
+    moments = [time.time()]
     model = loader.resolve(job.model)
+    moments.append(time.time())
     earlier = directory.read_job()
     if job.dtype == "auto":
         known: Any = earlier["bound"].get("dtype") if earlier else None
         resolved: Any = known or loader.dtype(job)
         job = replace(job, dtype=resolved)
+    moments.append(time.time())
     bound = {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype}
     directory.check_bound(bound)
     number = directory.next_attempt()
@@ -100,6 +103,8 @@ def begin(
     events = Events(directory.events(number, 0))
     slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
     events.write("begin", {"ranks": leader.world.size, **slurm})
+    # What knows models is imported by whoever asks first: to convert one, or for the dtype.
+    events.spent(zip(("convert", "import"), moments, moments[1:], strict=False))
     left = None
     if allocation is not None:
         directory.note_slurm_job(allocation.submitted_id)

@@ -158,6 +158,7 @@ class Follower:
         path = given.directory.journal(given.attempt, rank)
         self.records, journal = OwnRecords(path), JournalWriter(path)
         events = Events(given.directory.events(given.attempt, rank))
+        events.spent(replica.spent)
 
         def on_step() -> bool:
             self.serve()

@@ -18,8 +18,11 @@ from hpc.rundir import RunDirectory, attempt_and_rank
 Floats = npt.NDArray[np.float64]
 
 KINDS = {
+    "convert": "finding, hashing, converting the model",
+    "import": "importing libraries",
     "read": "reading and tokenizing",
     "load": "loading the model",
+    "build": "building the kernel",
     "prefill": "prefill",
     "decode": "decode",
     "generate": "generating between steps (in the timelines: all of it)",
@@ -175,6 +178,8 @@ class _Log:
     work: Work | None = None
     latest: dict[str, Any] = field(default_factory=dict)
     """The latest event with counts."""
+    spent: list[Span] = field(default_factory=list)
+    """What it says itself that it did for a while."""
     counts: list[tuple[float, float, int]] = field(default_factory=list)
     """When it had waited how long and generated how many tokens."""
     damaged: int = 0
@@ -201,6 +206,8 @@ class _Log:
                 self.latest = event
         elif phase == "begin":
             self.begin = event
+        elif phase == "spent" and event["kind"] in KINDS:
+            self.spent.append(Span(str(event["kind"]), float(event["began"]), float(event["ended"])))
         elif phase == "load" and "seconds" in event:
             self.predicted = event
         elif phase == "done":
@@ -228,7 +235,7 @@ class _Crew:
         at, times = self.leader.at, [time for log in self.logs for time in log.times]
         self.ended = at.get("done") or at.get("drained") or max(times)
         loads = [log.progress.began - log.progress.load_s for log in self.logs if log.progress]
-        self.began = min([*times, *loads])
+        self.began = min([*times, *loads, *(span.began for span in self.leader.spent)])
         if "done" in at and self.took_s:
             self.began = min(self.began, self.ended - self.took_s)
 
@@ -294,7 +301,8 @@ class _Crew:
         if "merge" in at:
             spans.add("gather", min(at["merge"] + self.leader.gathered_s, self.ended))
         spans.add("merge", self.ended)
-        return spans.done
+        told = [span for span in self.leader.spent if log is self.leader or span.ended <= loading]  # the others wait
+        return _told(spans.done, told if log is self.leader else [*told, *log.spent])
 
 
 class _Spans:
@@ -311,6 +319,25 @@ class _Spans:
             began = self.done.pop().began if same else self._now
             self.done.append(Span(kind, began, until))
             self._now = until
+
+
+def _told(spans: Iterable[Span], told: Sequence[Span]) -> list[Span]:
+    """Return spans with what a rank says itself in the place of what it was taken for, as far as that reaches."""
+    for own in told:
+        cut: list[Span] = []
+        for span in spans:
+            began, ended = max(span.began, own.began), min(span.ended, own.ended)
+            parts = [
+                (span.kind, span.began, min(began, span.ended)),
+                (own.kind, began, ended),
+                (span.kind, ended, span.ended),
+            ]
+            if began < ended and span.kind in ("other", "read", "load"):
+                cut += [Span(*part) for part in parts if part[1] < part[2]]
+            else:
+                cut.append(span)
+        spans = cut
+    return list(spans)
 
 
 def _waits(progress: Progress, counts: Sequence[tuple[float, float, int]]) -> list[tuple[str, float]]:

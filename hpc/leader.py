@@ -43,6 +43,8 @@ class Leader:
         self._print_s = TERMINAL_S if sys.stderr.isatty() else FILE_S
         self._next_print = 0.0
         self._bar: Bar | None = None
+        self.expected_end: float | None = None
+        """When, in seconds of the clock, all should be over, as predicted."""
 
     @property
     def others(self) -> range:
@@ -151,7 +153,7 @@ class Leader:
         if self._work is None:
             return
         if self._bar is not None:
-            self._bar.update(self._work, overall(self.progress))
+            self._bar.update(self._work, overall(self.progress), self.expected_end)
         elif now >= self._next_print:
-            LOGGER.info("%s", describe(self._work, overall(self.progress), time.time()))
+            LOGGER.info("%s", describe(self._work, overall(self.progress), time.time(), self.expected_end))
             self._next_print = now + self._print_s

@@ -32,6 +32,8 @@ class Picture:
     phase: str = "new"
     time: float = 0.0
     """When the latest event was written: counts are as of then, and so must rates be."""
+    expected_end: float | None = None
+    """When all should be over, as predicted."""
     ranks: dict[int, Progress] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
 
@@ -43,6 +45,7 @@ class Picture:
         attempt = max(paths)[0]
         if attempt != self.attempt:
             self.attempt, self.work, self.phase, self.ranks, self._read = attempt, None, "new", {}, {}
+            self.expected_end = None
         for (of_attempt, rank), path in sorted(paths.items()):
             if of_attempt == attempt:
                 for event in self._new_events(path):
@@ -57,7 +60,12 @@ class Picture:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _take(self, rank: int, event: dict[str, Any]) -> None:
-        phase, self.time = event.pop("phase"), max(self.time, event.pop("time"))
+        phase, when = event.pop("phase"), event.pop("time")
+        self.time = max(self.time, when)
+        if phase == "spent":  # of what is past
+            return
+        if phase == "load" and "seconds" in event:
+            self.expected_end = when + event["seconds"]
         if phase == "plan":
             self.work = Work(**event)
         elif phase in ("generate", "generated"):
@@ -104,7 +112,7 @@ def draw(picture: Picture) -> Group:
     work = picture.work
     table = Table.grid(padding=(0, 2))
     whole = ProgressBar(total=work.rows, completed=work.done + work.refused + total.rows, width=40)
-    table.add_row("all", whole, describe(work, total, picture.time))
+    table.add_row("all", whole, describe(work, total, picture.time, picture.expected_end))
     most = max((progress.rows for progress in picture.ranks.values()), default=0)
     for rank in sorted(picture.ranks)[:SHOWN_RANKS]:
         progress = picture.ranks[rank]
@@ -125,13 +133,13 @@ class Bar:
         self._task = self._progress.add_task("", total=None)
         self._progress.start()
 
-    def update(self, work: Work, total: Progress) -> None:
+    def update(self, work: Work, total: Progress, expected_end: float | None = None) -> None:
         """Show how far the run is."""
         self._progress.update(
             self._task,
             total=work.rows,
             completed=work.done + work.refused + total.rows,
-            description=describe(work, total, time.time()),
+            description=describe(work, total, time.time(), expected_end),
         )
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ class Replica:
     """What it holds, where that is known."""
     engine_name: str = ""
     """What generates, by the name of its flag; empty: what the job says."""
+    spent: tuple[tuple[str, float, float], ...] = ()
+    """What the time went to that is not loading: kinds of `hpc.history`, from when to when in seconds of the clock."""
 
 
 class Loader:
@@ -70,11 +73,13 @@ class Loader:
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
+        began = time.time()
         from hpc.engine import load, memory
         from hpc.engine.hf import HFEngine
         from hpc.tokenizer import Tokenizer
 
         load.quiet()
+        spent = [("import", began, time.time())]
         device = load.resolve_device(job.device, place.gpu or 0)
         tokenizer, described = Tokenizer(path), load.describe(path)
         model = load.load(path, device, job.dtype, place.threads)
@@ -83,7 +88,7 @@ class Loader:
         engine: Engine | None = None
         num_buckets = 0
         if job.engine == "native":
-            engine = native(job, model, described, tokenizer.decode, place)
+            engine = native(job, model, described, tokenizer.decode, place, spent)
             if engine is None:  # what was tried has changed the model
                 model = load.load(path, device, job.dtype, place.threads)
                 num_buckets = job.buckets  # the plan has none
@@ -92,7 +97,7 @@ class Loader:
             model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
         )
         made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name)
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent))
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
         """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
@@ -105,8 +110,18 @@ class Loader:
         return trial(engine, seconds), speed
 
 
-def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:
-    """Return the native engine of a model; None, and a message, where it does not support the model."""
+def native(
+    job: Job,
+    model: Any,
+    described: "Description",
+    decode: Decode,
+    place: Place,
+    spent: list[tuple[str, float, float]],
+) -> Engine | None:
+    """Return the native engine of a model; None, and a message, where it does not support the model.
+
+    What building the kernel took is added to `spent`.
+    """
     from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
     from hpc.engine.run import Limits
@@ -114,7 +129,9 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
     cuda = model.device.type == "cuda"
     try:
         support.check(type(model), model.config)
+        began = time.time()
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
+        spent.append(("build", began, time.time()))
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
             step_tokens=8192 if cuda else 512,

@@ -28,10 +28,12 @@ COLOURS = {kind: f"#0102{index:02x}" for index, kind in enumerate(KINDS)}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #d5dae0; --read: #0072b2; --load: #8e5ea2;
+  --convert: #7a5c3e; --import: #c994c7; --build: #5b3a78;
   --prefill: #0b6e4f; --decode: #4cc29a; --generate: #1b9e77; --wait: #e6a800; --idle: #d55e00; --drain: #b0413e;
   --gather: #9ad4f5; --merge: #56b4e9; --other: #a8adb3; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ed; --paper: #15181c; --faint: #3a4048; --read: #4ba3e3; --load: #b48ad0;
+    --convert: #b08d68; --import: #e3b8e1; --build: #9673b8;
     --prefill: #1d8a66; --decode: #6fe0ba; --generate: #35b98c; --wait: #f0bb3a; --idle: #f07a3c; --drain: #d9706d;
     --gather: #c3e6fa; --merge: #8fd0f5; --other: #6d747c; }
 }

@@ -133,6 +133,7 @@ def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
         began = time.monotonic()
         checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
         attempt.imports_s = time.monotonic() - began
+        attempt.events.spent([("import", time.time() - attempt.imports_s, time.time())])
         blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
         writer = StoreWriter(folder)
         try:
@@ -193,7 +194,9 @@ def decide_engine(attempt: Attempt) -> None:
     """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
     began = time.monotonic()
     name, reason = attempt.loader.choose_engine(attempt.job, attempt.model.path)
-    attempt.imports_s += time.monotonic() - began
+    took = time.monotonic() - began
+    attempt.imports_s += took
+    attempt.events.spent([("import", time.time() - took, time.time())])
     if reason:
         LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
     engine: Any = name
@@ -223,6 +226,7 @@ def generate_all(
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s = time.monotonic() - began
     progress.engine = replica.engine_name or job.engine
+    attempt.events.spent(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     complete(

@@ -3,15 +3,21 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 LOGGER = logging.getLogger(__name__)
 
+ESTIMATE_S, ESTIMATE_SHARE, ESTIMATE_ROWS = 10.0, 0.05, 3
+"""After so many seconds, and so many of the rows, the rest of a run can be told from its beginning: the first rows to
+end say little, as those that take longest are begun first."""
+
 EVENT_S = 10.0
 MESSAGE_S = 2.0
+LEAST_SPENT_S = 0.05
+"""What took less is not worth an event."""
 
 
 @dataclass
@@ -67,6 +73,12 @@ class Events:
         self._file.write(json.dumps({"time": round(time.time(), 3), "phase": phase, **values}) + "\n")
         self._file.flush()
 
+    def spent(self, spans: Iterable[tuple[str, float, float]]) -> None:
+        """Write what the time went to: kinds of `hpc.history`, from when to when in seconds of the clock."""
+        for kind, began, ended in spans:
+            if ended - began >= LEAST_SPENT_S:
+                self.write("spent", {"kind": kind, "began": round(began, 3), "ended": round(ended, 3)})
+
     def tick(self, phase: str, progress: Progress) -> None:
         """Write the progress if it is time."""
         now = time.monotonic()
@@ -105,17 +117,27 @@ def overall(ranks: Mapping[int, Progress]) -> Progress:
     return total
 
 
-def describe(work: Work, total: Progress, now: float) -> str:
-    """Return the line that says how far a run is, at what rate, and when it will be over."""
+def describe(work: Work, total: Progress, now: float, expected_end: float | None = None) -> str:
+    """Return the line that says how far a run is, at what rate, and when it will be over.
+
+    Until its own rows tell that, what was predicted does: `expected_end`, in seconds of the clock like `now`.
+    """
     done = work.done + work.refused + total.rows
     text = f"{done:,} of {work.rows:,} rows ({done / work.rows:.0%})"
     elapsed = now - total.began if total.began else 0.0
     if elapsed > 0 and total.generated_tokens:
         text += f", {total.generated_tokens / elapsed:,.0f} tokens/s"
     to_do = work.rows - work.done - work.refused
-    if elapsed > 0 and 0 < total.rows < to_do:
+    if 0 < total.rows < to_do and _tells(total.rows, to_do, elapsed):
         text += f", about {duration(elapsed * (to_do - total.rows) / total.rows)} left"
+    elif expected_end is not None and total.rows < to_do and now < expected_end:
+        text += f", {duration(expected_end - now)} left as predicted"
     return text
+
+
+def _tells(rows: int, to_do: int, elapsed: float) -> bool:
+    """Say whether so many rows in so many seconds tell how long the rest of those that were to do will take."""
+    return elapsed >= ESTIMATE_S and rows >= max(ESTIMATE_ROWS, ESTIMATE_SHARE * to_do)
 
 
 def left(work: Work, total: Progress, now: float) -> str:
@@ -123,7 +145,7 @@ def left(work: Work, total: Progress, now: float) -> str:
     done = work.done + work.refused + total.rows
     text = f"{done:,} rows done, {total.rows:,} of them in this attempt; {work.rows - done:,} left"
     elapsed = now - total.began if total.began else 0.0
-    if elapsed > 0 and total.rows:
+    if _tells(total.rows, total.rows + work.rows - done, elapsed):
         text += f", about {duration(elapsed * (work.rows - done) / total.rows)} on these ranks"
     return text
 

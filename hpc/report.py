@@ -140,8 +140,9 @@ def time_table(run: History) -> Table:
     whole = sum(run.seconds.values())
     if whole:
         rows.append(("share", *(f"{value / whole:.1%}" for value in run.seconds.values()), "100.0%"))
-    heads = ("attempt", "read", "load", "prefill", "decode", "rest", "wait", "idle", "drain", "gather", "merge",
-             "other", "ranks x time")  # fmt: skip
+    # In the order of KINDS.
+    heads = ("attempt", "convert", "import", "read", "load", "build", "prefill", "decode", "rest", "wait", "idle",
+             "drain", "gather", "merge", "other", "ranks x time")  # fmt: skip
     return Table("Where the time of all ranks went, in rank-seconds", heads, tuple(rows))
 
 

@@ -82,6 +82,25 @@ def test_rank_seconds_go_to_what_the_events_say(done: History, kind: str, second
     assert done.seconds[kind] == seconds
 
 
+def spent(at: float, kind: str, began: float, ended: float) -> Event:
+    return event(at, "spent", kind=kind, began=T + began, ended=T + ended)
+
+
+def test_what_a_rank_says_itself_takes_the_place_of_what_it_was_taken_for(tmp_path: Path) -> None:
+    told = {
+        "0001-00000": [
+            *DONE["0001-00000"][:1], spent(2, "convert", -1, 1.5), spent(2, "import", 1.5, 2), event(2, "read"),
+            spent(5, "import", 3, 5), *DONE["0001-00000"][2:3], spent(15, "build", 13, 15), *DONE["0001-00000"][3:],
+        ],
+        "0001-00001": [spent(20, "import", 12, 13), spent(20, "build", 17, 21), *DONE["0001-00001"]],
+    }  # fmt: skip
+    seconds = [rank.seconds for rank in read(write_run(tmp_path / "run", told)).attempts[0].ranks]
+    kinds = ("convert", "import", "read", "load", "build")
+    assert [seconds[0][kind] for kind in kinds] == pytest.approx([2.5, 2.5, 6, 2, 2])
+    assert [seconds[1][kind] for kind in kinds] == pytest.approx([2.5, 3.5, 6, 4, 3])
+    assert [sum(each.values()) for each in seconds] == pytest.approx([111, 111])
+
+
 def test_rank_seconds_add_up_to_ranks_times_wall_time(done: History) -> None:
     (attempt,) = done.attempts
     assert sum(done.seconds.values()) == 2 * (attempt.ended - attempt.began) == 220

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc.progress import Events, Progress, Work, describe, duration, overall
+from hpc.progress import Events, Progress, Work, describe, duration, left, overall
 
 WORK = Work(rows=1000, refused=10, done=90, requests=900, duplicates=0)
 
@@ -49,6 +49,8 @@ def test_a_run_began_when_its_first_rank_did() -> None:
         (Progress(), "100 of 1,000 rows (10%)"),
         (Progress(began=50), "100 of 1,000 rows (10%)"),
         (Progress(began=50, generated_tokens=100_000), "100 of 1,000 rows (10%), 2,000 tokens/s"),
+        (Progress(began=50, generated_tokens=100_000, rows=44), "144 of 1,000 rows (14%), 2,000 tokens/s"),
+        (Progress(began=98, generated_tokens=1_000, rows=100), "200 of 1,000 rows (20%), 500 tokens/s"),
         (
             Progress(began=50, generated_tokens=100_000, rows=100),
             "200 of 1,000 rows (20%), 2,000 tokens/s, about 6 min 40 s left",
@@ -82,3 +84,24 @@ def test_ticks_are_not_all_written(tmp_path: Path) -> None:
         written.tick("generate", Progress())
     written.close()
     assert len(events(tmp_path / "events")) < 500
+
+
+@pytest.mark.parametrize(
+    ("total", "text"),
+    [
+        (Progress(), "100 of 1,000 rows (10%), 5 min 00 s left as predicted"),
+        (Progress(began=98, rows=2), "102 of 1,000 rows (10%), 5 min 00 s left as predicted"),
+        (Progress(began=50, rows=100), "200 of 1,000 rows (20%), about 6 min 40 s left"),
+        (Progress(began=50, rows=900), "1,000 of 1,000 rows (100%)"),
+    ],
+)
+def test_until_its_own_rows_tell_the_rest_of_a_run_is_what_was_predicted(total: Progress, text: str) -> None:
+    assert describe(WORK, total, now=100, expected_end=400) == text
+
+
+def test_a_prediction_that_is_past_is_not_repeated() -> None:
+    assert describe(WORK, Progress(began=98, rows=1), now=100, expected_end=99) == "101 of 1,000 rows (10%)"
+
+
+def test_a_run_that_was_stopped_at_its_first_rows_does_not_say_how_long_the_rest_takes() -> None:
+    assert left(WORK, Progress(began=98, rows=5), now=100).endswith("; 895 left")
