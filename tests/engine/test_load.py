@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, GPT2Config
+from transformers import AutoConfig, ByT5Tokenizer, GPT2Config
 
+from hpc.detokenizer import ByToken
 from hpc.engine import endings
 from hpc.engine.load import describe, load, resolve_device, resolve_dtype, weights
 from hpc.job import Job, Refusal
@@ -171,6 +172,21 @@ def test_rows_are_checked_for_the_end_of_a_turn_that_the_model_does_not_name(alt
     (folder / "generation_config.json").unlink()
     checker = Loader().checker(Job("m", ("c.jsonl",)), folder, ("c.jsonl",))
     assert checker.limits.chat_ending == 256
+
+
+# Text.
+
+
+def test_tokens_of_a_fast_tokenizer_are_looked_up(tiny_model: Path) -> None:
+    assert isinstance(Tokenizer(tiny_model).decode, ByToken)
+
+
+def test_a_tokenizer_in_python_makes_text_of_whole_characters(tmp_path: Path) -> None:
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path)
+    decode = Tokenizer(tmp_path).decode
+    tokens = [byte + 3 for byte in "aé日".encode()]
+    texts = [decode([*tokens[1:end], 1], tokens[:1]) for end in range(2, 7)]
+    assert (texts, decode.special_tokens["</s>"]) == (["", "é", "é", "é", "é日"], 1)
 
 
 # Device and dtype.
