@@ -111,7 +111,6 @@ class NativeEngine:
         finally:
             del run
 
-    @torch.inference_mode()
     def _new_memory(self) -> tuple[Cache, DecodeGraphs | None]:
         """Return a cache, and all graphs of decoding over it if they can be had."""
         cache = self._new_cache()
@@ -120,7 +119,8 @@ class NativeEngine:
         limits = self._limits
         graphs = DecodeGraphs(self._model, cache, limits.max_seqs, limits.context_tokens, limits.deterministic)
         try:
-            graphs.capture_all()
+            with torch.inference_mode():
+                graphs.capture_all()
         except Exception as error:  # no request is to blame
             warn_of(error)
             return cache, None

@@ -200,7 +200,7 @@ def test_a_layer_that_waits_is_found_before_a_capture_is_begun(caplog: pytest.Lo
 
 
 def test_a_capture_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
-    with engine_on_gpu("llama", FEW) as (engine, gpu), looking(prepared("llama")[0]):
+    with engine_on_gpu("llama", FEW) as (engine, _), looking(prepared("llama")[0]):
         assert generated(engine, GREEDY) == expected()
     assert ["graphs are off" in record.message for record in caplog.records] == [True]
 
