@@ -16,6 +16,8 @@ from hpc.engine.fuse import fuse
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Form, Kernel, OneDnn
+from hpc.engine.largest import largest_graph, largest_step
+from hpc.engine.memory import gpu_cache_bytes
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Limits
 from hpc.trim import Decode
@@ -60,6 +62,16 @@ def build(
         flash, graphs = _gpu_means(model, forms, prompts, expected)
     if not flash and (fault := _fault(model, prompts, expected, layouts, kernel)):
         raise Unsupported(fault)
+    if model.device.type == "cuda":
+        if limits.deterministic:
+            _forbid_what_depends_on_the_batch(model)
+        if not limits.cache_bytes:
+            left = gpu_cache_bytes(
+                model.device,
+                lambda: largest_step(model, layouts, limits, flash),
+                lambda: largest_graph(model, layouts, limits) if graphs else None,
+            )
+            limits = replace(limits, cache_bytes=left)
     return NativeEngine(model, layouts, eos_token_ids, decode, limits, kernel, flash, graphs)
 
 
@@ -83,6 +95,20 @@ def _gpu_means(
         return True, False
     LOGGER.warning("torch attends, without FlashAttention and CUDA graphs, which is slower: %s", worse)
     return False, False
+
+
+def _forbid_what_depends_on_the_batch(model: Any) -> None:
+    """Let no product sum in parts, whose number may differ with the place of a row; say what cannot be forbidden."""
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+        try:
+            setattr(torch.backends.cuda.matmul, name, (False, False))
+        except (RuntimeError, TypeError):  # an older torch knows no second switch
+            setattr(torch.backends.cuda.matmul, name, False)
+    if any(parameter.dim() == 3 for parameter in model.parameters()):
+        LOGGER.warning(
+            "--deterministic does not hold for this model: which rows an expert has depends on all that are in a "
+            "step, and by rounding what is generated may do so too"
+        )
 
 
 def flash_lacks(forms: dict[int, Form], dtype: torch.dtype, device: torch.device) -> str:

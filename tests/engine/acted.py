@@ -196,6 +196,7 @@ def acted(index: int = 0, current: int | None = None, devices: int = 4, rocm: bo
         "synchronize": lambda device=None: gpu.drain(gpu.index_of(device)), "set_device": gpu.set_device,
         "current_device": lambda: gpu.current, "is_available": lambda: True, "device_count": lambda: gpu.devices,
         "get_device_capability": lambda device=None: gpu.flash.capability,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or gpu.flash.capability >= (8, 0),
         "set_sync_debug_mode": gpu.set_sync_debug_mode, "get_sync_debug_mode": lambda: 0,
         "mem_get_info": lambda device=None: (gpu.free, gpu.total),
         "max_memory_reserved": lambda device=None: gpu.peak, "memory_reserved": lambda device=None: 0,

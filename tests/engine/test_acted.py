@@ -12,6 +12,8 @@ import torch
 from hpc.engine.attention import Span, Step, Unsupported, attend, flash_spans, lacks_flash
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form
+from hpc.engine.load import resolve_device, resolve_dtype
+from hpc.engine.memory import MARGIN, SHARE
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Limits
 from hpc.engine.support import build
@@ -237,6 +239,39 @@ def test_graphs_are_captured_at_the_start_the_largest_first() -> None:
         engine.begin()
         rows = [graph.rows for graph in gpu.graphs]
     assert rows == [8, 4, 2, 1]
+
+
+def test_the_cache_of_a_gpu_has_what_the_largest_step_leaves() -> None:
+    with half_on_gpu() as (model, gpu):
+        gpu.peak = 7 << 30
+        engine = built(model, replace(SOME, cache_bytes=0))
+        assert gpu.rows == gpu.graphs[-1].rows == 8
+    assert engine._limits.cache_bytes == gpu.free - gpu.peak - int(MARGIN * gpu.total)
+
+
+def test_where_the_largest_step_does_not_fit_a_cache_has_its_share_all_the_same() -> None:
+    with half_on_gpu() as (model, gpu):
+        model.most_tokens = 900
+        engine = built(model, replace(SOME, cache_bytes=0))
+    assert engine._limits.cache_bytes == int(gpu.free * SHARE / 2)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((8, 0), "bfloat16"), ((7, 0), "float16"), ((7, 5), "float16")])
+def test_where_bfloat16_is_emulated_the_dtype_auto_is_float16(capability: tuple[int, int], dtype: str) -> None:
+    with acted() as gpu:
+        gpu.flash.capability = capability
+        assert resolve_dtype("auto", "auto") == dtype
+
+
+@pytest.mark.parametrize(("devices", "index", "expected"), [(1, 0, 0), (1, 3, 0), (4, 3, 3)])
+def test_a_rank_takes_the_only_gpu_that_it_sees_or_its_own_of_several(devices: int, index: int, expected: int) -> None:
+    with acted(devices=devices):
+        assert resolve_device("auto", index) == torch.device("cuda", expected)
+
+
+def test_a_rank_for_which_there_is_no_gpu_is_refused() -> None:
+    with acted(devices=2), pytest.raises(ValueError, match="rank 3 of its node, and torch sees 2 GPUs"):
+        resolve_device("auto", 2)
 
 
 # Time.
