@@ -41,7 +41,7 @@ class Limits:
     step_tokens: int
     """Prompt tokens after which a step takes no further chunk."""
     cache_bytes: int
-    """Memory for keys and values."""
+    """Memory for keys and values; on a GPU 0 stands for what the largest step and the graphs leave."""
     context_tokens: int = 4096
     """Most tokens of a sequence."""
     deterministic: bool = False

@@ -20,7 +20,7 @@ from hpc.engine.support import build
 from hpc.engine.trial import trial
 from tests.engine.acted import Gpu, Pretended, acted, engine_on_gpu, prepared
 from tests.engine.acted_workloads import FEW, PROMPTS, SOME, WORKLOADS, asks, check
-from tests.engine.models import CONFIGS, ROOMY, WINDOWED, greedy_of, tiny
+from tests.engine.models import CONFIGS, WINDOWED, greedy_of, tiny
 from tests.engine.oracle import generated, grow, letters
 from tests.fakes import ListSource
 
@@ -127,7 +127,7 @@ def half_on_gpu(kind: str = "llama", **values: Any) -> Iterator[tuple[Pretended,
         yield Pretended(tiny({**CONFIGS, **WINDOWED}[kind], torch.bfloat16), gpu), gpu
 
 
-def built(model: Any, limits: Limits = ROOMY) -> NativeEngine:
+def built(model: Any, limits: Limits = SOME) -> NativeEngine:
     return build(model, (), letters, limits, None)
 
 
