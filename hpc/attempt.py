@@ -17,7 +17,7 @@ from hpc.job import Job, Refusal
 from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.model import Model, as_bound
-from hpc.place import Place
+from hpc.place import Place, bind
 from hpc.progress import Events, duration
 from hpc.rundir import RunDirectory
 
@@ -87,6 +87,7 @@ def begin(
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
     place = leader.place_ranks(job.device)
+    bind(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]
     model = loader.resolve(job.model)
     moments.append(time.time())

@@ -38,6 +38,8 @@ class Replica:
     """What generates, by the name of its flag; empty: what the job says."""
     spent: tuple[tuple[str, float, float], ...] = ()
     """What the time went to that is not loading: kinds of `hpc.history`, from when to when in seconds of the clock."""
+    gpu: str = ""
+    """The UUID of its GPU, as torch says it; nothing where it was known before."""
 
 
 class Loader:
@@ -93,7 +95,8 @@ class Loader:
 
         load.quiet()
         spent = [("import", began, time.time())]
-        device = load.resolve_device(job.device, place.gpu or 0)
+        # Where nothing named GPUs, torch may still see some: they are the ranks' in their order.
+        device = load.resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
         tokenizer = Tokenizer(path, job.trust_remote_code)
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
         model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
@@ -104,16 +107,20 @@ class Loader:
         engine: Engine | None = None
         num_buckets = 0
         if job.engine == "native":
-            engine = native(job, model, described, tokenizer.decode, place, spent)
-            if engine is None:  # what was tried has changed the model
+            engine, intact = native(job, model, described, tokenizer.decode, place, spent)
+            if not intact:  # what was tried has changed the model: it goes before another comes
+                model = None
+                load.free()
                 model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
+            if engine is None:
                 num_buckets = job.buckets  # the plan has none
         name = "native" if engine else "hf"
         engine = engine or HFEngine(
             model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
         )
+        gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else load.uuid(device)
         made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent))
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent), gpu)
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
         """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
@@ -133,30 +140,33 @@ def native(
     decode: Decode,
     place: Place,
     spent: list[tuple[str, float, float]],
-) -> Engine | None:
+) -> tuple[Engine | None, bool]:
     """Return the native engine of a model; None, and a message, where it does not support the model.
 
-    What building the kernel took is added to `spent`.
+    And whether the model is as it was, or the engine's. What building the kernel took is added to `spent`.
     """
     from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
     from hpc.engine.run import Limits
 
-    cuda = model.device.type == "cuda"
+    cuda, intact = model.device.type == "cuda", True
     try:
         support.check(type(model), model.config)
+        intact = False
         began = time.time()
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
         spent.append(("build", began, time.time()))
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
-            step_tokens=8192 if cuda else 512,
-            cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
+            step_tokens=8192 if cuda else calibration.CPU_STEP_TOKENS,
+            # Of a GPU 0: what is left is measured, with the engine at work.
+            cache_bytes=int(job.cache_gib * 2**30) or (0 if cuda else memory.cache_bytes(place.ranks_on_node)),
             context_tokens=described.context_tokens or 32768,
             deterministic=job.deterministic,
             drafts=job.drafts,
         )
-        return support.build(model, described.eos_token_ids, decode, limits, compiled)
-    except Unsupported as reason:
-        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
-        return None
+        return support.build(model, described.eos_token_ids, decode, limits, compiled), True
+    except Unsupported as error:
+        reason = str(error)  # as text: the exception holds the model
+    LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
+    return None, intact

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "terminal", "stop", "atomic"),
+    ("allocation", "terminal", "stop", "atomic", "gpus"),
     ("log",),
     ("job",),
     ("records", "checkpoint"),
