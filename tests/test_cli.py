@@ -11,7 +11,8 @@ from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_co
 FLAGS = {
     "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail", "--buckets",
     "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
-    "--return-token-ids", "--truncate-prompts", "--max-error-rate", "--retry-errors", "--force",
+    "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
+    "--max-error-rate", "--retry-errors", "--force",
     "--show", "--sampling.max-new-tokens", "--sampling.temperature", "--sampling.top-p", "--sampling.top-k",
     "--sampling.min-p", "--sampling.repetition-penalty", "--sampling.presence-penalty", "--sampling.frequency-penalty",
     "--sampling.n", "--sampling.min-new-tokens", "--sampling.logprobs",
