@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hpc.engine.attention import NAME, Span, Step, Unsupported
+from hpc.engine.adopt import adopt, can_adopt
+from hpc.engine.attention import Span, Step, Unsupported
 from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.fuse import fuse
@@ -33,6 +34,7 @@ def build(
     After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
     """
     check(model)
+    _check_frequencies(model.config.get_text_config(), limits.context_tokens)
     if model.dtype not in Kernel.dtypes:
         kernel = None
     linears: Kernel | OneDnn | None = kernel
@@ -62,28 +64,60 @@ def build(
 def check(model: Any) -> None:
     """Raise `Unsupported` for a model that declares what the engine cannot do."""
     config = model.config.get_text_config()
-    if not getattr(model, "_supports_attention_backend", False):
-        raise Unsupported("its attention cannot be replaced")
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
-    if _rope_types(config.to_dict()) & {"dynamic", "longrope"}:
-        raise Unsupported("the frequencies of its positions depend on the longest sequence of a batch")
+    if getattr(model, "_is_stateful", False):
+        raise Unsupported("it has recurrent layers")
+    if not getattr(model, "_supports_attention_backend", False) and not can_adopt(model):
+        raise Unsupported("its attention cannot be replaced")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise Unsupported("it computes logits for every token of a prompt")
 
 
-def _rope_types(value: Any) -> set[str]:
-    """Return the kinds of rotary embedding that a configuration names, for all layers or by kind of layer."""
+def _check_frequencies(config: Any, context_tokens: int) -> None:
+    """Raise `Unsupported` for positions whose frequencies change for a whole sequence when it grows beyond some length.
+
+    transformers then takes those of the longest sequence of a batch; and what it has cached it does not compute anew.
+    """
+    limits = {
+        "dynamic": getattr(config, "max_position_embeddings", 0),
+        "longrope": min(_found(config.to_dict(), "original_max_position_embeddings"), default=0),
+    }
+    for kind in limits.keys() & _found(config.to_dict(), "rope_type"):
+        if context_tokens > limits[kind]:
+            raise Unsupported(
+                f"the frequencies of its positions ({kind}) change when a sequence grows beyond {limits[kind]} tokens, "
+                f"and its sequences may have {context_tokens}"
+            )
+
+
+def _found(value: Any, name: str) -> set[Any]:
+    """Return all values of a name in a configuration, for all layers or by kind of layer."""
     if not isinstance(value, dict):
         return set()
-    found = {str(value["rope_type"])} if "rope_type" in value else set()
-    return found.union(*map(_rope_types, value.values()))
+    found = {value[name]} if isinstance(value.get(name), str | int) else set()
+    return found.union(*(_found(other, name) for other in value.values()))
+
+
+def _fix_frequencies(model: Any) -> None:
+    """Let rotary embeddings not look at the longest sequence of a step: no sequence is long enough to matter."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {layer: _fixed(kind) for layer, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _fixed(kinds)
+
+
+def _fixed(kind: str) -> str:
+    return "default" if kind in ("dynamic", "longrope") else kind
 
 
 @torch.inference_mode()
 def prepare(model: Any) -> dict[int, Form]:
     """Put the engine's attention into a model; return how each layer attends."""
-    model.set_attn_implementation(NAME)
+    adopt(model)
+    _fix_frequencies(model)
     probe = Step(None, [Span(0, 8, 0, 0, 0, 0)])
     _forward(model, [0] * 8, list(range(8)), probe, [0])
     if not probe.forms:
