@@ -26,7 +26,7 @@ _BASE: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-_SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
+_SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 40, "bos_token_id": None, "eos_token_id": None}
 _WINDOWED = {**_BASE, "head_dim": 24, "sliding_window": 13}
 CONFIGS: dict[str, Any] = {
     "llama": hf.LlamaConfig(**_BASE),
@@ -50,7 +50,7 @@ CONFIGS: dict[str, Any] = {
         max_position_embeddings=1024, word_embed_proj_dim=64, bos_token_id=None, eos_token_id=None, pad_token_id=1,
     ),
     "bloom": hf.BloomConfig(**_SMALL, n_layer=2, n_head=4, pad_token_id=None),
-    "mpt": hf.MptConfig(vocab_size=VOCABULARY, d_model=66, n_heads=3, n_layers=2, max_seq_len=1024),
+    "mpt": hf.MptConfig(vocab_size=VOCABULARY, d_model=42, n_heads=3, n_layers=2, max_seq_len=1024),
     "falcon": hf.FalconConfig(
         **_SMALL, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, new_decoder_architecture=True
     ),
@@ -58,8 +58,8 @@ CONFIGS: dict[str, Any] = {
         **_SMALL, num_hidden_layers=2, num_attention_heads=4, alibi=True, multi_query=False, parallel_attn=False,
         bias=True,
     ),
-    "gptj": hf.GPTJConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=8),
-    "codegen": hf.CodeGenConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=8),
+    "gptj": hf.GPTJConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=6),
+    "codegen": hf.CodeGenConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=6),
     "gpt_neo": hf.GPTNeoConfig(
         **_SMALL, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=13,
         max_position_embeddings=1024,
