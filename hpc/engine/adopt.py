@@ -14,9 +14,16 @@ from hpc.engine.attention import NAME, Step, attend
 
 
 class Handed:
-    """The step that a model computes, for layers to which the model passes nothing on."""
+    """The step that a model computes, for layers to which the model passes nothing on; and what its layers share."""
 
-    step: Step | None = None
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        self._alibis: dict[Any, Alibi] = {}
+
+    def alibi(self, heads: int, device: torch.device, scale: float = 1.0, in_bfloat16: bool = False) -> Alibi:
+        """Return what positions add, the same for all layers that want the same."""
+        wanted = heads, device, scale, in_bfloat16
+        return self._alibis.setdefault(wanted, Alibi(*wanted))
 
 
 def can_adopt(model: nn.Module) -> bool:
@@ -88,7 +95,7 @@ def _gpt_neo(own: Any) -> None:
 
 
 def _bloom(own: Any) -> None:
-    alibi = Alibi(own.num_heads, own.dense.weight.device)
+    alibi = own.handed.alibi(own.num_heads, own.dense.weight.device)
 
     def forward(hidden_states: torch.Tensor, residual: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         q, k, v = own._reshape(own.query_key_value(hidden_states))
@@ -100,7 +107,9 @@ def _bloom(own: Any) -> None:
 
 def _falcon(own: Any) -> None:
     scale = own.inv_norm_factor  # of the whole score
-    alibi = Alibi(own.num_heads, own.dense.weight.device, scale, in_bfloat16=True) if own.config.alibi else None
+    alibi = None
+    if own.config.alibi:
+        alibi = own.handed.alibi(own.num_heads, own.dense.weight.device, scale, in_bfloat16=True)
     groups = own.num_heads // own.num_kv_heads if own.new_decoder_architecture else 1  # it repeats keys and values
 
     def forward(hidden_states: torch.Tensor, position_embeddings: Any = None, **_: Any) -> tuple[torch.Tensor, None]:
@@ -122,7 +131,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _mpt(own: Any) -> None:
-    alibi = Alibi(own.n_heads, own.out_proj.weight.device)
+    alibi = own.handed.alibi(own.n_heads, own.out_proj.weight.device)
 
     def forward(hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         qkv = own.Wqkv(hidden_states)

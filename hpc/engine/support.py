@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hpc.engine import frequencies
 from hpc.engine.adopt import adopt, can_adopt
 from hpc.engine.attention import Span, Step, Unsupported
 from hpc.engine.batch import one_line
@@ -34,7 +35,12 @@ def build(
     After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
     """
     check(model)
-    _check_frequencies(model.config.get_text_config(), limits.context_tokens)
+    most = frequencies.tokens_before_change(model.config.get_text_config())
+    if most is not None and limits.context_tokens > most:
+        raise Unsupported(
+            f"the frequencies of its positions change when a sequence grows beyond {most} tokens, and its sequences "
+            f"may have {limits.context_tokens}"
+        )
     if model.dtype not in Kernel.dtypes:
         kernel = None
     linears: Kernel | OneDnn | None = kernel
@@ -74,50 +80,11 @@ def check(model: Any) -> None:
         raise Unsupported("it computes logits for every token of a prompt")
 
 
-def _check_frequencies(config: Any, context_tokens: int) -> None:
-    """Raise `Unsupported` for positions whose frequencies change for a whole sequence when it grows beyond some length.
-
-    transformers then takes those of the longest sequence of a batch; and what it has cached it does not compute anew.
-    """
-    limits = {
-        "dynamic": getattr(config, "max_position_embeddings", 0),
-        "longrope": min(_found(config.to_dict(), "original_max_position_embeddings"), default=0),
-    }
-    for kind in limits.keys() & _found(config.to_dict(), "rope_type"):
-        if context_tokens > limits[kind]:
-            raise Unsupported(
-                f"the frequencies of its positions ({kind}) change when a sequence grows beyond {limits[kind]} tokens, "
-                f"and its sequences may have {context_tokens}"
-            )
-
-
-def _found(value: Any, name: str) -> set[Any]:
-    """Return all values of a name in a configuration, for all layers or by kind of layer."""
-    if not isinstance(value, dict):
-        return set()
-    found = {value[name]} if isinstance(value.get(name), str | int) else set()
-    return found.union(*(_found(other, name) for other in value.values()))
-
-
-def _fix_frequencies(model: Any) -> None:
-    """Let rotary embeddings not look at the longest sequence of a step: no sequence is long enough to matter."""
-    for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        if isinstance(kinds, dict):
-            module.rope_type = {layer: _fixed(kind) for layer, kind in kinds.items()}
-        elif isinstance(kinds, str):
-            module.rope_type = _fixed(kinds)
-
-
-def _fixed(kind: str) -> str:
-    return "default" if kind in ("dynamic", "longrope") else kind
-
-
 @torch.inference_mode()
 def prepare(model: Any) -> dict[int, Form]:
     """Put the engine's attention into a model; return how each layer attends."""
     adopt(model)
-    _fix_frequencies(model)
+    frequencies.fix(model)
     probe = Step(None, [Span(0, 8, 0, 0, 0, 0)])
     _forward(model, [0] * 8, list(range(8)), probe, [0])
     if not probe.forms:

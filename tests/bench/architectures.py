@@ -18,7 +18,7 @@ from hpc.engine.batch import one_line
 from hpc.engine.hf import HFEngine
 from hpc.engine.run import Limits
 from hpc.job import SamplingParams
-from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, tiny
+from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
@@ -107,17 +107,6 @@ def verdict(expected: list[list[int]], make: Callable[[], Any]) -> str:
     return "yes" if [found[row] for row in range(len(PROMPTS))] == expected else "no: its tokens are others"
 
 
-def plain(model: Any) -> list[list[int]]:
-    """Return what `generate` makes of each prompt alone."""
-    model.set_attn_implementation("eager")
-    outputs = []
-    for prompt in PROMPTS:
-        ids = transformers.BatchEncoding({"input_ids": [prompt]}, tensor_type="pt")["input_ids"]
-        out = model.generate(ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=NEW, do_sample=False)
-        outputs.append(out[0, len(prompt) :].tolist())
-    return outputs
-
-
 def row(name: str) -> list[str]:
     """Return a family's line of the table, without the column of vLLM."""
     kind, values = FAMILIES[name]
@@ -128,7 +117,7 @@ def row(name: str) -> list[str]:
     config = transformers.AutoConfig.for_model(kind, **values)
     tokens = getattr(config, "max_position_embeddings", None) or ROOMY.context_tokens
     limits = Limits(ROOMY.max_seqs, ROOMY.step_tokens, ROOMY.cache_bytes, tokens, deterministic=True)
-    expected = plain(new())
+    expected = plain_of(new(), PROMPTS, NEW)
     native = verdict(expected, lambda: build_engine(new(), "kernel" if kernel_of("kernel") else "torch", limits))
     return [name, f"`{kind}`", native, verdict(expected, lambda: HFEngine(new(), (), letters, 10_000))]
 

@@ -93,6 +93,16 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) ->
     return model.to(dtype)
 
 
+def with_rope(rope: str) -> hf.LlamaConfig:
+    """A llama whose frequencies are others in sequences of more than 64 tokens."""
+    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    values = {**CONFIGS["llama"].to_dict(), "max_position_embeddings": 64 if rope == "dynamic" else 256}
+    values.pop("rope_parameters", None)
+    return hf.LlamaConfig(**values, rope_parameters=parameters)
+
+
 def _made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     """Make a model of a kind; a "repetitive" one has smaller weights, and its greedy output goes in circles."""
     name = kind.removeprefix("repetitive ")
@@ -148,6 +158,17 @@ def _plain(kind: str) -> Any:
     model = _made(kind)
     model.set_attn_implementation("eager")
     return model
+
+
+def plain_of(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    """Return what plain `generate` makes of each prompt alone, with the model's own attention; it gets that."""
+    model.set_attn_implementation("eager")
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+        outputs.append(out[0, len(prompt) :].tolist())
+    return outputs
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from hpc.job import Job, SamplingParams
 from hpc.loader import Loader
 from hpc.place import Place
 from tests.conftest import make_tiny_model
-from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, tiny
+from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, plain_of, tiny, with_rope
 from tests.engine.oracle import Plain, generated, letters, prompts, request
 
 SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
@@ -106,26 +106,11 @@ def test_a_model_that_remembers_in_another_way_is_unsupported() -> None:
     assert "its logits differ" in reason_of(model)
 
 
-def with_rope(rope: str) -> hf.LlamaConfig:
-    """A llama whose frequencies are others in sequences of more than 64 tokens."""
-    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
-    if rope == "longrope":
-        parameters |= {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
-    values = {**CONFIGS["llama"].to_dict(), "max_position_embeddings": 64 if rope == "dynamic" else 256}
-    values.pop("rope_parameters", None)
-    return hf.LlamaConfig(**values, rope_parameters=parameters)
-
-
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 @pytest.mark.parametrize("way", WAYS)
 def test_positions_whose_frequencies_no_sequence_is_long_enough_to_change_are_right(rope: str, way: str) -> None:
-    both, plain = prompts((20, 56)), tiny(with_rope(rope))
-    plain.set_attn_implementation("eager")
-    expected = []
-    for prompt in both:
-        ids = torch.tensor([prompt])
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-        expected.append(out[0, len(prompt) :].tolist())
+    both = prompts((20, 56))
+    expected = plain_of(tiny(with_rope(rope)), both, 8)
     engine = build_engine(tiny(with_rope(rope)), way, replace(ROOMY, context_tokens=64))
     found = generated(engine, [request(prompt, row, SAMPLING) for row, prompt in enumerate(both)])
     assert [found[0], found[1]] == expected
