@@ -100,7 +100,8 @@ def attend(
     The keyword arguments are transformers', but for `alibi`; where a model does not pass `engine` on, the module has
     what has been handed to it. Returns [1, tokens, query heads, value dim].
     """
-    step: Step = engine or module.handed.step
+    engine = engine or module.handed.step
+    assert engine is not None
     if attention_mask is not None or others.get("position_bias") is not None or others.get("is_causal") is False:
         raise Unsupported("a mask or a bias of its own")
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -108,20 +109,31 @@ def attend(
     layout = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
     scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
     form = Form(layout, scale, sliding_window or 0, softcap or 0.0, s_aux, alibi)
-    if step.cache is None:
-        if layer in step.forms:
+    if engine.cache is None:
+        if layer in engine.forms:
             raise Unsupported("two attentions in one layer")
-        step.forms[layer] = form
+        engine.forms[layer] = form
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1)[None], None
-    pools = step.cache.layers[layer]
-    if step.cache.panel and step.kernel is not None:
-        return step.kernel.attention(q, k, v, pools, step.packed, form)[None], None
-    if step.flash is not None and form.is_flash:
-        return _flash(q, k, v, pools, step.flash, form)[None], None
-    return _torch(q, k, v, pools, step.packed, form)[None], None
+    pools = engine.cache.layers[layer]
+    if engine.cache.panel and engine.kernel is not None:
+        return engine.kernel.attention(q, k, v, pools, engine.packed, form)[None], None
+    if engine.flash is not None and not lacks_flash(form):
+        return _flash(q, k, v, pools, engine.flash, form)[None], None
+    return _torch(q, k, v, pools, engine.packed, form)[None], None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def lacks_flash(form: Form) -> str:
+    """Return what torch's FlashAttention has not of what a layer wants; nothing if it has all of it."""
+    if form.alibi is not None:
+        return "scores by position"
+    if form.softcap:
+        return "capped scores"
+    if form.sinks is not None:
+        return "sinks"
+    return "" if form.layout.key[1] == form.layout.value[1] else "values of another size than keys"
 
 
 def _torch(

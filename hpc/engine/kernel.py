@@ -66,12 +66,6 @@ class Form:
     alibi: Alibi | None = None
     """What the position of a key adds to its score."""
 
-    @property
-    def is_flash(self) -> bool:
-        """Whether torch's FlashAttention attends so."""
-        plain = not self.softcap and self.sinks is None and self.alibi is None
-        return plain and self.layout.key == self.layout.value
-
 
 class Layer:
     """A decoder layer. Linear layers are packed weight and bias, the gated one of both; norms weight and epsilon.
