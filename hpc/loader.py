@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
+UNLIMITED_TOKENS = 32768
+"""Longest sequence, in tokens, of a model that sets no limit: what the native engine makes room for."""
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -84,7 +87,10 @@ class Loader:
         from hpc.engine import load, support
 
         load.quiet()
-        return support.choose_engine(job.engine, path)
+        described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        config = load.configuration(path, job.trust_remote_code)
+        context = described.context_tokens or UNLIMITED_TOKENS
+        return support.choose_engine(job.engine, config, context, job.trust_remote_code)
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
         """Load the model onto the device of the rank at `place`."""
@@ -151,7 +157,8 @@ def native(
 
     cuda, intact = model.device.type == "cuda", True
     try:
-        support.check(type(model), model.config)
+        context = described.context_tokens or UNLIMITED_TOKENS
+        support.check(model, context)
         intact = False
         began = time.time()
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
@@ -161,7 +168,7 @@ def native(
             step_tokens=8192 if cuda else calibration.CPU_STEP_TOKENS,
             # Of a GPU 0: what is left is measured, with the engine at work.
             cache_bytes=int(job.cache_gib * 2**30) or (0 if cuda else memory.cache_bytes(place.ranks_on_node)),
-            context_tokens=described.context_tokens or 32768,
+            context_tokens=context,
             deterministic=job.deterministic,
             drafts=job.drafts,
         )

@@ -104,7 +104,15 @@ def make_tiny_model(folder: Path, kind: str) -> Path:
     """Save a tiny random model of a kind with a byte tokenizer: 256 bytes, <eos> 256, <pad> 257."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        XGLMConfig,
+        XGLMForCausalLM,
+    )
 
     torch.manual_seed(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -115,6 +123,9 @@ def make_tiny_model(folder: Path, kind: str) -> Path:
     fast.chat_template = TEMPLATE
     if kind == "bloom":
         model = BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=64, n_layer=2, n_head=4, eos_token_id=256))
+    elif kind == "xglm":
+        shape = {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4}
+        model = XGLMForCausalLM(XGLMConfig(vocab_size=258, **shape, bos_token_id=None, eos_token_id=256))
     else:
         model = LlamaForCausalLM(
             LlamaConfig(

@@ -44,25 +44,23 @@ class Hoping(Counting):
 
 
 @pytest.fixture(scope="module")
-def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny-bloom"), "bloom")
+def tiny_xglm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-xglm"), "xglm")
 
 
 @pytest.mark.parametrize("loader", [Counting(), Hoping()], ids=["declared", "found at load"])
 def test_a_model_that_native_refuses_is_generated_in_full_batches(
-    tmp_path: Path, tiny_bloom: Path, loader: Counting
+    tmp_path: Path, tiny_xglm: Path, loader: Counting
 ) -> None:
-    run(tmp_path, ROWS, loader, model=str(tiny_bloom), device="cpu", sampling=SamplingParams(max_new_tokens=4))
+    run(tmp_path, ROWS, loader, model=str(tiny_xglm), device="cpu", sampling=SamplingParams(max_new_tokens=4))
     # A call more may be for rows that stand alone, as rounding could have changed them.
     assert (sum(count for count in loader.calls if count > 1), len(loader.calls) < 9) == (40, True), loader.calls
     assert (summary(tmp_path)["engine"], summary(tmp_path)["rank_engines"]) == ("hf", ["hf"])
 
 
-def test_what_has_generated_is_still_said_when_nothing_is_left(tmp_path: Path, tiny_bloom: Path) -> None:
+def test_what_has_generated_is_still_said_when_nothing_is_left(tmp_path: Path, tiny_xglm: Path) -> None:
     for _ in range(2):
-        run(
-            tmp_path, ROWS[:2], Loader(), model=str(tiny_bloom), device="cpu", sampling=SamplingParams(max_new_tokens=1)
-        )
+        run(tmp_path, ROWS[:2], Loader(), model=str(tiny_xglm), device="cpu", sampling=SamplingParams(max_new_tokens=1))
     assert (summary(tmp_path)["generated_tokens"], summary(tmp_path)["engine"]) == (0, "hf")
 
 

@@ -7,7 +7,7 @@
 #include "tile.hpp"
 
 struct Span { I row, count, position, start, prefix, cut; };
-struct Shape { I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned; float scale, softcap; int threads; };
+struct Shape { I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned, alibi_row; float scale, softcap; int threads; };
 
 // The key or query x[k_dim] with its first `turned` dimensions turned to its position (rotary embedding, in halves).
 template <typename T>
@@ -22,9 +22,9 @@ static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const
   for (I d = 2 * h; d < sh.k_dim; d++) to[d] = to_float(x[d]);
 }
 
-// Everything that attention reads and writes.
+// Everything that attention reads and writes; `alibi` has rows of scores to add, by position, for each query head.
 template <typename T>
-struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float* sinks; T* out; };
+struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float *sinks, *alibi; T* out; };
 
 // The dimensions of keys and queries as they are kept: an even number, the last may be 0.
 static inline I even(I dims) { return dims + dims % 2; }
@@ -87,9 +87,11 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
         float* row = p + r * BK;
         const I at = begin + r / G, until = std::min(n, at + 1 - k0), since = sh.window ? at - sh.window + 1 - k0 : 0;
         if (until <= 0 || since >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
+        const float* alibi = io.alibi ? io.alibi + (head * G + r % G) * sh.alibi_row + k0 : nullptr;
         V x[BK / W], most = V{} - INFINITY, sums = {};
         for (int j = 0; j < BK / W; j++) {
           x[j] = load(row + j * W) * sh.scale;
+          if (alibi) x[j] += load(alibi + j * W);
           for (int i = 0; sh.softcap && i < W; i++) x[j][i] = sh.softcap * std::tanh(x[j][i] / sh.softcap);
           const S key = lanes() + j * W;
           x[j] = (key < int(until)) & (key >= int(since)) ? x[j] : V{} - INFINITY;

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from hpc.engine.alibi import Alibi
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form, Kernel
 
@@ -80,30 +81,34 @@ class Flash:
 
 
 def attend(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    engine: Step,
+    engine: Step | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    alibi: Alibi | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend; query [1, query heads, tokens, dim], key and value [1, heads, tokens, dim].
 
-    The keyword arguments are transformers'. Returns [1, tokens, query heads, value dim].
+    The keyword arguments are transformers', but for `alibi`; where a model does not pass `engine` on, the module has
+    what has been handed to it. Returns [1, tokens, query heads, value dim].
     """
+    engine = engine or module.handed.step
+    assert engine is not None
     if attention_mask is not None or others.get("position_bias") is not None or others.get("is_causal") is False:
         raise Unsupported("a mask or a bias of its own")
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    layer: Any = module.layer_idx
+    layer = module.layer_idx
     layout = Layout((k.shape[1], k.shape[2]), (v.shape[1], v.shape[2]))
     scale = q.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    form = Form(layout, scale, sliding_window or 0, softcap or 0.0, s_aux)
+    form = Form(layout, scale, sliding_window or 0, softcap or 0.0, s_aux, alibi)
     if engine.cache is None:
         if layer in engine.forms:
             raise Unsupported("two attentions in one layer")
@@ -127,6 +132,8 @@ AttentionInterface.register(NAME, attend)
 def lacks_flash(form: Form) -> str:
     """Return what torch's FlashAttention has not of what a layer wants; nothing if it has all of it."""
     dim = form.layout.key[1]
+    if form.alibi is not None:
+        return "scores by position"
     if form.softcap:
         return "capped scores"
     if form.sinks is not None:
@@ -167,7 +174,7 @@ def _torch(
                 mask &= at_k > at_q - window
             mask = mask.repeat(q.shape[1] // heads, 1)
         k_t, v_t = k_all.transpose(0, 1)[None], v_all.transpose(0, 1)[None]
-        if form.softcap or form.sinks is not None:
+        if form.softcap or form.sinks is not None or form.alibi is not None:
             done = _by_hand(grouped, k_t, v_t, mask, form)
         else:
             done = scaled_dot_product_attention(grouped, k_t, v_t, attn_mask=mask, scale=form.scale)
@@ -182,17 +189,21 @@ def _by_hand(
     mask: torch.Tensor | None,
     form: Form,
 ) -> torch.Tensor:
-    """Attend with capped scores (Gemma 2) or with sinks, a score for looking at nothing (gpt-oss)."""
+    """Attend with capped scores (Gemma 2), with what positions add (BLOOM), or with a score for no key (gpt-oss)."""
     scores = (q @ k.transpose(-1, -2) * form.scale).float()
+    heads, keys = k.shape[1:3]
+    if form.alibi is not None:
+        by_head = form.alibi.scores(keys)[:, :keys].view(heads, -1, 1, keys)
+        scores = (scores.view(heads, by_head.shape[1], -1, keys) + by_head).view(scores.shape)
     if form.softcap:
         scores = form.softcap * torch.tanh(scores / form.softcap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     if form.sinks is not None:
-        heads, groups = k.shape[1], len(form.sinks) // k.shape[1]
+        groups = len(form.sinks) // heads
         sink = form.sinks.float().view(heads, -1, 1).expand(-1, -1, q.shape[2] // groups)
         scores = torch.cat([scores, sink.reshape(1, heads, -1, 1)], dim=-1)
-    return scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype) @ v
+    return scores.softmax(dim=-1)[..., :keys].to(v.dtype) @ v
 
 
 def flash_spans(spans: Spans, device: torch.device, max_queries: int = 0, max_keys: int = 0) -> Flash:

@@ -4,7 +4,7 @@ A layer that gives other numbers than the one whose place it takes is not put in
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ _PLAIN = {
     *("transpose", "unsqueeze", "view"),
 }
 """What projections, residuals, gates, the kernel's layers, rotary embedding and `hpc.engine.attention` are made of."""
+_PRODUCT = {"_unsafe_view", "add", "addmm", "linear", "matmul", "mm", "numpy_T", "permute", "t", "transpose", "view"}
+"""What a linear layer with a forward of its own is made of."""
 
 
 @torch.inference_mode()
@@ -151,14 +153,16 @@ def _given(form: Form, layer: int, weight: torch.Tensor, kernel: Kernel) -> dict
     return {"position_embeddings": turns, "attention_mask": None, "engine": step}
 
 
-def _is_plain(run: Callable[[nn.Module, torch.Tensor], Any], module: nn.Module, x: torch.Tensor) -> bool:
+def _is_plain(
+    run: Callable[[nn.Module, torch.Tensor], Any], module: nn.Module, x: torch.Tensor, plain: Set[str] = _PLAIN
+) -> bool:
     """Whether a layer can be called so, and does nothing that is seen at large numbers or far positions alone."""
     with _Operations() as operations:
         try:
             run(module, x)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError, Unsupported):
             return False
-    return not operations.names - _PLAIN
+    return not operations.names - plain
 
 
 def _gated_mlp(module: nn.Module, kernel: Kernel) -> nn.Module | None:
@@ -247,4 +251,6 @@ def _linear(module: nn.Module, linears: Linears) -> nn.Module | None:
     if type(module) is Conv1D:  # a linear layer of GPT-2, its weight the other way round
         weight: Any = module.weight
         return PackedLinear(linears, weight.t(), module.bias)  # type: ignore[arg-type]  # transformers is not typed
+    if isinstance(module, nn.Linear) and _is_plain(lambda own, x: own(x), module, _some(module.weight), _PRODUCT):
+        return _if_same(module, PackedLinear(linears, module.weight, module.bias), module.weight)
     return None

@@ -22,6 +22,7 @@ from hpc.cost import CostModel
 from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
 from hpc.engine.batch import Halver
 from hpc.engine.choice import Choice
+from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.sample import Sampler
 from hpc.records import Request, TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
@@ -58,6 +59,7 @@ class HFEngine:
         self._decode = decode
         self._batch_tokens = batch_tokens
         self._num_buckets = num_buckets
+        self._most_together = tokens_before_change(model.config.get_text_config())
         self.steps = StepLog()  # `generate` does not tell of its steps
         self.bounds = None
 
@@ -69,7 +71,7 @@ class HFEngine:
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
                 if self._num_buckets:
                     requests = bucketed(requests, self._num_buckets, self._batch_tokens)
-                for batch in batches(begin(requests), self._batch_tokens):
+                for batch in batches(begin(requests), self._batch_tokens, self._most_together):
                     yield from halver.run(batch)
                     if stop.told:
                         return
@@ -133,8 +135,21 @@ def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> li
     return [replace(requests[index], bucket=padded[index]) for index in order]
 
 
-def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequence]]:
-    """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included."""
+def batches(sequences: list[Sequence], batch_tokens: int, most_together: int | None = None) -> Iterator[list[Sequence]]:
+    """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included.
+
+    Of those in which a row could grow beyond `most_together` tokens every sequence is a batch of its own.
+    """
+    for batch in _full(sequences, batch_tokens):
+        prompt = max(len(sequence.request.token_ids) for sequence in batch)
+        new = max(sequence.request.sampling.max_new_tokens for sequence in batch)
+        if most_together is None or prompt + new <= most_together:
+            yield batch
+        else:
+            yield from ([sequence] for sequence in batch)
+
+
+def _full(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequence]]:
     batch: list[Sequence] = []
     longest = 0
     for sequence in sequences:

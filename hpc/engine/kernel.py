@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpc.engine.cache import Layout
+from hpc.engine.alibi import Alibi
+from hpc.engine.cache import ALIGN, Layout
 
 _I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
-_SIZES = ("heads", "groups", "k_dim", "v_dim", "v_pad", "window", "q_row", "k_row", "v_row", "turned")
-_TENSORS = ("q", "k", "v", "cos", "sin", "keys", "values", "sinks", "out")
+_SIZES = ("heads", "groups", "k_dim", "v_dim", "v_pad", "window", "q_row", "k_row", "v_row", "turned", "alibi_row")
+_TENSORS = ("q", "k", "v", "cos", "sin", "keys", "values", "sinks", "alibi", "out")
 _LINEARS = ("qkv", "o", "gate_up", "down")
 _NORMS = ("before", "q", "k", "between")
 _NORM = ("", _POINTER), ("_size", _I64), ("_eps", ctypes.c_float)
@@ -62,6 +63,8 @@ class Form:
     """Scores are capped smoothly at this; 0: they are not."""
     sinks: torch.Tensor | None = None
     """[query heads]: scores for looking at nothing."""
+    alibi: Alibi | None = None
+    """What the position of a key adds to its score."""
 
 
 class Layer:
@@ -181,7 +184,8 @@ class Kernel:
         query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
         out = value.new_empty(len(query), query.shape[1], value.shape[-1])
         groups = query.shape[1] // key.shape[1]
-        memory, shape, _copies = _attending((query, key, value), out, groups, pools, form, turns)
+        end = int((spans[:, 1] + spans[:, 2]).max()) if form.alibi is not None and len(spans) else 0
+        memory, shape, _copies = _attending((query, key, value), out, groups, pools, form, turns, end)
         self._attention[query.dtype](
             ctypes.addressof(memory), spans.data_ptr(), spans.shape[0], ctypes.addressof(shape)
         )
@@ -231,18 +235,23 @@ def _attending(
     pools: tuple[torch.Tensor, torch.Tensor],
     form: Form,
     turns: tuple[torch.Tensor, torch.Tensor] | None,
+    end: int = 0,
 ) -> tuple[_Memory, _Shape, Any]:
-    """Return what the kernel's attention is given, and copies that it points to; `rows` are query, key and value."""
+    """Return what the kernel's attention is given, and copies that it points to.
+
+    `rows` are query, key and value; `end` is the largest number of keys of a span, where positions add to scores.
+    """
     keys, values = pools
     cos, sin = (None, None) if turns is None else (_as(turn, keys.dtype) for turn in turns)
     sinks = None if form.sinks is None else form.sinks.float().contiguous()
-    memory = _Memory(*map(_address, (*rows, cos, sin, keys, values, sinks, out)))
+    alibi = None if form.alibi is None else form.alibi.scores(end + ALIGN)
+    memory = _Memory(*map(_address, (*rows, cos, sin, keys, values, sinks, alibi, out)))
     shape = _Shape(
         form.layout.key[0], groups, form.layout.key[1], form.layout.value[1], values.shape[-1], form.window,
         *(0 if tensor is None else tensor.stride(0) for tensor in rows), 0 if cos is None else cos.shape[-1],
-        form.scale, form.softcap, torch.get_num_threads(),
+        0 if alibi is None else alibi.stride(0), form.scale, form.softcap, torch.get_num_threads(),
     )  # fmt: skip
-    return memory, shape, (cos, sin, sinks)
+    return memory, shape, (cos, sin, sinks, alibi)
 
 
 class OneDnn:

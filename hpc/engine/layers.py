@@ -53,6 +53,7 @@ class Attention(nn.Module):
         self._kernel = kernel
         self.form = form
         self.layer_idx = own.layer_idx
+        self.handed: Any = getattr(own, "handed", None)
         if hasattr(own, "qkv_proj"):
             weight, bias = own.qkv_proj.weight, own.qkv_proj.bias
         else:
@@ -70,12 +71,14 @@ class Attention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        engine: Step,
+        engine: Step | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return what the layer's own would, for hidden states [1, tokens, size]."""
         if attention_mask is not None:
             raise Unsupported("a mask of its own")
+        engine = engine or self.handed.step
+        assert engine is not None
         assert engine.cache is not None
         q, k, v = self.qkv_proj(hidden_states)[0].split(self._sizes, dim=-1)
         q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)

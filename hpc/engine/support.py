@@ -4,14 +4,15 @@ import inspect
 import logging
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from hpc.engine.attention import NAME, Span, Step, Unsupported, flash_spans, lacks_flash
+from hpc.engine import frequencies
+from hpc.engine.adopt import adopt, can_adopt
+from hpc.engine.attention import Span, Step, Unsupported, flash_spans, lacks_flash
 from hpc.engine.batch import one_line
 from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.fuse import fuse
@@ -39,7 +40,7 @@ def build(
 
     After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
     """
-    check(type(model), model.config)
+    check(model, limits.context_tokens)
     if model.dtype not in Kernel.dtypes:
         kernel = None
     linears: Kernel | OneDnn | None = kernel
@@ -149,52 +150,50 @@ def _fault(
     return f"its logits differ by {worst:.1e} of the largest from those of the model's own attention"
 
 
-def choose_engine(asked: str, path: Path) -> tuple[str, str]:
-    """Return the engine that is to generate with the model directory at `path`, and why it is not the `asked` one.
+def choose_engine(asked: str, config: Any, context_tokens: int, trust_remote_code: bool = False) -> tuple[str, str]:
+    """Return the engine that is to generate with a model of a configuration, and why it is not the `asked` one.
 
-    Decided by what configuration and class say, without the weights: a plan is made for it. The trial when
-    the model is loaded may still find that the native engine is not for it.
+    Decided without the weights: a plan is made for it. The trial when the model is loaded may still find that
+    the native engine is not for it.
     """
     if asked != "native":
         return asked, ""
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    except (OSError, ValueError, ImportError):  # loading it will say more
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # a model's code may do anything; loading it will say more
         return asked, ""
     try:
-        for one in kind if isinstance(kind, tuple) else (kind,) if kind else ():
-            check(one, config)
+        check(empty, context_tokens)
     except Unsupported as reason:
         return "hf", str(reason)
     return asked, ""
 
 
-def check(kind: Any, config: Any) -> None:
-    """Raise `Unsupported` for a class of models and a configuration that declare what the engine cannot do."""
-    config = config.get_text_config()
-    if not getattr(kind, "_supports_attention_backend", False):
-        raise Unsupported("its attention cannot be replaced")
+def check(model: Any, context_tokens: int) -> None:
+    """Raise `Unsupported` for a model that needs what the engine cannot do in sequences of `context_tokens`."""
+    config = model.config.get_text_config()
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
-    if _rope_types(config.to_dict()) & {"dynamic", "longrope"}:
-        raise Unsupported("the frequencies of its positions depend on the longest sequence of a batch")
-    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
+    if getattr(model, "_is_stateful", False):
+        raise Unsupported("it has recurrent layers")
+    if not getattr(model, "_supports_attention_backend", False) and not can_adopt(model):
+        raise Unsupported("its attention cannot be replaced")
+    most = frequencies.tokens_before_change(config)
+    if most is not None and context_tokens > most:
+        raise Unsupported(
+            f"the frequencies of its positions change when a sequence grows beyond {most} tokens, and its sequences "
+            f"may have {context_tokens}"
+        )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise Unsupported("it computes logits for every token of a prompt")
-
-
-def _rope_types(value: Any) -> set[str]:
-    """Return the kinds of rotary embedding that a configuration names, for all layers or by kind of layer."""
-    if not isinstance(value, dict):
-        return set()
-    found = {str(value["rope_type"])} if "rope_type" in value else set()
-    return found.union(*map(_rope_types, value.values()))
 
 
 @torch.inference_mode()
 def prepare(model: Any) -> dict[int, Form]:
     """Put the engine's attention into a model; return how each layer attends."""
-    model.set_attn_implementation(NAME)
+    adopt(model)
+    frequencies.fix(model)
     probe = Step(None, [Span(0, 8, 0, 0, 0, 0)])
     _forward(model, [0] * 8, list(range(8)), probe, [0])
     if not probe.forms:

@@ -26,6 +26,7 @@ _BASE: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
+_SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 40, "bos_token_id": None, "eos_token_id": None}
 _WINDOWED = {**_BASE, "head_dim": 24, "sliding_window": 13}
 CONFIGS: dict[str, Any] = {
     "llama": hf.LlamaConfig(**_BASE),
@@ -48,6 +49,22 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=1024, word_embed_proj_dim=64, bos_token_id=None, eos_token_id=None, pad_token_id=1,
     ),
+    "bloom": hf.BloomConfig(**_SMALL, n_layer=2, n_head=4, pad_token_id=None),
+    "mpt": hf.MptConfig(vocab_size=VOCABULARY, d_model=42, n_heads=3, n_layers=2, max_seq_len=1024),
+    "falcon": hf.FalconConfig(
+        **_SMALL, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, new_decoder_architecture=True
+    ),
+    "falcon_alibi": hf.FalconConfig(
+        **_SMALL, num_hidden_layers=2, num_attention_heads=4, alibi=True, multi_query=False, parallel_attn=False,
+        bias=True,
+    ),
+    "gptj": hf.GPTJConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=6),
+    "codegen": hf.CodeGenConfig(**_SMALL, n_layer=2, n_head=4, n_positions=1024, rotary_dim=6),
+    "gpt_neo": hf.GPTNeoConfig(
+        **_SMALL, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=13,
+        max_position_embeddings=1024,
+    ),
+    "stablelm": hf.StableLmConfig(**_BASE),
 }  # fmt: skip
 WINDOWED = {"mistral": hf.MistralConfig(**_WINDOWED), "phi3_windowed": hf.Phi3Config(**_BASE, sliding_window=13)}
 WAYS = ("kernel", "torch")
@@ -74,6 +91,16 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) ->
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     model.generation_config = hf.GenerationConfig()
     return model.to(dtype)
+
+
+def with_rope(rope: str) -> hf.LlamaConfig:
+    """A llama whose frequencies are others in sequences of more than 64 tokens."""
+    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    values = {**CONFIGS["llama"].to_dict(), "max_position_embeddings": 64 if rope == "dynamic" else 256}
+    values.pop("rope_parameters", None)
+    return hf.LlamaConfig(**values, rope_parameters=parameters)
 
 
 def made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -131,6 +158,17 @@ def _plain(kind: str) -> Any:
     model = made(kind)
     model.set_attn_implementation("eager")
     return model
+
+
+def plain_of(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    """Return what plain `generate` makes of each prompt alone, with the model's own attention; it gets that."""
+    model.set_attn_implementation("eager")
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+        outputs.append(out[0, len(prompt) :].tolist())
+    return outputs
 
 
 @functools.cache

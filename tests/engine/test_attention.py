@@ -1,9 +1,14 @@
 """What the CUDA kernel is told of a step; tests/gpu shows what it makes of it."""
 
 import numpy as np
+import pytest
 import torch
 
-from hpc.engine.attention import Flash, Span, flash_spans
+from hpc.engine.alibi import Alibi
+from hpc.engine.attention import Flash, Span, flash_spans, lacks_flash
+from hpc.engine.cache import Layout
+from hpc.engine.kernel import Form
+from tests.engine.oracle import CPU
 
 SPANS = [Span(0, 1, 40, 128, 0, 0), Span(1, 3, 0, 0, 0, 0), Span(4, 2, 20, 64, 0, 0)]
 
@@ -32,3 +37,17 @@ def test_the_end_of_the_keys_is_behind_all_of_them() -> None:
 def test_the_most_queries_and_keys_of_a_span_are_told() -> None:
     flash = described()
     assert (flash.most_queries, flash.most_keys) == (3, 41)
+
+
+@pytest.mark.parametrize(
+    ("form", "lack"),
+    [
+        (Form(Layout((2, 64), (2, 64)), 0.125, window=9), ""),
+        (Form(Layout((2, 64), (2, 64)), 0.125, alibi=Alibi(4, CPU)), "scores by position"),
+        (Form(Layout((2, 64), (2, 64)), 0.125, softcap=30.0), "capped scores"),
+        (Form(Layout((2, 64), (2, 64)), 0.125, sinks=torch.zeros(4)), "sinks"),
+        (Form(Layout((2, 64), (2, 32)), 0.125), "values of another size than keys"),
+    ],
+)
+def test_what_flash_attention_does_not_have_torchs_own_functions_compute(form: Form, lack: str) -> None:
+    assert lacks_flash(form) == lack

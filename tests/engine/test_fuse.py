@@ -162,7 +162,7 @@ def test_the_attention_of_every_layer_is_replaced(cpu: Kernel, kind: str, dtype:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind], dtype)), Attention) == 2
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm"])
 def test_an_attention_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> None:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind])), Attention) == 0
 
@@ -241,7 +241,7 @@ def test_torchs_own_rms_norm_is_replaced(cpu: Kernel) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_no_linear_layer_is_left_unpacked(cpu: Kernel, kind: str) -> None:
     model = fused(cpu, kind)
-    assert [type(module) for module in model.modules() if type(module) in (nn.Linear, Conv1D)] == []
+    assert [type(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D)] == []
 
 
 def test_every_linear_layer_of_gpt2_is_packed(cpu: Kernel) -> None:
@@ -256,6 +256,16 @@ def test_a_subclass_of_linear_is_left(cpu: Kernel) -> None:
     model = nn.Sequential(Doubled(8, 8))
     fuse(model, cpu, cpu)
     assert type(model[0]) is Doubled
+
+
+def test_a_subclass_of_linear_that_does_nothing_else_is_packed(cpu: Kernel) -> None:
+    class Same(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T + self.bias
+
+    model = nn.Sequential(Same(8, 8))
+    fuse(model, cpu, cpu)
+    assert type(model[0]) is PackedLinear
 
 
 @pytest.mark.parametrize(

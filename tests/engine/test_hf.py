@@ -22,6 +22,7 @@ from hpc.engine.load import load, quiet
 from hpc.job import SamplingParams
 from hpc.records import Request, RowId
 from tests.conftest import make_tiny_model
+from tests.engine.models import plain_of, tiny, with_rope
 from tests.engine.oracle import (
     CPU,
     Plain,
@@ -922,3 +923,16 @@ def test_rows_beside_one_that_the_model_refuses_are_what_they_were(
     all_prompts = [*PROMPTS, [999]]
     grown: list[Grown] = list(grow(load_engine(tiny_model), ListSource(one_bucket(all_prompts, greedy()))))
     assert by_row({g.request.id: g.token_ids for g in grown if not g.error}) == llama_greedy
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, [2]), (49, [2]), (48, [1, 1])])
+def test_only_sequences_that_stay_short_enough_are_together(most: int | None, expected: list[int]) -> None:
+    both = begin([request([5] * length, length, SamplingParams(max_new_tokens=9), bucket=40) for length in (20, 40)])
+    assert [len(batch) for batch in batches(both, 1000, most)] == expected
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_whose_frequencies_change_with_length_are_those_of_a_prompt_alone(rope: str) -> None:
+    both, sampling = prompts((40, 70)), SamplingParams(max_new_tokens=8)
+    found = generated(HFEngine(tiny(with_rope(rope)), (), letters, 100_000), one_bucket(both, sampling))
+    assert [found[0], found[1]] == plain_of(tiny(with_rope(rope)), both, 8)

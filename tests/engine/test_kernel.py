@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from hpc.engine import compiler
+from hpc.engine.alibi import Alibi, slopes
 from hpc.engine.attention import Span
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form, Kernel
@@ -156,7 +157,7 @@ class Case:
     def __init__(
         self, cpu: Kernel, lengths: Sequence[int], heads: int = 2, groups: int = 2, k_dim: int = 16, v_dim: int = 16,
         dtype: torch.dtype = torch.float32, garbage: float = torch.nan, cut: int = 0, window: int = 0,
-        softcap: float = 0.0, sinks: bool = False,
+        softcap: float = 0.0, sinks: bool = False, alibi: bool = False,
     ) -> None:  # fmt: skip
         self.cpu = cpu
         self.heads, self.groups, self.cut, self.window, self.softcap = heads, groups, cut, window, softcap
@@ -173,7 +174,8 @@ class Case:
             for tensor, first in zip(own, self.rows[0], strict=True):
                 tensor[:cut] = first[:cut]
         layout = Layout((heads, k_dim), (heads, v_dim))
-        self.form = Form(layout, self.scale, self.window, self.softcap, self.sinks)
+        self.alibi = Alibi(heads * groups, CPU) if alibi else None
+        self.form = Form(layout, self.scale, self.window, self.softcap, self.sinks, self.alibi)
         self.cache = Cache({0: layout}, 4096, dtype, CPU, cpu.panel)
         for pool in self.cache.layers[0]:
             pool.fill_(garbage)
@@ -204,6 +206,8 @@ class Case:
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
+        if self.alibi is not None:  # as the paper has it
+            scores = scores - slopes(scores.shape[0]).double()[:, None, None] * distance
         seen = (distance >= 0) & (distance < (self.window or len(query)))
         scores = scores.masked_fill(~seen, -torch.inf)
         if self.sinks is not None:
@@ -249,6 +253,8 @@ OPTIONS = [
     {"softcap": 0.7},
     {"sinks": True},
     {"sinks": True, "window": 7, "softcap": 3.0, "groups": 3},
+    {"alibi": True},
+    {"alibi": True, "window": 70, "groups": 3},
 ]
 
 
@@ -413,6 +419,7 @@ from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import torch
 from hpc.engine import compiler
+from hpc.engine.alibi import Alibi, slopes
 found = compiler.load(Path(sys.argv[1]))
 weight = torch.arange(12.0).view(4, 3)
 print(None if found is None else found.linear(torch.ones(1, 3), found.pack(weight), None, 4).tolist())

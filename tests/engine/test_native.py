@@ -1,4 +1,4 @@
-"""The native engine, with tiny random models of twelve architectures in float32, against plain `generate`."""
+"""The native engine, with tiny random models of many architectures in float32, against plain `generate`."""
 
 import gc
 import random
@@ -149,7 +149,9 @@ def test_greedy_output_behind_a_shared_prefix_equals_plain_generate(kind: str, w
     assert by_row(found) == expected(BEHIND, kind)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "bloom", "mpt", "falcon_alibi", "gpt_neo"]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_greedy_output_of_prompts_longer_than_a_chunk_equals_plain_generate(kind: str, way: str) -> None:
     found = generated(engine_of(kind, way), requests_of(LONG, greedy(max_new_tokens=4)))
@@ -853,11 +855,14 @@ CROWDS = {
     "3 slots, small steps": Limits(3, 32, 32 << 20),
     "64 slots, large steps": Limits(64, 4096, 32 << 20),
 }
-DENSE = ["llama", "gemma2", "gpt2", "qwen3", "gpt_neox"]
+DENSE = ["llama", "gemma2", "gpt2", "qwen3", "gpt_neox", "bloom", "falcon_alibi"]
 EXPERTS = ["mixtral", "olmoe", "gpt_oss"]
 INDEPENDENT = [
     *(pytest.param(kind, way, torch.float32, id=f"{kind}-{way}-float32") for kind in DENSE + EXPERTS for way in WAYS),
-    *(pytest.param(kind, "kernel", torch.bfloat16, id=f"{kind}-kernel-bfloat16") for kind in (*DENSE[:3], EXPERTS[0])),
+    *(
+        pytest.param(kind, "kernel", torch.bfloat16, id=f"{kind}-kernel-bfloat16")
+        for kind in (*DENSE[:3], "bloom", EXPERTS[0])
+    ),
 ]
 
 

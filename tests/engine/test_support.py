@@ -15,14 +15,14 @@ from hpc.engine.attention import Unsupported
 from hpc.engine.hf import HFEngine
 from hpc.engine.kernel import Kernel, OneDnn
 from hpc.engine.layers import PackedLinear
-from hpc.engine.load import load
+from hpc.engine.load import configuration, load
 from hpc.engine.native import NativeEngine
 from hpc.engine.support import build, check, choose_engine, prepare
 from hpc.job import Job, SamplingParams
 from hpc.loader import Loader
 from hpc.place import Place
 from tests.conftest import make_tiny_model
-from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, tiny
+from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, plain_of, tiny, with_rope
 from tests.engine.oracle import Plain, generated, letters, prompts, request
 
 SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
@@ -38,13 +38,13 @@ def reason_of(model: Any, way: str = "torch") -> str:
 
 
 def test_a_model_whose_attention_cannot_be_replaced_is_unsupported() -> None:
-    bloom = tiny(hf.BloomConfig(**SMALL, n_layer=2, n_head=4))  # ALiBi
-    assert reason_of(bloom) == "its attention cannot be replaced"
+    xglm = tiny(hf.XGLMConfig(vocab_size=VOCABULARY, d_model=64, ffn_dim=96, num_layers=2, attention_heads=4))
+    assert reason_of(xglm) == "its attention cannot be replaced"
 
 
 def test_a_recurrent_model_is_unsupported() -> None:
     mamba = tiny(hf.MambaConfig(**SMALL, num_hidden_layers=2, state_size=8), scale=1.0)
-    assert reason_of(mamba) == "its attention cannot be replaced"
+    assert reason_of(mamba) == "it has layers of linear_attention"
 
 
 def test_a_model_that_declares_layers_of_another_kind_is_unsupported() -> None:
@@ -64,7 +64,7 @@ def test_a_hybrid_of_attention_and_recurrence_is_unsupported() -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_architectures_of_the_tests_are_declared_as_supported(kind: str) -> None:
     model = tiny(CONFIGS[kind])
-    check(type(model), model.config)
+    check(model, 512)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -111,28 +111,19 @@ def test_a_model_that_remembers_in_another_way_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
-def test_positions_that_depend_on_the_longest_sequence_are_right_or_unsupported(rope: str) -> None:
-    """Their frequencies change for a whole step when one of its sequences is long."""
-    parameters: dict[str, Any] = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
-    if rope == "longrope":
-        parameters |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
-    values = {**CONFIGS["llama"].to_dict(), "max_position_embeddings": 64 if rope == "dynamic" else 256}
-    values.pop("rope_parameters", None)
-    config = hf.LlamaConfig(**values, rope_parameters=parameters)
-    both = prompts((20, 120))
-    plain = tiny(config)
-    plain.set_attn_implementation("eager")
-    expected = []
-    for prompt in both:
-        ids = torch.tensor([prompt])
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-        expected.append(out[0, len(prompt) :].tolist())
-    try:
-        engine = build_engine(tiny(config), "torch")
-    except Unsupported:
-        return
+@pytest.mark.parametrize("way", WAYS)
+def test_positions_whose_frequencies_no_sequence_is_long_enough_to_change_are_right(rope: str, way: str) -> None:
+    both = prompts((20, 56))
+    expected = plain_of(tiny(with_rope(rope)), both, 8)
+    engine = build_engine(tiny(with_rope(rope)), way, replace(ROOMY, context_tokens=64))
     found = generated(engine, [request(prompt, row, SAMPLING) for row, prompt in enumerate(both)])
     assert [found[0], found[1]] == expected
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_whose_frequencies_change_as_a_sequence_grows_are_unsupported(rope: str) -> None:
+    with pytest.raises(Unsupported, match="grows beyond 64 tokens, and its sequences may have 65"):
+        build_engine(tiny(with_rope(rope)), "torch", replace(ROOMY, context_tokens=65))
 
 
 # The loader.
@@ -145,8 +136,8 @@ def job(path: Path, **values: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny-bloom"), "bloom")
+def tiny_xglm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-xglm"), "xglm")
 
 
 def test_of_a_supported_model_the_loader_makes_a_native_engine(tiny_model: Path) -> None:
@@ -158,30 +149,37 @@ def test_asked_for_hf_the_loader_makes_that(tiny_model: Path) -> None:
 
 
 def test_of_an_unsupported_model_the_loader_makes_an_hf_engine_and_says_why(
-    tiny_bloom: Path, caplog: pytest.LogCaptureFixture
+    tiny_xglm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "hpc"):
-        replica = Loader().load(job(tiny_bloom, engine="native"), tiny_bloom, PLACE)
+        replica = Loader().load(job(tiny_xglm, engine="native"), tiny_xglm, PLACE)
     assert isinstance(replica.engine, HFEngine)
     assert "does not support this model: its attention cannot be replaced; the hf engine generates" in caplog.text
 
 
-def test_the_engine_is_chosen_from_configuration_and_class_alone(tmp_path: Path, tiny_bloom: Path) -> None:
-    (tmp_path / "config.json").write_bytes((tiny_bloom / "config.json").read_bytes())
-    assert choose_engine("native", tmp_path) == ("hf", "its attention cannot be replaced")
+def chosen(asked: str, path: Path, context_tokens: int = 512) -> tuple[str, str]:
+    return choose_engine(asked, configuration(path), context_tokens)
+
+
+def test_the_engine_is_chosen_from_configuration_and_class_alone(tmp_path: Path, tiny_xglm: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_xglm / "config.json").read_bytes())
+    assert chosen("native", tmp_path) == ("hf", "its attention cannot be replaced")
 
 
 @pytest.mark.parametrize("asked", ["native", "hf"])
 def test_the_engine_that_is_asked_for_is_chosen_where_nothing_speaks_against_it(tiny_model: Path, asked: str) -> None:
-    assert choose_engine(asked, tiny_model) == (asked, "")
+    assert chosen(asked, tiny_model) == (asked, "")
 
 
-def test_of_a_model_that_cannot_be_described_the_engine_is_left_to_its_loading(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nobody-knows"}')
-    assert choose_engine("native", tmp_path) == ("native", "")
+def test_a_model_whose_frequencies_change_within_its_context_is_left_to_the_hf_engine() -> None:
+    assert choose_engine("native", with_rope("dynamic"), 65)[0] == "hf"
 
 
-@pytest.mark.parametrize("kind", ["tiny_model", "tiny_bloom"])
+def test_a_model_whose_frequencies_change_beyond_its_context_is_the_native_engines() -> None:
+    assert choose_engine("native", with_rope("dynamic"), 64) == ("native", "")
+
+
+@pytest.mark.parametrize("kind", ["tiny_model", "tiny_xglm"])
 def test_what_the_loaders_engine_generates_is_what_plain_generate_gives(
     kind: str, request: pytest.FixtureRequest
 ) -> None:

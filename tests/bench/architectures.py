@@ -1,0 +1,158 @@
+"""Ask each engine whether it serves a family of models: tiny ones, random, made from the installed transformers.
+
+`python -m tests.bench.architectures` writes the table of docs/engines.md anew. An engine serves a family if in float32
+it gives what `generate` makes of one prompt at a time.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from hpc.engine.attention import Unsupported
+from hpc.engine.batch import one_line
+from hpc.engine.hf import HFEngine
+from hpc.engine.run import Limits
+from hpc.job import SamplingParams
+from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
+from tests.engine.oracle import generated, letters, one_bucket, prompts
+
+PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
+_NONE: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, **_NONE,
+}  # fmt: skip
+_OLD: dict[str, Any] = {**_BASE, "num_key_value_heads": None}
+_EXPERTS: dict[str, Any] = {**_BASE, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+_LATENT: dict[str, Any] = {
+    **_BASE, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 24, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12,
+}  # fmt: skip
+_LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+_LONG: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 30}
+_LONG |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama 1-3, Yi, SmolLM2": ("llama", _BASE),
+    "Llama with dynamic NTK": (
+        "llama",
+        {**_BASE, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "Llama 4": ("llama4_text", {**_BASE, "intermediate_size_mlp": 96, "num_local_experts": 4, "head_dim": 16}),
+    "Mistral": ("mistral", {**_BASE, "sliding_window": 13}),
+    "Mixtral": ("mixtral", {**_BASE, "num_local_experts": 4}),
+    "Qwen2, Qwen2.5": ("qwen2", _BASE),
+    "Qwen1.5-MoE, Qwen2-MoE": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 32}),
+    "Qwen3": ("qwen3", {**_BASE, "head_dim": 24}),
+    "Qwen3-MoE": ("qwen3_moe", {**_EXPERTS, "head_dim": 24}),
+    "Qwen3-Next": ("qwen3_next", {**_EXPERTS, **_LINEAR, "head_dim": 16, "shared_expert_intermediate_size": 32}),
+    "Gemma": ("gemma", {**_BASE, "head_dim": 16}),
+    "Gemma 2": ("gemma2", {**_BASE, "head_dim": 16, "sliding_window": 13}),
+    "Gemma 3": ("gemma3_text", {**_BASE, "head_dim": 16, "sliding_window": 13}),
+    "Phi-1, Phi-2": ("phi", _BASE),
+    "Phi-3, Phi-4": ("phi3", _BASE),
+    "Phi-3 128k (longrope)": ("phi3", {**_BASE, "rope_parameters": _LONG, "original_max_position_embeddings": 30}),
+    "gpt-oss": ("gpt_oss", {**_BASE, "head_dim": 16, "sliding_window": 13, "num_local_experts": 4}),
+    "DeepSeek-V2": ("deepseek_v2", {**_LATENT, "topk_method": "greedy", "moe_layer_freq": 1}),
+    "DeepSeek-V3, R1": ("deepseek_v3", _LATENT),
+    "GLM-4": ("glm4", {**_BASE, "head_dim": 16}),
+    "Command R": ("cohere", _BASE),
+    "Granite": ("granite", _BASE),
+    "OLMo 2": ("olmo2", _BASE),
+    "OLMoE": ("olmoe", _EXPERTS),
+    "SmolLM3": ("smollm3", _BASE),
+    "StarCoder": ("gpt_bigcode", _OLD),
+    "StarCoder2": ("starcoder2", _BASE),
+    "StableLM": ("stablelm", _BASE),
+    "GPT-2": ("gpt2", _OLD),
+    "GPT-Neo": ("gpt_neo", {**_OLD, "attention_types": [[["global", "local"], 1]], "window_size": 13}),
+    "GPT-J": ("gptj", {**_OLD, "rotary_dim": 8}),
+    "GPT-NeoX, Pythia": ("gpt_neox", _OLD),
+    "CodeGen": ("codegen", {**_OLD, "rotary_dim": 8}),
+    "OPT": ("opt", {**_OLD, "pad_token_id": 1, "word_embed_proj_dim": 64, "ffn_dim": 96}),
+    "BLOOM, BLOOMZ": ("bloom", _OLD),
+    "MPT": ("mpt", {"vocab_size": VOCABULARY, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512}),
+    "Falcon": ("falcon", {**_OLD, "multi_query": True}),
+    "Falcon 40B, 180B": ("falcon", {**_OLD, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon-RW (ALiBi)": ("falcon", {**_OLD, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "XGLM": ("xglm", {**_OLD, "d_model": 64, "ffn_dim": 96}),
+    "LFM2": ("lfm2", {**_BASE, "layer_types": ["conv", "full_attention"]}),
+    "Jamba": ("jamba", {**_BASE, "attn_layer_offset": 1, "attn_layer_period": 2, "use_mamba_kernels": False}),
+    "Falcon-H1": ("falcon_h1", {**_BASE, "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 4}),
+    "Mamba": ("mamba", {**_NONE, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
+}
+"""What people call it, what transformers calls it, and what makes it small."""
+
+PROMPTS = [[3 + token for token in prompt] for prompt in prompts((3, 20, 40))]
+"""Above what a model may take for padding."""
+NEW = 8
+
+
+def verdict(expected: list[list[int]], make: Callable[[], Any]) -> str:
+    """Return "yes" if the engine that is made generates what is expected, else why not."""
+    try:
+        found = generated(make(), one_bucket(PROMPTS, SamplingParams(max_new_tokens=NEW)))
+    except Unsupported as reason:
+        return f"no: {reason}"
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"no: {one_line(error)}"
+    return "yes" if [found[row] for row in range(len(PROMPTS))] == expected else "no: its tokens are others"
+
+
+def row(name: str) -> list[str]:
+    """Return a family's line of the table, without the column of vLLM."""
+    kind, values = FAMILIES[name]
+
+    def new() -> Any:
+        return tiny(transformers.AutoConfig.for_model(kind, **values), scale=4.0)
+
+    config = transformers.AutoConfig.for_model(kind, **values)
+    tokens = getattr(config, "max_position_embeddings", None) or ROOMY.context_tokens
+    limits = Limits(ROOMY.max_seqs, ROOMY.step_tokens, ROOMY.cache_bytes, tokens, deterministic=True)
+    expected = plain_of(new(), PROMPTS, NEW)
+    native = verdict(expected, lambda: build_engine(new(), "kernel" if kernel_of("kernel") else "torch", limits))
+    return [name, f"`{kind}`", native, verdict(expected, lambda: HFEngine(new(), (), letters, 10_000))]
+
+
+def page(rows: Sequence[Sequence[str]], old: str) -> str:
+    """Return the page with another table; what stands in the column of vLLM stays."""
+    known = dict(re.findall(r"^\| ([^|]+?) \| .* \| ([^|]*?) \|$", old, re.MULTILINE))
+    lines = [f"| {' | '.join([*cells, known.get(cells[0], '')])} |".replace("|  |", "| |") for cells in rows]
+    table = "\n".join(["| family | `model_type` | native | hf | vllm |", "|---|---|---|---|---|", *lines])
+    version = transformers.__version__
+    return f"""# Which engine serves which family
+
+`python -m tests.bench.architectures` made this table with transformers {version}: of each family a tiny model with
+random weights. "Yes" means that in float32 on a CPU three prompts give the tokens that `generate` gives for one prompt
+at a time. A model that `native` does not serve, which it finds out when it loads it, goes to `hf` by itself, with the
+reason that stands here.
+
+{table}
+"""
+
+
+def main() -> None:
+    """Write the page, or print the lines of the families that are named."""
+    logging.disable()
+    if names := sys.argv[1:]:
+        for name in names:
+            print(" | ".join(row(name)), flush=True)
+        return
+    rows = []
+    for name in FAMILIES:
+        rows.append(row(name))
+        print(" | ".join(rows[-1]), flush=True)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(rows, PAGE.read_text("utf-8") if PAGE.exists() else ""), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
