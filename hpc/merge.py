@@ -5,7 +5,7 @@ Every stream comes in the order of rows, so one row is held at a time, whatever 
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -30,6 +30,10 @@ class OutputRow:
     completion_tokens: int = 0
 
 
+Read = Callable[[bytes, int], tuple[RowId | None, dict[str, Any]]]
+"""Makes id and content of a row of its text and index."""
+
+
 class MergeError(Exception):
     """What is to be merged does not fit together."""
 
@@ -40,18 +44,21 @@ def merge(
     records: Iterable[Iterable[tuple[int, bytes]]],
     prompt_tokens: Any,
     return_token_ids: bool = False,
+    read: Read | None = None,
 ) -> Iterator[OutputRow]:
     """Yield an output row for each corpus row.
 
     `lines` are (row, line number, text) of the corpus; `errors` and each stream of `records` come by
-    row; `prompt_tokens[row]` is the length of the prompt. Raises `MergeError` for an answer to a
-    row that is not there or has one already, and for a damaged record.
+    row; `prompt_tokens[row]` is the length of the prompt. `read` makes id and content of text and row, as
+    a corpus has them by default. Raises `MergeError` for an answer to a row that is not there or has one
+    already, and for a damaged record.
     """
+    read = read or read_row
     answers = heapq.merge(*records, key=itemgetter(0))
     refused = iter(errors)
     answer, error = next(answers, None), next(refused, None)
     for row, _, text in lines:
-        identity, value = _identity(text, row)
+        identity, value = read(text, row)
         if error is not None and error[0] == row:
             yield OutputRow(row, identity, _line(identity, None, 0, error[1], value, False), error=True)
             error = next(refused, None)
@@ -78,7 +85,7 @@ def _decode(answer: tuple[int, bytes]) -> Completion:
         raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
 
 
-def _identity(text: bytes, row: int) -> tuple[RowId | None, dict[str, Any]]:
+def read_row(text: bytes, row: int) -> tuple[RowId | None, dict[str, Any]]:
     """Return id and content of a row as far as they can be read."""
     try:
         value = corpus.decode(text)

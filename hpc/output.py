@@ -54,8 +54,10 @@ def rows_without_corpus(
     tokens: TokenStore, records: Iterable[Iterable[Record]], return_token_ids: bool
 ) -> Iterator[OutputRow]:
     """Yield the output row of each row as far as the token store knows it: all of it but `meta`."""
-    lines = ((row, 0, tokens.request_line(row)) for row in range(tokens.num_rows))
-    return merge(lines, tokens.errors(), records, tokens.prompt_tokens, return_token_ids)
+    lines = ((row, 0, b"") for row in range(tokens.num_rows))
+    return merge(
+        lines, tokens.errors(), records, tokens.prompt_tokens, return_token_ids, lambda _, row: (tokens.id(row), {})
+    )
 
 
 def what_is_gone(tokens: TokenStore) -> str:

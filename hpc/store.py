@@ -252,9 +252,9 @@ class TokenStore:
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
         return self._requests[begin:end].tobytes()
 
-    def id(self, row: int) -> RowId:
-        """Return the id of a row."""
-        identity: RowId = json.loads(self.request_line(row))["id"]
+    def id(self, row: int) -> RowId | None:
+        """Return the id of a row; None for a refused one whose id cannot be read."""
+        identity: RowId | None = json.loads(self.request_line(row))["id"]
         return identity
 
     def _join(self, values: npt.NDArray[Any], rows: Ints, column: Column) -> npt.NDArray[Any]:
