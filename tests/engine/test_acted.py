@@ -207,6 +207,14 @@ def test_a_capture_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture)
     assert ["graphs are off" in record.message for record in caplog.records] == [True]
 
 
+def test_a_capture_that_fails_while_rows_decode_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    with engine_on_gpu("llama", FEW) as (engine, _):
+        engine.begin()._graphs.drop(3)  # as when memory was short: they are captured anew when they are wanted
+        with looking(prepared("llama")[0]):
+            assert generated(engine, GREEDY) == expected()
+    assert ["graphs are off" in record.message for record in caplog.records] == [True]
+
+
 # Memory.
 
 
