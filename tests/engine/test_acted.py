@@ -1,8 +1,9 @@
 """The GPU path of the native engine on an acted GPU: right tokens, and every refusal dealt with before a request."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hpc.engine.attention import Span, Step, Unsupported, attend, flash_spans, lacks_flash
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form
-from hpc.engine.load import resolve_device, resolve_dtype
+from hpc.engine.load import load, resolve_device, resolve_dtype
 from hpc.engine.memory import MARGIN, SHARE
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Limits
@@ -207,6 +208,14 @@ def test_a_capture_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture)
     assert ["graphs are off" in record.message for record in caplog.records] == [True]
 
 
+def test_a_capture_that_fails_while_rows_decode_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    with engine_on_gpu("llama", FEW) as (engine, _):
+        engine.begin()._graphs.drop(3)  # as when memory was short: they are captured anew when they are wanted
+        with looking(prepared("llama")[0]):
+            assert generated(engine, GREEDY) == expected()
+    assert ["graphs are off" in record.message for record in caplog.records] == [True]
+
+
 # Memory.
 
 
@@ -267,6 +276,12 @@ def test_where_bfloat16_is_emulated_the_dtype_auto_is_float16(capability: tuple[
 def test_a_rank_takes_the_only_gpu_that_it_sees_or_its_own_of_several(devices: int, index: int, expected: int) -> None:
     with acted(devices=devices):
         assert resolve_device("auto", index) == torch.device("cuda", expected)
+
+
+def test_a_ranks_device_is_current_before_its_model_is_loaded(tiny_model: Path) -> None:
+    with acted(3, 0) as gpu, suppress(AssertionError, RuntimeError):  # a torch for CPUs loads nothing onto a GPU
+        load(tiny_model, gpu.device, "float32", threads=1)
+    assert gpu.current == 3
 
 
 def test_a_rank_for_which_there_is_no_gpu_is_refused() -> None:

@@ -34,9 +34,9 @@ def test_the_end_of_the_keys_is_behind_all_of_them() -> None:
     assert described().key_starts.tolist()[3] >= 128 + 41
 
 
-def test_the_most_queries_and_keys_of_a_span_are_told() -> None:
+def test_the_max_queries_and_keys_of_a_span_are_told() -> None:
     flash = described()
-    assert (flash.most_queries, flash.most_keys) == (3, 41)
+    assert (flash.max_queries, flash.max_keys) == (3, 41)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_most_queries_and_keys_of_a_span_are_told() -> None:
         (Form(Layout((2, 64), (2, 64)), 0.125, alibi=Alibi(4, CPU)), "scores by position"),
         (Form(Layout((2, 64), (2, 64)), 0.125, softcap=30.0), "capped scores"),
         (Form(Layout((2, 64), (2, 64)), 0.125, sinks=torch.zeros(4)), "sinks"),
-        (Form(Layout((2, 64), (2, 32)), 0.125), "values of another size than keys"),
+        (Form(Layout((2, 64), (2, 32)), 0.125), "values of another size than keys (64 and 32)"),
     ],
 )
 def test_what_flash_attention_does_not_have_torchs_own_functions_compute(form: Form, lack: str) -> None:
