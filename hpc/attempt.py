@@ -106,6 +106,7 @@ def begin(
         if allocation.ends_at is not None:
             left = allocation.ends_at - time.time() - job.slurm.signal_delay_s - EARLY_SIGNAL_S
     attempt = Attempt(job, leader, loader, directory, number, files, model, bound, place, events, began, {}, left)
+    loader.check(job, model.path, place)
     if earlier is None:  # else only when the corpus has not been refused
         attempt.write_job()
     leader.introduce(attempt.run_values())

@@ -10,7 +10,7 @@ from hpc import calibration
 from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
-from hpc.job import Job
+from hpc.job import Job, Refusal
 from hpc.model import Model, resolve, user_cache
 from hpc.place import Place
 from hpc.plan import AT_ONCE, AT_ONCE_GPU
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hpc.engine.load import Description
 
 LOGGER = logging.getLogger(__name__)
+
+VLLM_CPU_GIB = 2
+"""Memory for keys and values of vLLM on a CPU, where the job does not say."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Loader:
 
         return load.resolve_dtype(job.dtype, job.device)
 
+    def check(self, job: Job, path: Path, place: Place) -> None:
+        """Raise `Refusal` if the job's engine would not start, as far as that can be told without loading."""
+        if job.engine == "vllm":
+            from hpc.engine import vllm
+
+            if problem := vllm.check(_engine_arguments(job, path, place)):
+                raise Refusal(problem)
+
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
         """Return what checks and tokenizes rows for the model at `path`."""
         from hpc.engine import load
@@ -56,7 +67,7 @@ class Loader:
 
         load.quiet()
         described = load.describe(path)
-        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts)
+        limits = Limits(described.vocab_size, context_tokens(job, described), job.truncate_prompts)
         return Checker(file_names, job.sampling, limits, Tokenizer(path))
 
     def load(self, job: Job, path: Path, place: Place) -> Replica:
@@ -68,6 +79,17 @@ class Loader:
         load.quiet()
         device = load.resolve_device(job.device, place.gpu or 0)
         tokenizer, described = Tokenizer(path), load.describe(path)
+        name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
+        if job.engine == "vllm":
+            from hpc.engine import vllm
+
+            gpu = device.index if device.type == "cuda" else None
+            started = vllm.VllmEngine(
+                vllm.start(_engine_arguments(job, path, place), gpu, place.threads),
+                described.eos_token_ids,
+                tokenizer.decode,
+            )
+            return Replica(started, described.eos_token_ids, tokenizer.decode, name, _size(job, path, device, place))
         model = load.load(path, device, job.dtype, place.threads)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
@@ -77,15 +99,17 @@ class Loader:
             if engine is None:  # what was tried has changed the model
                 model = load.load(path, device, job.dtype, place.threads)
         engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
-        name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
         return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)
 
-    def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
-        """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
+    def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed | None]:
+        """Measure steps of all shapes, and the device, for about so many seconds; the hf engine tells of none."""
         from hpc.engine.native import NativeEngine
-        from hpc.engine.trial import bytes_per_second, flops_per_second, trial
+        from hpc.engine.trial import bytes_per_second, flops_per_second, served, trial
+        from hpc.engine.vllm import VllmEngine
 
         engine = replica.engine
+        if isinstance(engine, VllmEngine):
+            return served(engine, seconds), None
         assert isinstance(engine, NativeEngine)
         speed = Speed(bytes_per_second(engine.device), flops_per_second(engine.device, engine.dtype))
         return trial(engine, seconds), speed
@@ -113,3 +137,32 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
     except Unsupported as reason:
         LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
         return None
+
+
+def context_tokens(job: Job, described: "Description") -> int | None:
+    """Return the most tokens of prompt and completion together: the model's, or fewer where vLLM is told so."""
+    asked = job.vllm.max_model_len if job.engine == "vllm" else None
+    return min((limit for limit in (asked, described.context_tokens) if limit is not None), default=None)
+
+
+def _engine_arguments(job: Job, path: Path, place: Place) -> dict[str, Any]:
+    """Return what vLLM is started with."""
+    from hpc.engine import load, vllm
+
+    device = load.resolve_device(job.device, place.gpu or 0)
+    cuda = device.type == "cuda"
+    most = job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE)
+    # On a CPU vLLM would take most of the machine's memory, whoever else is there.
+    cache_bytes = int((job.cache_gib or (0 if cuda else VLLM_CPU_GIB)) * 2**30)
+    context = context_tokens(job, load.describe(path))
+    return vllm.engine_arguments(path, job.dtype, most, cache_bytes, context, cuda, job.vllm)
+
+
+def _size(job: Job, path: Path, device: Any, place: Place) -> Size | None:
+    """Return what a model holds that somebody else loads; None for one that is quantized."""
+    from hpc.engine import load, memory
+
+    if job.vllm.quantization is not None:
+        return None
+    counted = load.weights_of(path, job.dtype)
+    return counted and Size(*counted, memory.device_bytes(device, place.ranks_on_node))

@@ -166,6 +166,7 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
         "sampling": sampling,
         "truncate_prompts": attempt.job.truncate_prompts,
         "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
+        **({"context": attempt.job.vllm.max_model_len} if attempt.job.engine == "vllm" else {}),
     }
 
 

@@ -36,6 +36,7 @@ def summarise(
         "generated_tokens": total.generated_tokens,
         "guessed_tokens": total.guessed_tokens,
         "accepted_tokens": total.accepted_tokens,
+        "cached_tokens": total.cached_tokens,
         "ranks": size,
         "engine": job.engine,
         "dtype": job.dtype,

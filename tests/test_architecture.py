@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "log", "stop", "atomic"),
+    ("allocation", "engine_args", "log", "stop", "atomic"),
     ("job",),
     ("records",),
     ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
@@ -32,6 +32,7 @@ ONLY_IN = {
     "torch": ("engine/",),
     "transformers": ("engine/", "tokenizer.py"),
     "mpi4py": ("comm.py",),
+    "vllm": ("engine/vllm.py",),
     "tyro": ("cli.py",),
     "submitit": ("slurm.py", "template.py"),
     "rich": ("live.py", "forecast.py", "report.py"),
@@ -41,7 +42,20 @@ ONLY_IN = {
     "safetensors": ("comm.py", "engine/"),
 }
 
-PURE = ("bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job")
+PURE = (
+    "bucket",
+    "cost",
+    "shard",
+    "prefix",
+    "plan",
+    "predict",
+    "outline",
+    "trim",
+    "merge",
+    "records",
+    "job",
+    "engine_args",
+)
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
 
