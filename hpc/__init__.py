@@ -2,6 +2,7 @@
 
 from hpc.allocation import Slurm
 from hpc.cli import main
+from hpc.engine_args import Vllm
 from hpc.job import Job, SamplingParams
 
-__all__ = ["Job", "SamplingParams", "Slurm", "main"]
+__all__ = ["Job", "SamplingParams", "Slurm", "Vllm", "main"]

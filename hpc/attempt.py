@@ -100,6 +100,7 @@ def begin(
             resolved: Any = known or loader.dtype(job)
             job = replace(job, dtype=resolved)
         moments.append(time.time())
+        loader.check(job, model.path, place)
         job = replace(
             job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
         )

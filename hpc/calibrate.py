@@ -64,13 +64,13 @@ def lead(job: Job, world: Comm, loader: Loader) -> Calibration:
     load_s = time.monotonic() - began
     wait_for_all()
     if replica.engine.bounds is None or replica.size is None:
-        raise Refusal(f"the steps of {job.model} cannot be measured: the hf engine generates with it, as said above")
+        raise Refusal(f"the steps of {job.model} cannot be measured: hf generates with it, or it is quantized")
     for rank in others:
         world.send(rank, Tag.START, pack())
     samples, speed = loader.trial(replica, _seconds(places[0]))
     for buffer in wait_for_all():
         samples += [tuple(row) for row in unpack(buffer)[1]["samples"].tolist()]
-    kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node)
+    kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node, job.engine)
     bounds = Bounds(*replica.engine.bounds)
     return learn(user_cache() / "calibrations", kind, bounds, replica.size, load_s, trial=samples, speed=speed)
 
@@ -107,7 +107,8 @@ def show(found: Calibration) -> None:
     """Print what was found."""
     costs, engine, speed = found.costs, found.engine, found.speed or Speed(0, 0)
     print(f"{found}; loading takes {found.load_s:.1f} s")
-    print(f"reads {speed.bytes_per_s / 1e9:,.1f} GB/s and computes {speed.flops_per_s / 1e9:,.0f} GFLOP/s a rank")
+    if found.speed is not None:
+        print(f"reads {speed.bytes_per_s / 1e9:,.1f} GB/s and computes {speed.flops_per_s / 1e9:,.0f} GFLOP/s a rank")
     for rows in (1, 8, 32, 128, 256):
         if rows <= engine.max_seqs:
             seconds = costs.step(rows, rows, 0, rows * 256)

@@ -36,11 +36,14 @@ class Kind:
     device: str
     threads: int
     ranks_on_node: int
+    engine: str = "native"
 
     def __str__(self) -> str:
         """Return it in words."""
         ranks = f"{self.ranks_on_node} rank{'s' * (self.ranks_on_node != 1)} on a node"
-        return f"{self.device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
+        return (
+            f"{self.engine} on {self.device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,10 @@ def learn(
     return made
 
 
-def find(folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: int = 0) -> Calibration | None:
-    """Return the calibration of a model that suits best: as many ranks on a node, as many threads, the newest.
+def find(
+    folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: int = 0, engine: str = "native"
+) -> Calibration | None:
+    """Return the calibration of a model and an engine that suits best: ranks on a node, threads, the newest.
 
     Of any dtype where that is "auto"; None if there is none.
     """
@@ -132,7 +137,7 @@ def find(folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: 
             LOGGER.debug("%s", error)
             continue
         kind = calibration.kind
-        if kind.model == model and dtype in ("auto", kind.dtype):
+        if (kind.model, kind.engine) == (model, engine) and dtype in ("auto", kind.dtype):
             fits = ranks_on_node == kind.ranks_on_node, threads == kind.threads
             found.append((fits, calibration.time, calibration))
     return max(found, key=lambda entry: entry[:2])[2] if found else None

@@ -20,7 +20,8 @@ SHARED_TYPES = (
 LOCAL_FUSE = ("fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll")
 """What containers bring; other file systems in user space (sshfs, glusterfs, …) are mostly shared ones."""
 CHECKS = (
-    "ranks", "MPI", "GPUs", "corpus", "run directory", "locks", "caches", "model", "space", "clocks", "time limit",
+    "ranks", "MPI", "GPUs", "vLLM", "corpus", "run directory", "locks", "caches", "model", "space", "clocks",
+    "time limit",
 )  # fmt: skip
 
 Facts = Mapping[str, Any]
@@ -137,6 +138,13 @@ def problems_of_rank(facts: Facts, found: Findings) -> Iterator[Problem]:
     """Yield what is wrong at one rank."""
     if facts["cuda"]:
         yield "GPUs", f"torch cannot use CUDA: {facts['cuda']}", "install a torch that fits the driver, or --device cpu"
+    if (vllm := facts.get("vllm")) and vllm["error"]:
+        version = f"{vllm['version']} " if vllm["version"] else ""
+        yield (
+            "vLLM",
+            f"{version}cannot be used: {vllm['error']}",
+            "install one that fits the driver, or choose another --engine",
+        )
     mounted = "put --runs on a file system that every node mounts and may write to"
     if facts["unshared"]:
         yield "run directory", facts["unshared"], mounted
@@ -175,12 +183,17 @@ def well_of_all(found: Findings) -> dict[str, str]:
         "ranks": f"{found.size} on {nodes}: " + listed([f"{count} on {host}" for host, count in ranks.items()]),
         "MPI": listed({facts["library"] for facts in found.facts.values()}) + (f", srun --mpi={mpi}" if mpi else ""),
         "GPUs": f"one for each rank; torch can use CUDA on {seeing} of {found.size} ranks",
+        "vLLM": f"not in use (--engine {found.job.engine})",
         "caches": listed(
             {f"{c['name']}={c['path']} ({c['type']})": 0 for f in found.facts.values() for c in f["caches"]}
         ),
         "clocks": f"{clock_spread(found.facts)[1]:.2f} s apart at most",
         "time limit": f"ends in {duration(ends_at - found.now)}" if ends_at else "none is known",
     }
+    if versions := {facts["vllm"]["version"]: 0 for facts in found.facts.values() if facts.get("vllm")}:
+        well["vLLM"] = listed(versions) + ", which was tested"
+        if any(facts["vllm"] and facts["vllm"]["error"] is None for facts in found.facts.values()):
+            well["vLLM"] += "; whether it can be imported, it did not say in time"
     if not any(may_use_gpus(found.job, hello) for hello in found.hellos.values()):
         well["GPUs"] = f"none in use (--device {found.job.device}): the ranks run on the cores"
     if (tried := found.trial) and tried["folder"]:

@@ -24,6 +24,7 @@ from hpc.attempt import run_path
 from hpc.comm import Buffer, Comm, Tag, pack, unpack, wait_for
 from hpc.corpus import CorpusError
 from hpc.diagnosis import Facts, Findings, diagnose, may_use_gpus
+from hpc.engine import installed
 from hpc.job import Job, Refusal
 from hpc.loader import Loader
 from hpc.rundir import RunDirectory
@@ -32,6 +33,10 @@ PREPARE_S, LIMIT_S = 7.0, 20.0
 """So long after its beginning rank 0 asks the others with what it has, and names those that have not answered."""
 SHARED_S, TORCH_S = 2.0, 8.0
 """So long a rank looks for rank 0's file, and waits for torch: together less than is left of `LIMIT_S`."""
+ASK_VLLM = """
+import vllm
+from vllm import EngineArgs
+"""
 ASK_TORCH = """
 import torch
 try:
@@ -99,7 +104,7 @@ class Examination:
         for rank in range(1, self.world.size):
             self.world.send(rank, Tag.JOB, pack(question))
         gpus = 0 in self.hellos and may_use_gpus(self.job, self.hellos[0])
-        self._begin("look", lambda: look(0, question, gpus, os.environ))
+        self._begin("look", lambda: look(0, question, gpus, os.environ, self.job.engine == "vllm"))
 
     def _wait(self, condition: Callable[[], bool], until: float) -> None:
         """Take what comes in until the condition is true; `until` is a second of the monotonic clock."""
@@ -146,7 +151,9 @@ def follow(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> int:
         for message in world.poll():
             received, left = time.time(), message.tag == Tag.BYE
             if message.tag == Tag.JOB:
-                facts = look(world.rank, unpack(message.array)[0], may_use_gpus(job, hello), os.environ)
+                facts = look(
+                    world.rank, unpack(message.array)[0], may_use_gpus(job, hello), os.environ, job.engine == "vllm"
+                )
                 world.send(0, Tag.DONE, pack({**facts, "received": received, "sent": time.time()}))
         return left or time.monotonic() > until
 
@@ -200,7 +207,7 @@ def trial(job: Job) -> Iterator[Facts]:
                     path.rmdir()
 
 
-def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str]) -> Facts:
+def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str], vllm: bool = False) -> Facts:
     """Return what a rank finds, given rank 0's question: the folder of its trial and the path of the model."""
     temp = environment.get("TMPDIR") or "/tmp"
     caches = [(name, environment.get(name)) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")]
@@ -209,7 +216,8 @@ def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str])
     return {
         "host": socket.gethostname(),
         "library": comm.library(),
-        "cuda": ask_torch() if gpus else None,
+        "cuda": ask(ASK_TORCH) if gpus else None,
+        "vllm": {"version": installed.version(), "error": ask_vllm()} if vllm else None,
         "unshared": unshared,
         "locked": RunDirectory(Path(folder)).is_held() if unshared == "" else None,
         "caches": [try_cache(name, path) for name, path in [*caches, ("TMPDIR", temp)] if path],
@@ -238,14 +246,19 @@ def leave_file(folder: Path, rank: int) -> str:
     return ""
 
 
-def ask_torch() -> str | None:
-    """Return why torch cannot use CUDA; nothing if it can, None if it does not say so in time.
+def ask_vllm() -> str | None:
+    """Return why vLLM will not do; nothing if it will, None if it does not say so in time."""
+    return installed.untested(installed.version()) or ask(ASK_VLLM)
+
+
+def ask(question: str) -> str | None:
+    """Return what a program says, of torch why it cannot use CUDA; nothing if all is well, None if it takes too long.
 
     Another process asks: importing torch from a cold file system cannot be broken off in this one.
     """
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", question], capture_output=True, text=True, timeout=TORCH_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None

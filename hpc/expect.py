@@ -29,9 +29,9 @@ def foresee(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatc
     """Return how long this attempt should take, and on what; empty where nothing has measured such steps here."""
     place, job = attempt.place, attempt.job
     folder = user_cache() / "calibrations"
-    found = calibration.find(folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads)
+    found = calibration.find(folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads, job.engine)
     known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
-    if found is None or not known or job.engine != "native":
+    if found is None or not known:
         return {}
     seen, _ = lengths_seen(job, tokens, earlier)
     # Of many requests a few: rank 0 has others to answer, and holds enough.
@@ -54,7 +54,14 @@ def learn(attempt: Attempt, replica: Replica, load_s: float) -> None:
     if replica.engine.bounds is None or replica.size is None:
         return
     place, bounds = attempt.place, Bounds(*replica.engine.bounds)
-    kind = Kind(attempt.model.revision, attempt.job.dtype, replica.device, place.threads, place.ranks_on_node)
+    kind = Kind(
+        attempt.model.revision,
+        attempt.job.dtype,
+        replica.device,
+        place.threads,
+        place.ranks_on_node,
+        attempt.job.engine,
+    )
     try:
         calibration.learn(
             user_cache() / "calibrations", kind, bounds, replica.size, load_s, replica.engine.steps.samples

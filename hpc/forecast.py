@@ -143,11 +143,11 @@ def forecast(
 
 
 def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int | None) -> Calibration | None:
-    if job.engine != "native":
-        return None
     if given is None:
         folder = user_cache() / "calibrations"
-        return calibration.find(folder, model.revision, job.dtype, ranks_on_node or job.slurm.tasks_per_node or 1)
+        return calibration.find(
+            folder, model.revision, job.dtype, ranks_on_node or job.slurm.tasks_per_node or 1, engine=job.engine
+        )
     try:
         return calibration.read(given)
     except (OSError, ValueError) as error:
@@ -280,6 +280,11 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
         )
     if found.calibration is not None:
         console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
+        if found.calibration.startswith("vllm"):
+            console.print(
+                "vllm is predicted as if it took prompts in as the native engine does, with all that they share in "
+                "its prefix cache"
+            )
         table = Table(box=box.SIMPLE_HEAD)
         for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):
             table.add_column(title, justify="right", no_wrap=True)
@@ -314,7 +319,7 @@ def advice(found: Forecast, deadline_min: float | None) -> str:
         return (
             "No time is predicted: nothing has measured this model, dtype and engine yet. On a node like those it "
             "will run on, run `scattergen calibrate --model M --dtype D`, under mpirun or srun with as many ranks as "
-            "the node is to have (native engine alone), then ask again."
+            "the node is to have (and --engine vllm if that is to generate; hf cannot be measured), then ask again."
         )
     fastest, cheapest = found.advice.fastest, found.advice.cheapest
     text = f"Fastest: {_ranks(fastest.ranks)}, {duration(fastest.seconds)}; more gain nothing."

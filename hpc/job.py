@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from hpc.allocation import Share, Slurm
+from hpc.engine_args import Vllm
 
 
 class Refusal(Exception):
@@ -229,9 +230,9 @@ class Job:
     """Folder that holds the run directories."""
     limit: int | None = None
     """Only the first so many rows."""
-    engine: Literal["native", "hf"] = "native"
+    engine: Literal["native", "hf", "vllm"] = "native"
     """What generates: native is continuous batching; hf is transformers' generate on length buckets, and
-    what generates for a model that native does not support."""
+    what generates for a model that native does not support; vllm is vLLM, inside each rank."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lives; auto is a GPU where there is one."""
     dtype: DType = "auto"
@@ -244,9 +245,10 @@ class Job:
     batch_tokens: int = 16384
     """hf: most tokens (padded prompt and completion) in one batch; it bounds the memory."""
     max_num_seqs: int = 0
-    """native: most sequences that are generated at a time; 0 is 128 on a CPU, 256 on a GPU."""
+    """native, vllm: most sequences that are generated at a time; 0 is 128 on a CPU, 256 on a GPU."""
     cache_gib: float = 0.0
-    """native: memory of a rank for keys and values; 0 is four fifths of what is left."""
+    """native, vllm: memory of a rank for keys and values; 0 is four fifths of what is left (vllm: what
+    --vllm.gpu-memory-utilization leaves; on a CPU 2)."""
     deterministic: bool = False
     """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; on a CPU it is
     always so in float32, and where the kernel multiplies bfloat16."""
@@ -275,6 +277,8 @@ class Job:
     """Print so many of the first prompts with their completions at the end."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """How tokens are chosen; a row's own "sampling" goes before it."""
+    vllm: Vllm = field(default_factory=Vllm)
+    """What the vllm engine asks of vLLM."""
     slurm: Slurm = field(default_factory=Slurm)
     """What `submit` asks of Slurm."""
 
@@ -309,5 +313,5 @@ class Job:
     def from_json(cls, values: Mapping[str, Any]) -> "Job":
         """Make the job that `dataclasses.asdict` and JSON have made `values` of: lists stand for tuples."""
         sampling = SamplingParams().override(values["sampling"])
-        slurm = Slurm(**values.get("slurm", {}))
-        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling, "slurm": slurm})
+        parts = {"slurm": Slurm(**values.get("slurm", {})), "vllm": Vllm(**values.get("vllm", {}))}
+        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling, **parts})

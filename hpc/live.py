@@ -83,7 +83,9 @@ def describe_state(directory: RunDirectory) -> str:
         state = "drained (stopped before the end); run the same command again to go on"
     picture = Picture(directory)
     picture.refresh()
-    return f"{directory.path}: {state}; attempt {picture.attempt}"
+    job = (directory.read_job() or {}).get("job", {})
+    engine = f" with --engine {job['engine']}" if "engine" in job else ""
+    return f"{directory.path}: {state}; attempt {picture.attempt}{engine}"
 
 
 def follow(directory: RunDirectory) -> None:

@@ -10,7 +10,7 @@ from hpc import calibration
 from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
-from hpc.job import Job
+from hpc.job import Job, Refusal
 from hpc.model import Model, find, resolve, user_cache
 from hpc.place import Place
 from hpc.plan import AT_ONCE, AT_ONCE_GPU
@@ -24,6 +24,8 @@ LOGGER = logging.getLogger(__name__)
 
 UNLIMITED_TOKENS = 32768
 """Longest sequence, in tokens, of a model that sets no limit: what the native engine makes room for."""
+VLLM_CPU_GIB = 2
+"""Memory for keys and values of vLLM on a CPU, where the job does not say."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ class Loader:
 
         return load.resolve_dtype(job.dtype, job.device)
 
+    def check(self, job: Job, path: Path, place: Place) -> None:
+        """Raise `Refusal` if the job's engine would not start, as far as that can be told without loading."""
+        if job.engine == "vllm":
+            from hpc.engine import vllm
+
+            if problem := vllm.check(_engine_arguments(job, path, place)):
+                raise Refusal(problem)
+
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
         """Return what checks and tokenizes rows for the model at `path`."""
         from hpc.engine import load
@@ -79,7 +89,7 @@ class Loader:
         with load.refusing(path):
             tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date)
         ending = tokenizer.chat_ending(described.eos_token_ids)
-        limits = Limits(described.vocab_size, described.context_tokens, job.truncate_prompts, ending)
+        limits = Limits(described.vocab_size, context_tokens(job, described), job.truncate_prompts, ending)
         return Checker(file_names, job.sampling, limits, tokenizer)
 
     def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
@@ -101,15 +111,27 @@ class Loader:
 
         load.quiet()
         spent = [("import", began, time.time())]
-        # Where nothing named GPUs, torch may still see some: they are the ranks' in their order.
-        device = load.resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
+        device = _device(job, place)
         tokenizer = Tokenizer(path, job.trust_remote_code)
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        of_chats = tokenizer.chat_ending(described.eos_token_ids)
+        LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
+        gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else load.uuid(device)
+        made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
+        if job.engine == "vllm":
+            from hpc.engine import vllm
+
+            index = device.index if device.type == "cuda" else None
+            started = vllm.VllmEngine(
+                vllm.start(_engine_arguments(job, path, place), index, place.threads),
+                described.eos_token_ids,
+                tokenizer.decode,
+            )
+            counted = _size(job, path, device, place)
+            return Replica(started, described.eos_token_ids, tokenizer.decode, made, counted, "vllm", tuple(spent), gpu)
         model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
-        of_chats = tokenizer.chat_ending(described.eos_token_ids)
-        LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
         engine: Engine | None = None
         num_buckets = 0
         if job.engine == "native":
@@ -124,16 +146,17 @@ class Loader:
         engine = engine or HFEngine(
             model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
         )
-        gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else load.uuid(device)
-        made = load.device_name(device) if device.type == "cuda" else calibration.cpu()
         return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent), gpu)
 
-    def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
-        """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
+    def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed | None]:
+        """Measure steps of all shapes, and the device, for about so many seconds; the hf engine tells of none."""
         from hpc.engine.native import NativeEngine
-        from hpc.engine.trial import bytes_per_second, flops_per_second, trial
+        from hpc.engine.trial import bytes_per_second, flops_per_second, served, trial
+        from hpc.engine.vllm import VllmEngine
 
         engine = replica.engine
+        if isinstance(engine, VllmEngine):
+            return served(engine, seconds), None
         assert isinstance(engine, NativeEngine)
         speed = Speed(bytes_per_second(engine.device), flops_per_second(engine.device, engine.dtype))
         return trial(engine, seconds), speed
@@ -177,3 +200,39 @@ def native(
         reason = str(error)  # as text: the exception holds the model
     LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
     return None, intact
+
+
+def context_tokens(job: Job, described: "Description") -> int | None:
+    """Return the most tokens of prompt and completion together: the model's, or fewer where vLLM is told so."""
+    asked = job.vllm.max_model_len if job.engine == "vllm" else None
+    return min((limit for limit in (asked, described.context_tokens) if limit is not None), default=None)
+
+
+def _device(job: Job, place: Place) -> Any:
+    """Return the device of a rank; where nothing named GPUs, torch may still see some: the ranks' in their order."""
+    from hpc.engine import load
+
+    return load.resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
+
+
+def _engine_arguments(job: Job, path: Path, place: Place) -> dict[str, Any]:
+    """Return what vLLM is started with."""
+    from hpc.engine import load, vllm
+
+    cuda = _device(job, place).type == "cuda"
+    max_seqs = job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE)
+    # On a CPU vLLM would take most of the machine's memory, whoever else is there.
+    cache_bytes = int((job.cache_gib or (0 if cuda else VLLM_CPU_GIB)) * 2**30)
+    context = context_tokens(job, load.describe(path, job.trust_remote_code, job.context_tokens))
+    values = vllm.engine_arguments(path, job.dtype, max_seqs, cache_bytes, context, cuda, job.vllm)
+    return {**values, "trust_remote_code": True} if job.trust_remote_code else values
+
+
+def _size(job: Job, path: Path, device: Any, place: Place) -> Size | None:
+    """Return what a model holds that somebody else loads; None for one that is quantized."""
+    from hpc.engine import load, memory
+
+    if job.vllm.quantization is not None:
+        return None
+    counted = load.weights_of(path, job.dtype)
+    return counted and Size(*counted, memory.device_bytes(device, place.ranks_on_node))

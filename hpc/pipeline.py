@@ -176,6 +176,7 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
         "context_tokens": attempt.job.context_tokens,
         "chat_date": attempt.job.chat_date if clock.tells_date(attempt.model.path) else "",
         "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
+        **({"context": attempt.job.vllm.max_model_len} if attempt.job.engine == "vllm" else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """Plan: which requests are computed together, by which rank and in which order. Pure.
 
-The `hf` engine pads within a bucket; the `native` engine pads nothing, shares prefixes, and takes
-its requests longest predicted first.
+The `hf` engine pads within a bucket; the others pad nothing, share prefixes, and take their requests
+longest predicted first.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Arrangement:
 
 def cuts(prompts: Prompts, job: Job) -> tuple[Ints, Ints]:
     """Return for each prompt how many of its first tokens it shares, and with which group; 0 and -1 for none."""
-    if job.engine == "native":
+    if job.engine != "hf":
         return prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
     count = len(prompts.lengths)
     return np.zeros(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
@@ -81,7 +81,7 @@ def arrange(
     lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
     cost = CostModel()
     cut, group = map(of_pending, shared or cuts(prompts, job))
-    if job.engine == "native":
+    if job.engine != "hf":
         costs = cost.requests(lengths - cut, new_tokens * samples)
         together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
         # What all ranks could begin with would, kept back, only be later.

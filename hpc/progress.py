@@ -42,6 +42,7 @@ class Progress:
     step_chosen: int = 0
     step_pairs: float = 0.0
     step_kv: int = 0
+    cached_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     load_s: float = 0.0
@@ -59,7 +60,8 @@ class Progress:
 
 _COUNTS = (
     "rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens",
-    "steps", "step_tokens", "step_prompt", "step_chosen", "step_pairs", "step_kv", "prefill_s", "decode_s",
+    "steps", "step_tokens", "step_prompt", "step_chosen", "step_pairs", "step_kv", "cached_tokens",
+    "prefill_s", "decode_s",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def record(job: Job) -> str:
     """Return the job as a job file."""
     return (
         f'"""What `scattergen submit` was asked for, on {job.name}; a record, and a job file."""\n\n'
-        f"from hpc import Job, SamplingParams, Slurm, main\n\nJOB = {pprint.pformat(job, width=110)}\n\n"
+        f"from hpc import Job, SamplingParams, Slurm, Vllm, main\n\nJOB = {pprint.pformat(job, width=110)}\n\n"
         'if __name__ == "__main__":\n    main(JOB)\n'
     )
 

@@ -135,6 +135,7 @@ def make_tiny_model(folder: Path, kind: str) -> Path:
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
+                head_dim=16 if kind == "llama" else 32,  # vLLM attends on a CPU to no fewer
                 max_position_embeddings=512,
                 bos_token_id=None,
                 eos_token_id=256,
@@ -148,6 +149,12 @@ def make_tiny_model(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model`, with heads as wide as vLLM wants them."""
+    return make_tiny_model(tmp_path_factory.mktemp("wide-llama"), "wide llama")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "terminal", "stop", "atomic", "gpus"),
+    ("allocation", "engine_args", "terminal", "stop", "atomic", "gpus"),
     ("log",),
     ("job",),
     ("records", "checkpoint"),
@@ -33,6 +33,7 @@ ONLY_IN = {
     "torch": ("engine/",),
     "transformers": ("engine/", "tokenizer.py"),
     "mpi4py": ("comm.py",),
+    "vllm": ("engine/vllm.py",),
     "tyro": ("cli.py",),
     "submitit": ("slurm.py", "template.py"),
     "rich": ("live.py", "forecast.py", "report.py"),
@@ -44,7 +45,7 @@ ONLY_IN = {
 
 PURE = (
     "bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job", "chat",
-    "formats",
+    "formats", "engine_args",
 )  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}

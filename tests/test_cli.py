@@ -22,6 +22,9 @@ FLAGS = {
     "--slurm.qos", "--slurm.constraint", "--slurm.gres", "--slurm.mem", "--slurm.nodelist", "--slurm.exclude",
     "--slurm.exclusive", "--slurm.reservation", "--slurm.dependency", "--slurm.mpi", "--slurm.array",
     "--slurm.max-requeues", "--slurm.additional-parameters",
+    "--vllm.gpu-memory-utilization", "--vllm.max-model-len", "--vllm.max-num-batched-tokens", "--vllm.quantization",
+    "--vllm.kv-cache-dtype", "--vllm.enforce-eager", "--vllm.enable-prefix-caching", "--vllm.speculative-config",
+    "--vllm.extra",
 }  # fmt: skip
 
 

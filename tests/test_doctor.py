@@ -586,3 +586,34 @@ def test_a_rank_answers_and_leaves_when_it_is_told_to() -> None:
     world = DeafWorld(1, Message(0, Tag.JOB, pack(QUESTION)), Message(0, Tag.BYE, pack()))
     assert follow(JOB, world) == 0
     assert world.sent == [Tag.HELLO, Tag.DONE]
+
+
+VLLM = Job(model="m", corpus=("c.jsonl",), engine="vllm")
+
+
+def test_the_version_of_vllm_that_is_installed_and_was_tested_is_named() -> None:
+    found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": ""})), job=VLLM)
+    assert said(found, "vLLM") == "ok    vLLM: 0.32.0, which was tested"
+
+
+def test_a_vllm_that_cannot_be_imported_is_to_be_fixed_where_it_is() -> None:
+    found = findings(
+        of_rank("a", vllm={"version": "0.32.0", "error": ""}),
+        of_rank("b", vllm={"version": "0.32.0", "error": "no libcuda"}),
+    )
+    assert wrong(replace(found, job=VLLM)) == [
+        "FIX   vLLM: on b: 0.32.0 cannot be used: no libcuda; install one that fits the driver, "
+        "or choose another --engine"
+    ]
+
+
+def test_a_vllm_that_does_not_answer_in_time_is_said_to_be_untried() -> None:
+    found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": None})), job=VLLM)
+    assert said(found, "vLLM").startswith("ok    vLLM: 0.32.0, which was tested; whether it can be imported")
+
+
+def test_what_a_rank_finds_of_vllm_is_asked_only_where_it_is_to_generate() -> None:
+    question = {"folder": None, "model": None}
+    assert look(0, question, False, os.environ)["vllm"] is None
+    found = look(0, question, False, os.environ, vllm=True)["vllm"]
+    assert found["version"] is not None or "vLLM is not installed" in found["error"]

@@ -470,6 +470,20 @@ def test_what_clears_the_nodes_cannot_fail_the_job(node: Node, name: str) -> Non
     assert ended.code == 0
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_shared_memory_that_a_killed_rank_lists_is_removed_from_the_node(node: Node, name: str) -> None:
+    held = Path("/dev/shm") / f"psm_test_{os.getpid()}"
+    held.touch()
+    folder = '"$SCATTERGEN_NODE_CACHE/scattergen-rank-x"'
+    kill = f"mkdir -p {folder} && echo {held} > {folder}/shared-memory || exit 9; env -0"
+    node.have("python", PYTHON.replace("env -0", kill))
+    try:
+        node.play(played(node, name))
+        assert not held.exists()
+    finally:
+        held.unlink(missing_ok=True)
+
+
 def test_open_mpi_is_silent_about_what_is_not_used(node: Node) -> None:
     assert node.play(played(node, "openmpi")).variables["OMPI_MCA_osc"] == "^ucx"
 

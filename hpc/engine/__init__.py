@@ -70,6 +70,8 @@ class StepTotals:
     step_chosen: int = 0
     step_pairs: float = 0.0
     step_kv: int = 0
+    cached_tokens: int = 0
+    """Of prompts, that were in the cache from other requests; an engine that shares otherwise has none."""
     prefill_s: float = 0.0
     """Computing prompts: of a step that also decodes, the part that its prompt tokens are of all."""
     decode_s: float = 0.0

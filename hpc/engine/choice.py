@@ -37,7 +37,7 @@ class Logprobs:
         found: dict[int, TokenLogprobs] = {}
         for at, (row, count) in enumerate(zip(self.rows, self.counts, strict=True)):
             pairs = zip(tokens[at][:count], top[at][:count], strict=True)
-            found[row] = _written(chosen[at]), tuple((token, _written(value)) for token, value in pairs)
+            found[row] = written(chosen[at]), tuple((token, written(value)) for token, value in pairs)
         return found
 
 
@@ -65,7 +65,7 @@ class Choice(NamedTuple):
         return Choice(_to_host(self.tokens), self.close, _to_host(self.largest), logprobs)
 
 
-def _written(value: float) -> float:
+def written(value: float) -> float:
     """Return a log probability as it is written down: JSON has no infinity."""
     return round(max(value, _LEAST_LOGPROB), 6)
 

@@ -205,6 +205,18 @@ def weights(model: Any) -> tuple[int, float, float]:
     return size, 2.0 * in_layers, 2.0 * head.weight.numel() if head is not None else 0.0
 
 
+def weights_of(path: Path, dtype: str) -> tuple[int, float, float] | None:
+    """Return `weights` of a model that is not loaded; None for a quantized one, and where transformers has no such."""
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+        if hasattr(config, "quantization_config"):
+            return None
+        with torch.device("meta"):
+            return weights(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+    except Exception:  # a figure is missing then, and nothing else
+        return None
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Make a model directory out of a GGUF file: float32 safetensors, tokenizer, chat template.
 

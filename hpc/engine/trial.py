@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc.engine import Measured, Sequence
+from hpc.engine import Measured, Sequence, StepLog
 from hpc.engine.cache import aligned
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Run
 from hpc.engine.schedule import Row
+from hpc.engine.vllm import VllmEngine
 from hpc.job import SamplingParams
 from hpc.records import Request
 
@@ -25,6 +26,8 @@ LEAST_VOCABULARY = 32
 """Token ids that every model has."""
 STORED = 0.01
 """Value of every number in the cache: it must be there to be read, whatever it is."""
+SERVED = 24
+"""New tokens of each made-up request that vLLM is given."""
 LONG = 2048
 """Tokens behind which a long chunk stands, where the model's context is as long."""
 
@@ -42,13 +45,19 @@ class Shape:
 
 
 @dataclass
-class _Nothing:
-    """A source without requests, from which some may come."""
+class _Given:
+    """A source of what it is given: nothing, from which some may come, unless it says more."""
 
-    exhausted: bool = False
+    requests: list[Request] | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will come."""
+        return self.requests == []
 
     def pull(self, num_tokens: int) -> list[Request]:  # noqa: ARG002  (the signature of a source)
-        return []
+        """Return the next request."""
+        return [self.requests.pop(0)] if self.requests else []
 
 
 def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: int) -> list[Shape]:
@@ -84,6 +93,34 @@ def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
     return found
 
 
+def served(engine: VllmEngine, seconds: float) -> list[Measured]:
+    """Measure the steps that vLLM makes of made-up requests, for so many seconds: few and many, short and long.
+
+    Its batches are its own: what is measured is what such requests come to, not chosen shapes.
+    """
+    max_seqs, _, cache_tokens, _ = engine.bounds
+    long = max(1, min(LONG, engine.context_tokens // 2, cache_tokens // 8))
+    counts = [(1, 16), (max_seqs, 16), (4, long), (16, 128), (max_seqs // 2, 16), (2, long), (8, 16), (32, 64)]
+    shaped = [(max(1, count), min(length, long)) for count, length in counts]
+    new = max(1, min(SERVED, engine.context_tokens - long))
+    random = np.random.default_rng(0)
+    _serve(engine, 2, min(16, long), new, random, float("inf"))  # the first steps take longer
+    engine.steps = StepLog()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for count, length in shaped:
+            _serve(engine, count, length, new, random, until)
+    return engine.steps.samples
+
+
+def _serve(engine: VllmEngine, count: int, length: int, new: int, random: np.random.Generator, until: float) -> None:
+    sampling = SamplingParams(max_new_tokens=new, ignore_eos=True)
+    prompts = random.integers(0, LEAST_VOCABULARY, (count, length), dtype=np.int32)
+    source = _Given(requests=[Request(row, row, p, sampling, bytes(16), length) for row, p in enumerate(prompts)])
+    for _ in engine.generate(source, lambda: time.perf_counter() > until):
+        pass
+
+
 def _measure(run: Run, shape: Shape, seconds: float) -> list[Measured]:
     """Measure steps of one shape for about so many seconds."""
     found: list[Measured] = []
@@ -96,7 +133,7 @@ def _measure(run: Run, shape: Shape, seconds: float) -> list[Measured]:
             rows = [_place(run, shape.stored + shape.prompt, shape.stored)]
         run.flush()
         began = time.perf_counter()
-        run.step(_Nothing())
+        run.step(_Given())
         if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
             run.scheduler.waiting.clear()
             run.scheduler.restore()
@@ -122,7 +159,7 @@ def _place(run: Run, tokens: int, stored: int) -> Row:
     sampling = SamplingParams(max_new_tokens=2 * MOST_STEPS + 2, ignore_eos=True)
     request = Request(0, 0, prompt, sampling, bytes(16), len(prompt))
     run.scheduler.waiting.append(Sequence(request))
-    [row] = run.admit(_Nothing())
+    [row] = run.admit(_Given())
     for pools in run.cache.layers.values():
         for pool in pools:
             pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together
