@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import calibration
+from hpc.admission import REFILL
 from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
@@ -95,7 +96,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
     """Return the native engine of a model; None, and a message, where it does not support the model."""
     from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
-    from hpc.engine.run import Limits
+    from hpc.engine.run import HALF, Limits
 
     cuda = model.device.type == "cuda"
     try:
@@ -107,6 +108,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
             cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
             context_tokens=described.context_tokens or 32768,
             deterministic=job.deterministic,
+            refill=REFILL if cuda and model.dtype in HALF else 0.0,  # in float32 no step is replayed
             drafts=job.drafts,
         )
         return support.build(model, described.eos_token_ids, decode, limits, compiled)

@@ -12,7 +12,7 @@ LAYERS = (
     ("allocation", "log", "stop", "atomic"),
     ("job",),
     ("records",),
-    ("bucket", "cost", "shard", "prefix", "trim", "deadline"),
+    ("admission", "bucket", "cost", "shard", "prefix", "trim", "deadline"),
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration"),
@@ -41,7 +41,9 @@ ONLY_IN = {
     "safetensors": ("comm.py", "engine/"),
 }
 
-PURE = ("bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job")
+PURE = (
+    "admission", "bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job",
+)  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hpc.admission import CHUNK
 from hpc.engine import EngineFault, Sequence, Source, StepShape
 from hpc.engine.attention import Flash, Spans, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
@@ -26,7 +27,7 @@ from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
 from hpc.engine.pack import Packer
 from hpc.engine.sample import Sampler
-from hpc.engine.schedule import CHUNK, Plan, Row, Scheduler
+from hpc.engine.schedule import Plan, Row, Scheduler
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Limits:
     """Most tokens of a sequence."""
     deterministic: bool = False
     """On a GPU: compute every step in one of two fixed sizes, so that rounding does not depend on the batch."""
+    refill: float = 0.0
+    """Share of the sequences that must have ended before others begin; see `hpc.admission.Gate`."""
     drafts: bool = False
     """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
 
@@ -94,8 +97,9 @@ class Run:
         if self._has_flash:
             self._graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed is not None)
         self.scheduler = Scheduler(
-            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=fixed is None
-        )
+            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=fixed is None,
+            refill=limits.refill,
+        )  # fmt: skip
         self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
         """The last token of the row in each slot."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpc.admission import CHUNK, Gate
 from hpc.engine import Sequence, Source, begin
 from hpc.engine.cache import ALIGN, Extents
 from hpc.records import Tokens
 
-CHUNK = 512
-"""Prompts are cut here, counted from their own beginning: so what is computed together is fixed."""
 ESTIMATE_FROM = 64
 """Ended sequences that must be known before their lengths say how much memory the next reserves."""
 
@@ -87,10 +86,18 @@ class Scheduler:
     """Which rows live, and what each step computes.
 
     `share`: rows read a prefix where it lies; otherwise it is copied into each one's extent. `mixed`:
-    a step may both decode and compute prompts; otherwise prompts go first.
+    a step may both decode and compute prompts; otherwise prompts go first. `refill`: see `Gate`.
     """
 
-    def __init__(self, extents: Extents, max_seqs: int, step_tokens: int, share: bool, mixed: bool = True) -> None:
+    def __init__(
+        self,
+        extents: Extents,
+        max_seqs: int,
+        step_tokens: int,
+        share: bool,
+        mixed: bool = True,
+        refill: float = 0.0,
+    ) -> None:
         self._limits = max_seqs, step_tokens
         self.max_seqs, self.step_tokens = self._limits
         self.waiting: deque[Sequence] = deque()
@@ -100,6 +107,7 @@ class Scheduler:
         self._extents = extents
         self.share = share
         self._mixed = mixed
+        self._gate = Gate(refill)
         self._slots = list(range(max_seqs))[::-1]
         self._prefixes: dict[bytes, Row] = {}
         self._lengths: deque[int] = deque(maxlen=4096)
@@ -112,8 +120,9 @@ class Scheduler:
         Takes one request at a time, so that what is not needed here can go to another rank.
         """
         new: list[Row] = []
-        if not self._slots:
+        if not self._slots or not self._gate.is_open(len(self.rows)):
             return new
+        full = False
         pending = sum(len(row.tokens) - row.done for row in self.rows if row.done < len(row.tokens))
         while self._slots and pending < self.step_tokens and len(self.rows) < self._most_rows():
             if not self.waiting:
@@ -125,7 +134,8 @@ class Scheduler:
                 self._drop_prefixes()
                 row = self._place(self.waiting[0], share=False)  # beside its prefix it may be just too large
             if row is None and self.rows:
-                break  # it gets its place when another has ended
+                full = bool(new)  # it gets its place when another has ended
+                break
             sequence = self.waiting.popleft()
             if row is None:
                 sequence.error = (
@@ -137,6 +147,8 @@ class Scheduler:
             self.rows.append(row)
             new.append(row)
             pending += len(row.tokens) - row.done
+        if full or len(self.rows) >= self._most_rows():
+            self._gate.note_full(len(self.rows))
         return new
 
     def next(self) -> Plan:

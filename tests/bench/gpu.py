@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers as hf
 
+from hpc.admission import REFILL
 from hpc.engine import memory, support
 from hpc.engine.load import quiet
 from hpc.engine.run import Limits
@@ -74,7 +75,8 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
         "transformers' generate, batches of 8": (timed(by_hand(model), work[: count // 8]), 0.0, weights),
         "transformers' continuous batching": (timed(continuous(model), work[: count // 4]), 0.0, weights),
     }
-    limits = Limits(ROWS, 8192, memory.cache_bytes(model.device, 1), CONFIGS[name].max_position_embeddings)
+    context_tokens = CONFIGS[name].max_position_embeddings
+    limits = Limits(ROWS, 8192, memory.cache_bytes(model.device, 1), context_tokens, refill=REFILL)
     engine = support.build(model, (), lambda _: "", limits, None)
 
     def native(some: Sequence[Ask]) -> None:
