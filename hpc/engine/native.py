@@ -2,7 +2,8 @@
 
 A step is one forward pass over a packed row of tokens: the newest token of every sequence that
 decodes, and chunks of prompts. Nothing is padded, and a place that falls free is taken in the next
-step, or a part of them together (`Limits.refill`). On a CPU the logits of a sequence do not depend on what else is in the step.
+step, or with others (`Limits.refill`). On a CPU the logits of a sequence do not depend on what else is
+in the step.
 """
 
 import time
