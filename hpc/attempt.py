@@ -13,7 +13,7 @@ from hpc.job import Job
 from hpc.leader import Leader
 from hpc.loader import Loader
 from hpc.model import Model
-from hpc.place import Place
+from hpc.place import Place, bind
 from hpc.progress import Events, duration
 from hpc.rundir import RunDirectory
 
@@ -83,6 +83,7 @@ def begin(
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
     place = leader.place_ranks(job.device)
+    bind(place)  # before the model's type is looked for, which needs torch
     model = loader.resolve(job.model)
     earlier = directory.read_job()
     if job.dtype == "auto":

@@ -52,6 +52,7 @@ def lead(job: Job, world: Comm, loader: Loader) -> Calibration:
 
     hellos = [place.hello(), *wait_for_all()]
     places = place.places(hellos, job.device != "cpu")
+    place.bind(places[0])
     model = loader.resolve(job.model)
     job = Job(**{**vars(job), "dtype": loader.dtype(job)})
     for rank in others:
@@ -84,6 +85,7 @@ def follow(world: Comm, loader: Loader) -> None:
         if message.tag == Tag.JOB:
             values = unpack(message.array)[0]
             own = Place(**values["place"])
+            place.bind(own)
             seconds = _seconds(own)
             replica = loader.load(Job.from_json(values["job"]), Path(values["model_path"]), own)
             world.send(0, Tag.DONE, pack())

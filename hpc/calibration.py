@@ -20,6 +20,12 @@ LEAST_STEPS = 16
 """Of a run, which are much alike; the steps of a trial are as many as it had time for."""
 
 
+VERSION = 1
+"""Of calibrations. Earlier ones, 0, charged the steps of a GPU with the time of the step before."""
+CPU_STEP_TOKENS = 512
+"""Prompt tokens of a step on a CPU; a GPU's has more."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a calibration is for."""
@@ -77,6 +83,7 @@ class Calibration:
     """Steps of a trial, which are of all shapes; those of a run are of few."""
     speed: Speed | None = None
     """As the trial found it."""
+    version: int = VERSION
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -135,6 +142,8 @@ def read(path: Path) -> Calibration:
     """Read a calibration from its file; raise `ValueError` if it holds none."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if values.setdefault("version", 0) < VERSION and values["engine"]["step_tokens"] > CPU_STEP_TOKENS:
+            raise ValueError("times of a GPU, of which each is another step's")
         costs, speed = values["costs"], values["speed"]
         return Calibration(
             **{

@@ -121,6 +121,7 @@ class Follower:
             Place(**values["place"]),
             Deadline(values["seconds_left"]),
         )
+        place.bind(self.assignment.place)  # before anything needs torch
         log.configure(
             self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
         )
@@ -151,7 +152,7 @@ class Follower:
         given, rank = self.assignment, self.world.rank
         progress, began = Progress(), time.monotonic()
         replica = self.loader.load(given.job, given.model_path, given.place)
-        progress.load_s = time.monotonic() - began
+        progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
         path = given.directory.journal(given.attempt, rank)
         self.records, journal = OwnRecords(path), JournalWriter(path)
         events = Events(given.directory.events(given.attempt, rank))

@@ -82,12 +82,24 @@ class Leader:
             self.world.send(message.source, Tag.PIECE, self._dispatcher.next_piece(message.source))
         elif message.tag in (Tag.PROGRESS, Tag.DONE):
             self.progress[message.source] = Progress(**unpack(message.array)[0])
+            self._check_gpus()
             if message.tag == Tag.DONE:
                 self._done.add(message.source)
         elif message.tag == Tag.STOP:
             self.stop.request(f"{unpack(message.array)[0]['reason']} at rank {message.source}")
         else:
             raise ValueError(f"rank {message.source} sent {Tag(message.tag).name}, which rank 0 did not expect")
+
+    def _check_gpus(self) -> None:
+        """Raise `RuntimeError` if two ranks of a node compute on one GPU, whatever named it before torch was there."""
+        taken: dict[tuple[str, str], int] = {}
+        for rank, progress in sorted(self.progress.items()):
+            key = self._places[rank].host, progress.gpu
+            if progress.gpu and (other := taken.setdefault(key, rank)) != rank:
+                raise RuntimeError(
+                    f"ranks {other} and {rank} on {key[0]} compute on one GPU, {progress.gpu}; start one rank for each "
+                    "GPU of a node, and let it see that alone (CUDA_VISIBLE_DEVICES, or the launcher's binding)"
+                )
 
     def step(self, journal: JournalWriter | None = None) -> bool:
         """Answer what has come in; return whether rank 0 is to stop. Called at every decoding step."""

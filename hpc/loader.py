@@ -35,6 +35,8 @@ class Replica:
     """What computes, by its maker's name."""
     size: Size | None = None
     """What it holds, where that is known."""
+    gpu: str = ""
+    """The UUID of its GPU, as torch says it; nothing where it was known before."""
 
 
 class Loader:
@@ -67,19 +69,23 @@ class Loader:
         from hpc.tokenizer import Tokenizer
 
         load.quiet()
-        device = load.resolve_device(job.device, place.gpu or 0)
+        # Where nothing named GPUs, torch may still see some: they are the ranks' in their order.
+        device = load.resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
         tokenizer, described = Tokenizer(path), load.describe(path)
         model = load.load(path, device, job.dtype, place.threads)
         size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
         LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
         engine: Engine | None = None
         if job.engine == "native":
-            engine = native(job, model, described, tokenizer.decode, place)
-            if engine is None:  # what was tried has changed the model
+            engine, intact = native(job, model, described, tokenizer.decode, place)
+            if not intact:  # what was tried has changed the model: it goes before another comes
+                model = None
+                load.free()
                 model = load.load(path, device, job.dtype, place.threads)
         engine = engine or HFEngine(model, described.eos_token_ids, tokenizer.decode, job.batch_tokens)
+        gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else load.uuid(device)
         name = load.device_name(device) if device.type == "cuda" else calibration.cpu()
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size)
+        return Replica(engine, described.eos_token_ids, tokenizer.decode, name, size, gpu)
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Sample], Speed]:
         """Measure steps of all shapes, and the device, for about so many seconds; for the native engine alone."""
@@ -92,26 +98,32 @@ class Loader:
         return trial(engine, seconds), speed
 
 
-def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> Engine | None:
-    """Return the native engine of a model; None, and a message, where it does not support the model."""
+def native(job: Job, model: Any, described: "Description", decode: Decode, place: Place) -> tuple[Engine | None, bool]:
+    """Return the native engine of a model; None, and a message, where it does not support the model.
+
+    And whether the model is as it was, or the engine's.
+    """
     from hpc.engine import compiler, memory, support
     from hpc.engine.attention import Unsupported
-    from hpc.engine.run import HALF, Limits
+    from hpc.engine.run import Limits
 
-    cuda = model.device.type == "cuda"
+    cuda, intact = model.device.type == "cuda", True
     try:
         support.check(model)
+        intact = False
         compiled = None if cuda else compiler.load(user_cache() / "kernels")
         limits = Limits(
             max_seqs=job.max_num_seqs or (AT_ONCE_GPU if cuda else AT_ONCE),
-            step_tokens=8192 if cuda else 512,
-            cache_bytes=int(job.cache_gib * 2**30) or memory.cache_bytes(model.device, place.ranks_on_node),
+            step_tokens=8192 if cuda else calibration.CPU_STEP_TOKENS,
+            # Of a GPU 0: what is left is measured, with the engine at work.
+            cache_bytes=int(job.cache_gib * 2**30) or (0 if cuda else memory.cache_bytes(place.ranks_on_node)),
             context_tokens=described.context_tokens or 32768,
             deterministic=job.deterministic,
-            refill=REFILL if cuda and model.dtype in HALF else 0.0,  # in float32 no step is replayed
+            refill=REFILL if cuda else 0.0,
             drafts=job.drafts,
         )
-        return support.build(model, described.eos_token_ids, decode, limits, compiled)
-    except Unsupported as reason:
-        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
-        return None
+        return support.build(model, described.eos_token_ids, decode, limits, compiled), True
+    except Unsupported as error:
+        reason = str(error)  # as text: the exception holds the model
+    LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
+    return None, intact

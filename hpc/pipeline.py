@@ -206,7 +206,7 @@ def generate_all(
     attempt.events.write("load", expect.foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
-    progress.load_s = time.monotonic() - began
+    progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     complete(

@@ -1,13 +1,12 @@
 """Where each rank runs: its node, its part of the cores, its GPU. Rank 0 places all ranks by their greetings."""
 
 import os
-import shutil
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
+from hpc import gpus
 from hpc.comm import Buffer, pack, unpack
 from hpc.job import Refusal
 
@@ -26,6 +25,8 @@ class Place:
     """Index among the GPUs that it sees; None where nothing says that there are any."""
     gpu_name: str = ""
     """What tells this GPU from the others of the node."""
+    shows: dict[str, str] = field(default_factory=dict)
+    """Variables of the environment that show it that GPU alone."""
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -35,12 +36,14 @@ class Place:
 
 def hello() -> Buffer:
     """Return what rank 0 must know of this process to place it: its host, cores, GPUs, and its wish for threads."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked, seen = os.environ.get("OMP_NUM_THREADS", ""), asdict(gpus.here(os.environ))
     return pack(
         {
             "host": socket.gethostname(),
             "cores": sorted(os.sched_getaffinity(0)),
-            "gpus": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), _uuids()),
+            "gpus": seen["names"],
+            "tokens": seen["tokens"],
+            "variables": seen["variables"],
             "threads": int(asked) if asked.isdigit() and int(asked) else None,
         }
     )
@@ -60,55 +63,27 @@ def places(hellos: Sequence[Buffer], bind_gpus: bool = True) -> list[Place]:
     taken: dict[tuple[str, str], int] = {}
     found = []
     for rank, value in enumerate(values):
-        host, gpus = value["host"], value["gpus"] if bind_gpus else []
+        host, names = value["host"], value["gpus"] if bind_gpus else []
         local = seen[host]
         seen[host] += 1
         share = sum(1 / sharing[host, core] for core in value["cores"])
         threads = value["threads"] or max(1, int(share + 1e-9))
-        gpu = local % len(gpus) if gpus else None
-        name = gpus[gpu] if gpu is not None else ""
+        gpu = local % len(names) if names else None
+        name = names[gpu] if gpu is not None else ""
+        shows = {} if gpu is None else dict.fromkeys(value["variables"], value["tokens"][gpu])
         if name and (other := taken.setdefault((host, name), rank)) != rank:
             raise Refusal(
                 f"ranks {other} and {rank} on {host} would share GPU {name}: {ranks[host]} ranks run there. Start one "
                 "rank for each GPU of a node (--slurm.gpus-per-node and --slurm.tasks-per-node alike; mpirun -n), or "
                 "add --device cpu"
             )
-        found.append(Place(host, local, threads, ranks[host], gpu, name))
+        found.append(Place(host, local, threads, ranks[host], gpu, name, shows))
     return found
 
 
-def visible_gpus(visible: str | None, uuids: Sequence[str]) -> list[str]:
-    """Return what names the GPUs that a process may use, in CUDA's order: UUIDs where they are known.
-
-    `visible` is CUDA_VISIBLE_DEVICES, of indices or UUIDs: CUDA takes those before the first that is
-    neither. `uuids` are those that the driver shows this process: where control groups hide the others,
-    index 0 is a different GPU for each rank.
-    """
-    if visible is None:
-        return list(uuids)
-    names = []
-    for token in (text.strip() for text in visible.split(",")):
-        if token.isdigit():
-            names.append(uuids[int(token)] if int(token) < len(uuids) else token)
-        elif token.startswith(("GPU-", "MIG-")):
-            names.append(token)
-        else:
-            break
-    return names
-
-
-def _uuids() -> list[str]:
-    """Ask the driver, without torch, which a rank with nothing to do never loads."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    try:
-        asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in asked.stdout.splitlines() if line.startswith("GPU-")]
+def bind(own: Place) -> None:
+    """Let this process see its own GPU alone. Before torch is imported: what it finds then, it keeps."""
+    os.environ.update(own.shows)
 
 
 def use_threads(threads: int) -> None:

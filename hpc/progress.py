@@ -39,6 +39,8 @@ class Progress:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     load_s: float = 0.0
+    gpu: str = ""
+    """UUID of the GPU that computes, as torch says it."""
     busy_s: float = 0.0
     """From the first request until the last completion, less the waiting for work."""
     waited_s: float = 0.0

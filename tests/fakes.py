@@ -95,7 +95,7 @@ class EchoLoader(Loader):
         if "ECHO_FILE_BYTES" in os.environ:  # not before: MPI's own files must fit
             limit = int(os.environ["ECHO_FILE_BYTES"])
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return Replica(self._engine, (), ByteTokenizer().decode)
+        return Replica(self._engine, (), ByteTokenizer().decode, gpu=os.environ.get("ECHO_GPU", ""))
 
 
 def echo_from_environment(rank: int) -> EchoLoader:

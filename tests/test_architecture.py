@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("allocation", "log", "stop", "atomic"),
+    ("allocation", "log", "stop", "atomic", "gpus"),
     ("job",),
     ("records",),
     ("admission", "bucket", "cost", "shard", "prefix", "trim", "deadline"),

@@ -1,5 +1,6 @@
 """Calibrations are kept by kind, and a trial's steps are not forgotten."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,18 @@ def test_times_of_a_trial_are_fitted_exactly_where_they_are_exact(tmp_path: Path
     found = keep(tmp_path, trial=WIDE)
     expected = np.array([TRUE.step(n, n, 0, 50 * n) for n in (1, 16, 32)])
     assert np.array([found.costs.step(n, n, 0, 50 * n) for n in (1, 16, 32)]) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("step_tokens", "kept"), [(512, True), (8192, False)])
+def test_what_an_earlier_version_measured_on_a_gpu_is_dropped(tmp_path: Path, step_tokens: int, kept: bool) -> None:
+    learn(tmp_path, KIND, Bounds(8, step_tokens, 4096, 100), Size(1, 2.0, 3.0, 4), 1.5, NARROW)
+    [path] = tmp_path.iterdir()
+    values = json.loads(path.read_text())
+    del values["version"]
+    path.write_text(json.dumps(values))
+    assert (find(tmp_path, KIND.model, KIND.dtype) is not None) == kept
+
+
+def test_what_is_measured_on_a_gpu_is_kept(tmp_path: Path) -> None:
+    learn(tmp_path, KIND, Bounds(8, 8192, 4096, 100), Size(1, 2.0, 3.0, 4), 1.5, NARROW)
+    assert find(tmp_path, KIND.model, KIND.dtype) is not None

@@ -8,11 +8,12 @@ import pytest
 
 from hpc.comm import Buffer, pack, unpack
 from hpc.job import Refusal
-from hpc.place import Place, hello, places, visible_gpus
+from hpc.place import Place, hello, places
 
 
 def greeting(host: str, cores: set[int], threads: int | None = None, gpus: Sequence[str] = ()) -> Buffer:
-    return pack({"host": host, "cores": sorted(cores), "threads": threads, "gpus": list(gpus)})
+    seen = {"gpus": list(gpus), "tokens": list(gpus), "variables": ["CUDA_VISIBLE_DEVICES"]}
+    return pack({"host": host, "cores": sorted(cores), "threads": threads, **seen})
 
 
 def threads(*hellos: Buffer) -> list[int]:
@@ -95,20 +96,11 @@ def test_ranks_that_use_no_gpu_are_bound_to_none() -> None:
     assert [place.gpu for place in found] == [None, None]
 
 
-@pytest.mark.parametrize(
-    ("visible", "uuids", "names"),
-    [
-        (None, [], []),
-        (None, ["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"]),
-        ("0,1", [], ["0", "1"]),
-        ("1", ["GPU-a", "GPU-b"], ["GPU-b"]),
-        ("0", ["GPU-b"], ["GPU-b"]),
-        ("GPU-b, GPU-a", ["GPU-a", "GPU-b"], ["GPU-b", "GPU-a"]),
-        ("", ["GPU-a"], []),
-        ("-1", ["GPU-a"], []),
-        ("1,-1,0", [], ["1"]),
-        ("NoDevFiles", [], []),
-    ],
-)
-def test_visible_gpus_are_named_as_cuda_counts_them(visible: str | None, uuids: list[str], names: list[str]) -> None:
-    assert visible_gpus(visible, uuids) == names
+def test_a_rank_is_shown_its_own_gpu_alone() -> None:
+    found = places([greeting("a", {0}, gpus=["GPU-x", "GPU-y"])] * 2)
+    assert [place.shows for place in found] == [{"CUDA_VISIBLE_DEVICES": uuid} for uuid in ("GPU-x", "GPU-y")]
+
+
+def test_a_rank_without_a_gpu_keeps_its_environment() -> None:
+    found = places([greeting("a", {0}), greeting("b", {0}, gpus=["GPU-x"])][:1], bind_gpus=True)
+    assert [place.shows for place in found] == [{}]

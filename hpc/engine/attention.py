@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from hpc.engine.cache import Cache, Layout
@@ -75,8 +75,8 @@ class Flash:
     """int32 [spans + 1]: where each extent starts; they need not be in order."""
     key_counts: torch.Tensor
     """int32 [spans]"""
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
 
 
 def attend(
@@ -112,12 +112,28 @@ def attend(
     pools = engine.cache.layers[layer]
     if engine.cache.panel and engine.kernel is not None:
         return engine.kernel.attention(q, k, v, pools, engine.packed, form)[None], None
-    if engine.flash is not None and not form.softcap and s_aux is None and k.shape[-1] == v.shape[-1]:
+    if engine.flash is not None:
+        if lack := lacks_flash(form):
+            raise Unsupported(f"FlashAttention has no {lack}")
         return _flash(q, k, v, pools, engine.flash, form)[None], None
+    if not len(engine.packed):
+        raise Unsupported("attention without FlashAttention, in a step whose spans the host does not know")
     return _torch(q, k, v, pools, engine.packed, form)[None], None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def lacks_flash(form: Form) -> str:
+    """Return what torch's FlashAttention has not of what a layer wants; nothing if it has all of it."""
+    dim = form.layout.key[1]
+    if form.softcap:
+        return "capped scores"
+    if form.sinks is not None:
+        return "sinks"
+    if dim != form.layout.value[1]:
+        return f"values of another size than keys ({dim} and {form.layout.value[1]})"
+    return "" if dim <= 256 and dim % 8 == 0 else f"heads of {dim} numbers: up to 256, and a multiple of 8"
 
 
 def _torch(
@@ -179,20 +195,23 @@ def _by_hand(
     return scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype) @ v
 
 
-def flash_spans(spans: Spans, device: torch.device) -> Flash:
-    """Describe spans without a shared prefix (`cut` 0) for torch's FlashAttention kernel."""
+def flash_spans(spans: Spans, device: torch.device, max_queries: int = 0, max_keys: int = 0) -> Flash:
+    """Describe spans without a shared prefix (`cut` 0) for torch's FlashAttention kernel.
+
+    The two last are the least that it is told of tokens and keys of a span: how it divides its work depends on them.
+    """
     first, tokens, position, start, _, _ = spans.T
     ends, total = position + tokens, int(tokens.sum())
     stored = np.arange(total) + np.repeat(start + position - first, tokens)
-    new: Any = lambda values, dtype: torch.tensor(values, dtype=dtype).to(device, non_blocking=True)  # noqa: E731
+    values = np.concatenate([stored, first, [total], start, [start.max() + ends.max()], ends])
+    host = torch.from_numpy(values)  # one copy: each takes some microseconds of the host
+    on_device = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+    small = on_device[total:].to(torch.int32)
+    n = len(spans)
     return Flash(
-        new(stored, torch.int64),
-        new(np.append(first, total), torch.int32),
-        new(np.append(start, start.max() + ends.max()), torch.int32),
-        new(ends, torch.int32),
-        int(tokens.max()),
-        int(ends.max()),
-    )
+        on_device[:total], small[: n + 1], small[n + 1 : 2 * n + 2], small[2 * n + 2 :],
+        max(max_queries, int(tokens.max())), max(max_keys, int(ends.max())),
+    )  # fmt: skip
 
 
 def _flash(
@@ -207,10 +226,11 @@ def _flash(
     (keys, values), num_tokens = pools, len(flash.stored)
     keys.index_copy_(0, flash.stored, k[:num_tokens])
     values.index_copy_(0, flash.stored, v[:num_tokens])
-    # Its causal mask puts the last query at the last key, which is what a chunk is.
+    # Its causal mask puts the last query at the last key, which is what a chunk is. No right window besides: with
+    # one, single queries get neither the heads of a group folded together nor their keys split over processors.
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        q.contiguous(), keys, values, flash.query_starts, flash.key_starts, flash.most_queries, flash.most_keys,
+        q[:num_tokens], keys, values, flash.query_starts, flash.key_starts, flash.max_queries, flash.max_keys,
         0.0, True, False, scale=form.scale, window_size_left=form.window - 1 if form.window else -1,
-        window_size_right=0, seqused_k=flash.key_counts,
+        window_size_right=-1, seqused_k=flash.key_counts,
     )[0]  # fmt: skip
-    return out
+    return out if num_tokens == len(q) else pad(out, (0, 0, 0, 0, 0, len(q) - num_tokens))

@@ -73,18 +73,32 @@ class Layout:
 
 
 class Cache:
-    """The pools of all layers. `panel` is the width of the kernel's panels, 0 where torch attends."""
+    """The pools of all layers. `panel` is the width of the kernel's panels, 0 where torch attends.
+
+    `spare` tokens more lie behind all extents, from `spare_start` on.
+    """
 
     def __init__(
-        self, layouts: dict[int, Layout], num_tokens: int, dtype: torch.dtype, device: torch.device, panel: int
+        self,
+        layouts: dict[int, Layout],
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        panel: int,
+        spare: int = 0,
     ) -> None:
         self.extents = Extents(num_tokens)
         self.panel = panel
-        size = self.extents.num_tokens
+        self.spare_start = self.extents.num_tokens
+        size = self.spare_start + spare
         # Not touched here: the system gives a page its memory when a token is first stored in it.
         new: Any = lambda shape: torch.empty(size, *shape, dtype=dtype, device=device)  # noqa: E731
         shapes = {index: pool_shapes(layout, panel) for index, layout in layouts.items()}
         self.layers = {index: (new(key), new(value)) for index, (key, value) in shapes.items()}
+
+    def forget(self) -> None:
+        """Let all of it be free again."""
+        self.extents = Extents(self.extents.num_tokens)
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the keys and values of `num_tokens` from one extent's start to another's."""

@@ -35,7 +35,11 @@ _PLAIN = {
 
 @torch.inference_mode()
 def fuse(
-    model: nn.Module, kernel: Kernel | None, linears: Linears | None, forms: Mapping[int, Form] | None = None
+    model: nn.Module,
+    kernel: Kernel | None,
+    linears: Linears | None,
+    forms: Mapping[int, Form] | None = None,
+    on_cpu: bool = True,
 ) -> None:
     """Replace attention, MLPs and norms of a model where there is a kernel, and pack its linear layers.
 
@@ -52,7 +56,7 @@ def fuse(
         _replace(model, lambda module: _gated_mlp(module, kernel))
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
-    if next(model.parameters()).device.type == "cpu":
+    if on_cpu:
         _replace(model, lambda module: _experts(module, linears or Padded()))
         if any(weight.numel() for weight in stacked):
             LOGGER.warning(

@@ -126,14 +126,20 @@ def batches(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Seque
         yield batch
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator", "can't allocate memory", "not enough memory",
+    "CUDA error: out of memory", "HIP error: out of memory", "CUDA out of memory", "HIP out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+"""How torch's allocator for the CPU puts it, which differs with the system, and what libraries and graphs of a GPU say,
+which take memory beside torch's allocator."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether an exception means that there was not enough memory, on a GPU or in the process."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    # torch's allocator for the CPU raises a plain RuntimeError, in words that differ with the system.
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class _Stopped(Exception):

@@ -44,16 +44,29 @@ def describe(path: Path) -> Description:
     return Description(int(config.vocab_size), getattr(config, "max_position_embeddings", None), eos_token_ids)
 
 
-def resolve_device(device: str, local_rank: int) -> torch.device:
-    """Return the device of a rank: the GPU that its number on the node points to, where there is one.
+def resolve_device(device: str, index: int) -> torch.device:
+    """Return the device of a rank: the only GPU that it sees, or the one of its index among several.
 
-    Raises `ValueError` if CUDA is asked for and there is none.
+    Raises `ValueError` if CUDA is asked for and there is none, and where several are seen and there is none for it.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError('"device" is "cuda", but this process sees no CUDA GPU; check the allocation, or use auto')
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    if index >= count > 1:
+        raise ValueError(
+            f"this is rank {index + 1} of its node, and torch sees {count} GPUs there; start one rank for each GPU of "
+            "a node (--slurm.tasks-per-node, mpirun -n), or add --device cpu"
+        )
+    return torch.device("cuda", 0 if count == 1 else index)
+
+
+def uuid(device: torch.device) -> str:
+    """Return what tells a GPU from all others; nothing for a CPU, or where torch does not say."""
+    if device.type != "cuda":
+        return ""
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
 
 
 def device_name(device: torch.device) -> str:
@@ -67,12 +80,22 @@ def resolve_dtype(dtype: str, device: str) -> str:
         return dtype
     if resolve_device(device, 0).type == "cpu":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    # Not where it is emulated, as on a V100 or T4: several times slower.
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def free() -> None:
+    """Give back what is no longer used: of a model that was dropped, before another is loaded beside it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load(path: Path, device: torch.device, dtype: str, threads: int) -> Any:
     """Load a causal language model for inference, using so many CPU threads."""
     torch.set_num_threads(threads)
+    if device.type == "cuda":  # else this process would have a context on GPU 0 too
+        torch.cuda.set_device(device)
     # With a device map the weights go from the file to the device, and not through a copy in memory.
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), device_map={"": device})
     model.eval()

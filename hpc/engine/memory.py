@@ -1,19 +1,56 @@
-"""How much memory a rank may use for keys and values."""
+"""How much memory a rank may use for keys and values: on a GPU, what the largest step leaves."""
 
+import gc
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from hpc.engine.hf import is_out_of_memory
+
+LOGGER = logging.getLogger(__name__)
+
 SHARE = 0.8
 """Part of what is left that the cache may have; the rest is for what a step computes."""
+MARGIN = 0.02
+"""Part of a GPU's memory that is left alone: for what lies between blocks, and for kernels loaded later."""
 
 
-def cache_bytes(device: torch.device, ranks_on_node: int) -> int:
-    """Return the bytes that the cache of one rank may have, its model being loaded."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * SHARE)
+def gpu_cache_bytes(device: torch.device, step: Callable[[], object], graphs: Callable[[], object]) -> int:
+    """Return the bytes that the cache may have on a GPU, its model being loaded.
+
+    `step` computes what takes the most memory, and `graphs` returns what holds theirs; neither with a cache of note.
+    """
+    free, total = _free(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_reserved(device)
+    try:
+        step()
+        computing = torch.cuda.max_memory_reserved(device) - held
+        before, _ = _free(device)
+        captured = graphs()
+        capturing = before - _free(device)[0]
+        del captured
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        computing = capturing = -1
+    if computing < 0:  # steps will be halved
+        return int(_free(device)[0] * SHARE / 2)
+    LOGGER.debug("of %d bytes a step takes %d, and graphs %d", free, computing, capturing)
+    return max(0, _free(device)[0] - computing - capturing - int(MARGIN * total))
+
+
+def _free(device: torch.device) -> tuple[int, int]:
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)
+
+
+def cache_bytes(ranks_on_node: int) -> int:
+    """Return the bytes that the cache of one rank may have on a CPU, its model being loaded."""
     # Not what is free now: the other ranks of the node may not have loaded their models yet.
     return max(0, int((limit() / ranks_on_node - resident()) * SHARE))
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
-from hpc.engine.cache import Cache, Layout, token_bytes
+from hpc.engine.cache import ALIGN, Cache, Layout, token_bytes
 from hpc.engine.experts import ROW_MULTIPLE
+from hpc.engine.graphs import DecodeGraphs, warn_of
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
 from hpc.engine.run import Limits, Run
@@ -25,7 +26,8 @@ class NativeEngine:
     """One replica of a model whose attention is `hpc.engine.attention`.
 
     `layouts` says what each layer keeps of a token. `decode` turns token ids to text; it is used for
-    requests with stop strings alone. `kernel` attends on a CPU; torch does where it is None.
+    requests with stop strings alone. `kernel` attends on a CPU; torch does where it is None. On a GPU
+    FlashAttention attends with `flash`, and with `graphs` decoding steps are replayed.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class NativeEngine:
         decode: Decode,
         limits: Limits,
         kernel: Kernel | None = None,
+        flash: bool = False,
+        graphs: bool = False,
     ) -> None:
         self._model = model
         self.layouts = layouts
@@ -43,6 +47,10 @@ class NativeEngine:
         self._decode = decode
         self._limits = limits
         self._kernel = kernel
+        self.flash = flash
+        self.graphs = graphs
+        self._kept: tuple[Cache, DecodeGraphs | None] | None = None
+        """On a GPU, what one run leaves to the next: a capture takes time, and nobody else wants the memory."""
         self.steps = StepLog()
 
     @property
@@ -70,8 +78,16 @@ class NativeEngine:
         return dtype
 
     def begin(self) -> Run:
-        """Return what generates: a cache, and nothing under way."""
-        return Run(self._model, self._new_cache(), self._limits, self._eos_token_ids, self._decode, self._kernel)
+        """Return what generates: a cache, and nothing under way. On a GPU only one such thing may be at work."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        cache, graphs = self._kept or self._new_memory()
+        if self.device.type == "cuda":
+            cache.forget()
+            self._kept = cache, graphs
+        return Run(
+            self._model, cache, self._limits, self._eos_token_ids, self._decode, self._kernel, self.flash, graphs
+        )
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
@@ -84,7 +100,11 @@ class NativeEngine:
                 if ended := run.step(source):
                     yield ended
                 over = on_step()
-                if run.shape is not None:  # with what the rank does between two steps
+                if run.measured is not None:
+                    for shape, seconds in run.measured:
+                        self.steps.add(shape, seconds)
+                    run.measured.clear()
+                elif run.shape is not None:  # with what the rank does between two steps
                     self.steps.add(run.shape, time.perf_counter() - began)
                 if over:
                     return
@@ -93,12 +113,27 @@ class NativeEngine:
         finally:
             del run
 
+    def _new_memory(self) -> tuple[Cache, DecodeGraphs | None]:
+        """Return a cache, and all graphs of decoding over it if they can be had."""
+        cache = self._new_cache()
+        if not self.graphs:
+            return cache, None
+        limits = self._limits
+        graphs = DecodeGraphs(self._model, cache, limits.max_seqs, limits.context_tokens, limits.deterministic)
+        try:
+            with torch.inference_mode():
+                graphs.capture_all()
+        except Exception as error:  # no request is to blame
+            warn_of(error)
+            return cache, None
+        return cache, graphs
+
     def _new_cache(self) -> Cache:
         device, dtype, panel = self._model.device, self._model.dtype, self._kernel.panel if self._kernel else 0
         num_tokens = self.bounds[2]
         while True:
             try:
-                return Cache(self.layouts, num_tokens, dtype, device, panel)
+                return Cache(self.layouts, num_tokens, dtype, device, panel, ALIGN if self.graphs else 0)
             except Exception as error:
                 if not is_out_of_memory(error) or num_tokens < ROW_MULTIPLE:
                     raise

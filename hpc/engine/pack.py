@@ -98,6 +98,13 @@ class Packer:
         shape = StepShape(length, prompt, chosen, pairs, int((position + tokens)[:n].sum()))
         return Packed(spans, token_ids, positions, kept, choosing, shape)
 
+    def halve(self, shape: StepShape) -> bool:
+        """Make the fixed sizes half as large; False if there are none, or a step of this shape fills its own."""
+        if self.fixed is None or self.fixed[shape.prompt > 0] <= shape.tokens:
+            return False
+        self.fixed = max(1, self.fixed[0] // 2), max(1, self.fixed[1] // 2)
+        return True
+
     def _size(self, count: int, prompts: bool) -> int:
         """Return to how many so many tokens are filled up, in a step with or without prompts."""
-        return self.fixed[prompts] if self.fixed else count + -count % self.multiple
+        return max(count, self.fixed[prompts]) if self.fixed else count + -count % self.multiple

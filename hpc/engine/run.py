@@ -22,18 +22,15 @@ from hpc.engine.draft import ROWS as DRAFT_ROWS
 from hpc.engine.draft import Drafts, accepted
 from hpc.engine.draw import most_probable
 from hpc.engine.experts import ROW_MULTIPLE, Experts
-from hpc.engine.graphs import DecodeGraphs
+from hpc.engine.graphs import DecodeGraphs, warn_of
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
-from hpc.engine.pack import Packer
+from hpc.engine.pack import Packed, Packer
 from hpc.engine.sample import Sampler
 from hpc.engine.schedule import Plan, Row, Scheduler
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
-
-HALF = (torch.float16, torch.bfloat16)
-"""The types for which torch has FlashAttention."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,22 @@ class _Unread(NamedTuple):
     """What a step has chosen, until the host reads it."""
 
     rows: list[Row]
-    choice: Choice
-    event: torch.cuda.Event | None
+    choice: Choice | None
+    """None where no row chooses."""
     guesses: list[list[int]]
     """Of each row; empty if there are none."""
     verified: list[list[int]]
     """The most probable token behind each of these, -1 where the logits are not finite."""
+    timed: "_Timed | None" = None
+    """Of a GPU."""
+
+
+class _Timed(NamedTuple):
+    """A step of a GPU: from the end of the step before, or its own beginning, to its end."""
+
+    shape: StepShape
+    began: torch.cuda.Event
+    ended: torch.cuda.Event
 
 
 class Run:
@@ -79,7 +86,11 @@ class Run:
         eos_token_ids: Collection[int],
         decode: Decode,
         kernel: Kernel | None,
+        flash: bool = False,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
+        if model.device.type == "cuda":  # events, streams and pinned memory are the current device's
+            torch.cuda.set_device(model.device)
         self._model = model
         self.cache = cache
         self._eos_token_ids = eos_token_ids
@@ -92,15 +103,15 @@ class Run:
         # torch's products are in a model without the kernel, and in the choice between experts.
         ragged = kernel is not None and not any(isinstance(module, Experts) for module in model.modules())
         self._packer = Packer(not cuda, not cuda, 1 if ragged else ROW_MULTIPLE, fixed)
-        self._has_flash = cuda and model.dtype in HALF
-        self._graphs: DecodeGraphs | None = None
-        if self._has_flash:
-            self._graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed is not None)
+        self._has_flash = flash
+        self._graphs = graphs
+        # Constant where nothing may depend on the batch: they decide how attention divides its work.
+        self._least = (CHUNK, limits.context_tokens) if fixed else (0, 0)
         self.scheduler = Scheduler(
             cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=fixed is None,
             refill=limits.refill,
         )  # fmt: skip
-        self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids)
+        self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids, blind=cuda)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
         """The last token of the row in each slot."""
         self.failed: list[Sequence] = []
@@ -112,6 +123,8 @@ class Run:
         self._faults = 0
         self.shape: StepShape | None = None
         """What the latest step computes."""
+        self.measured: list[tuple[StepShape, float]] | None = [] if cuda else None
+        """On a GPU, of the steps that were read: how long each took, of the device's own time."""
 
     @property
     def busy(self) -> bool:
@@ -162,14 +175,15 @@ class Run:
         guesses = self._guess(plan)
         step = self._packer.pack(plan, guesses)
         self.shape = step.shape
-        token_ids = self._upload(step.token_ids[None])
+        began = self._begin()
+        newest = None
         if self._lag and plan.rows:  # the host does not know their tokens yet
-            slots = np.array([row.slot for row in plan.rows], dtype=np.int64)
-            token_ids[0, : len(slots)] = self._newest[self._upload(slots)]
-        if self._graphs is not None and self._graphs.usable and not plan.prompts:
-            logits = self._graphs.run(token_ids[0, : len(plan.rows)], step.spans)
-        else:
-            kept = self._upload(step.kept)
+            newest = self._newest[self._upload(np.array([row.slot for row in plan.rows], dtype=np.int64))]
+        logits = self._replayed(plan, step, newest)
+        if logits is None:
+            token_ids, kept = self._upload(step.token_ids[None]), self._upload(step.kept)
+            if newest is not None:
+                token_ids[0, : len(newest)] = newest
             logits = self._model(
                 input_ids=token_ids,
                 position_ids=self._upload(step.positions[None]),
@@ -179,17 +193,47 @@ class Run:
             ).logits[0]
         rows = step.choosing
         if not rows:
+            if began is not None:
+                self._unread.append(_Unread([], None, [], [], self._end(step.shape, began)))
             return
         choice = self._sampler.choose(logits[: len(rows)], [row.slot for row in rows])
         verified = _verified(logits[len(rows) : step.shape.chosen], guesses) if guesses else []
-        event = None
-        if self._lag:
+        timed = None
+        if began is not None:
             slots = np.array([row.slot for row in rows], dtype=np.int64)
             self._newest[self._upload(slots)] = choice.tokens
             choice = choice.to_host()
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._unread.append(_Unread(rows, choice, event, guesses, verified))
+            timed = self._end(step.shape, began)
+        self._unread.append(_Unread(rows, choice, guesses, verified, timed))
+
+    def _replayed(self, plan: Plan, step: Packed, newest: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the logits of a step that a graph can compute; None for any other."""
+        if self._graphs is None or newest is None or plan.prompts or not self._graphs.can_run(step.spans):
+            return None
+        try:
+            return self._graphs.run(newest, step.spans)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self._graphs = None  # whatever a capture does not like is nothing to be said against a request
+            warn_of(error)
+            return None
+
+    def _begin(self) -> torch.cuda.Event | None:
+        """Return, on a GPU, where the time of the next step begins: it is not idle while another is under way."""
+        if not self._lag:
+            return None
+        if self._unread and (before := self._unread[-1].timed) is not None:
+            return before.ended
+        return self._recorded()
+
+    def _end(self, shape: StepShape, began: torch.cuda.Event) -> _Timed:
+        return _Timed(shape, began, self._recorded())
+
+    def _recorded(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def _guess(self, plan: Plan) -> list[list[int]]:
         """Return guesses for each row of a step of few; an empty list if there are none."""
@@ -199,7 +243,7 @@ class Run:
         return guesses if any(guesses) else []
 
     def _flash(self, spans: Spans) -> Flash | None:
-        return flash_spans(spans, self._device) if self._has_flash else None
+        return flash_spans(spans, self._device, *self._least) if self._has_flash else None
 
     def flush(self) -> None:
         """Read the tokens of all steps under way."""
@@ -211,9 +255,12 @@ class Run:
     def _read(self) -> list[Sequence]:
         """Read the tokens of the oldest step; return the sequences that they end."""
         unread = self._unread.popleft()
-        if unread.event is not None:
-            unread.event.synchronize()
+        if (timed := unread.timed) is not None and self.measured is not None:
+            timed.ended.synchronize()
+            self.measured.append((timed.shape, timed.began.elapsed_time(timed.ended) / 1000))
         choice = unread.choice
+        if choice is None:
+            return []
         tokens, finite = choice.tokens.tolist(), choice.finite.tolist()
         logprobs = choice.logprobs.read() if choice.logprobs is not None else {}
         ended = []
@@ -259,6 +306,8 @@ class Run:
         rows = list(self.scheduler.rows)
         self._unread.clear()
         self.scheduler.restart_all(alone=not out_of_memory)
+        if out_of_memory and self._graphs is not None:
+            self._graphs.drop(max(1, self.scheduler.max_seqs // 2))
         gc.collect()
         if self._device.type == "cuda":
             with contextlib.suppress(RuntimeError):
@@ -269,6 +318,13 @@ class Run:
                 "out of memory: from now on %d sequences at a time, and steps of about %d tokens",
                 self.scheduler.max_seqs, self.scheduler.step_tokens,
             )  # fmt: skip
+        if out_of_memory and self.shape is not None and self._packer.halve(self.shape):
+            LOGGER.warning(
+                "out of memory: the fixed sizes of steps are half as large from now on, so that by rounding other "
+                "tokens may come than with more memory"
+            )
+            return
+        if out_of_memory and len(rows) > 1:
             return
         if len(rows) > 1:
             LOGGER.warning("a step of %d sequences failed (%s); trying them one by one", len(rows), failure)

@@ -58,6 +58,9 @@ class Sampler:
         """[slots, vocabulary] int32: how often the token was generated."""
         self._stale = [True] * slots
         """Whose lines in these two are a previous request's."""
+        # Made here: a number of the host that is put at an index of the device waits for all that it has to do.
+        self._true = torch.ones((), dtype=torch.bool, device=device)
+        self._never = torch.full((), -torch.inf, device=device)
         self._plan: _Plan | None = None
         self._held: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
 
@@ -181,7 +184,7 @@ class Sampler:
                 plan.penalised.frequency_penalty,
             )
         if held is not None:
-            scores[held] = -torch.inf
+            scores.index_put_(held, self._never)
         return scores
 
     def _held_back(self, plan: "_Plan", vocabulary: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -224,7 +227,7 @@ class Sampler:
             return
         rows, slots = plan.penalised.rows, plan.penalised.slots
         if self._seen is not None:
-            self._seen[slots, tokens[rows]] = True
+            self._seen.index_put_((slots, tokens[rows]), self._true)
         if self._counts is not None:
             self._counts[slots, tokens[rows]] += 1
 

@@ -6,14 +6,18 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from hpc.engine.attention import NAME, Span, Step, Unsupported
+from hpc.engine.attention import NAME, Span, Step, Unsupported, flash_spans, lacks_flash
 from hpc.engine.batch import one_line
-from hpc.engine.cache import Cache, Layout
+from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.fuse import fuse
+from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Form, Kernel, OneDnn
+from hpc.engine.largest import largest_graph, largest_step
+from hpc.engine.memory import gpu_cache_bytes
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Limits
 from hpc.trim import Decode
@@ -21,6 +25,7 @@ from hpc.trim import Decode
 LOGGER = logging.getLogger(__name__)
 
 _KINDS = {"full_attention", "sliding_attention"}
+_HALF = (torch.float16, torch.bfloat16)
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """How far logits may be from those of the model's own attention, as a share of the largest."""
 
@@ -46,17 +51,102 @@ def build(
     expected = _own_logits(model, prompts)
     try:
         forms = prepare(model)
-        fuse(model, kernel, linears, forms)
-        layouts = {layer: form.layout for layer, form in forms.items()}
-        got = _engine_logits(model, prompts, layouts, kernel)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        fuse(model, kernel, linears, forms, model.device.type == "cpu")
+    except _FAILURES as error:
         if is_out_of_memory(error):
             raise
         raise Unsupported(f"it fails with the engine's layers: {one_line(error)}") from error
+    layouts = {layer: form.layout for layer, form in forms.items()}
+    flash, graphs = False, False
+    if model.device.type == "cuda":
+        flash, graphs = _gpu_means(model, forms, prompts, expected)
+    if not flash and (fault := _fault(model, prompts, expected, layouts, kernel)):
+        raise Unsupported(fault)
+    if not graphs:  # no step is replayed, and those that wait gain nothing
+        limits = replace(limits, refill=0.0)
+    if model.device.type == "cuda":
+        if limits.deterministic:
+            _forbid_what_depends_on_the_batch(model)
+        if not limits.cache_bytes:
+            left = gpu_cache_bytes(
+                model.device,
+                lambda: largest_step(model, layouts, limits, flash),
+                lambda: largest_graph(model, layouts, limits) if graphs else None,
+            )
+            limits = replace(limits, cache_bytes=left)
+    return NativeEngine(model, layouts, eos_token_ids, decode, limits, kernel, flash, graphs)
+
+
+_FAILURES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def _gpu_means(
+    model: Any, forms: dict[int, Form], prompts: list[list[int]], expected: torch.Tensor
+) -> tuple[bool, bool]:
+    """Return whether FlashAttention and graphs do on this GPU what they should: tried here, and not at a request."""
+    layouts = {layer: form.layout for layer, form in forms.items()}
+    if lack := flash_lacks(forms, model.dtype, model.device):
+        level = logging.INFO if model.dtype not in _HALF else logging.WARNING
+        LOGGER.log(level, "torch attends, without FlashAttention and CUDA graphs: %s", lack)
+        return False, False
+    fault = _fault(model, prompts, expected, layouts, None, flash=True, graphs=True)
+    if not fault:
+        return True, True
+    if not (worse := _fault(model, prompts, expected, layouts, None, flash=True)):
+        LOGGER.warning("CUDA graphs are off, which makes small steps slower: %s", fault)
+        return True, False
+    LOGGER.warning("torch attends, without FlashAttention and CUDA graphs, which is slower: %s", worse)
+    return False, False
+
+
+def _forbid_what_depends_on_the_batch(model: Any) -> None:
+    """Let no product sum in parts, whose number may differ with the place of a row; say what cannot be forbidden."""
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+        try:
+            setattr(torch.backends.cuda.matmul, name, (False, False))
+        except (RuntimeError, TypeError):  # an older torch knows no second switch
+            setattr(torch.backends.cuda.matmul, name, False)
+    if any(parameter.dim() == 3 for parameter in model.parameters()):
+        LOGGER.warning(
+            "--deterministic does not hold for this model: which rows an expert has depends on all that are in a "
+            "step, and by rounding what is generated may do so too"
+        )
+
+
+def flash_lacks(forms: dict[int, Form], dtype: torch.dtype, device: torch.device) -> str:
+    """Return what is known to keep torch's FlashAttention from a model on a GPU; nothing if all is there."""
+    if dtype not in _HALF:
+        return f"FlashAttention computes in bfloat16 and float16, and not in {str(dtype).removeprefix('torch.')}"
+    if torch.version.hip is not None:
+        return "ROCm's FlashAttention does not take keys that lie anywhere"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch was built without FlashAttention"
+    if (major := torch.cuda.get_device_capability(device)[0]) < 8:
+        return f"FlashAttention needs a GPU of compute capability 8 or more, and this one has {major}"
+    lacks = sorted({lack for form in forms.values() if (lack := lacks_flash(form))})
+    return f"FlashAttention has no {', '.join(lacks)}" if lacks else ""
+
+
+def _fault(
+    model: Any,
+    prompts: list[list[int]],
+    expected: torch.Tensor,
+    layouts: dict[int, Layout],
+    kernel: Kernel | None,
+    flash: bool = False,
+    graphs: bool = False,
+) -> str:
+    """Return what is wrong with the logits that the engine gives; nothing if they are the model's own."""
+    try:
+        got = _engine_logits(model, prompts, layouts, kernel, flash, graphs)
+    except (*_FAILURES, Unsupported) as error:
+        if is_out_of_memory(error) or (isinstance(error, Unsupported) and not flash):
+            raise
+        return f"it fails with the engine's layers: {one_line(error)}"
     worst = float((got - expected).abs().max() / expected.abs().max())
-    if not worst <= _TOLERANCE.get(model.dtype, 1e-3):
-        raise Unsupported(f"its logits differ by {worst:.1e} of the largest from those of the model's own attention")
-    return NativeEngine(model, layouts, eos_token_ids, decode, limits, kernel)
+    if worst <= _TOLERANCE.get(model.dtype, 1e-3):
+        return ""
+    return f"its logits differ by {worst:.1e} of the largest from those of the model's own attention"
 
 
 def check(model: Any) -> None:
@@ -101,11 +191,17 @@ def _own_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _engine_logits(
-    model: Any, prompts: list[list[int]], layouts: dict[int, Layout], kernel: Kernel | None
+    model: Any,
+    prompts: list[list[int]],
+    layouts: dict[int, Layout],
+    kernel: Kernel | None,
+    flash: bool = False,
+    graphs: bool = False,
 ) -> torch.Tensor:
     """Return the same by the engine's: the prompts packed and in two steps, the second a decoding one."""
     extents = [64 * index for index in range(len(prompts))]
-    cache = Cache(layouts, 64 * len(prompts), model.dtype, model.device, kernel.panel if kernel else 0)
+    cache = Cache(layouts, 64 * len(prompts), model.dtype, model.device, kernel.panel if kernel else 0, ALIGN)
+    new: Any = lambda spans: flash_spans(np.array(spans, dtype=np.int64), model.device) if flash else None  # noqa: E731
     spans: list[Span] = []
     ids: list[int] = []
     at: list[int] = []
@@ -113,10 +209,13 @@ def _engine_logits(
         spans.append(Span(len(ids), len(prompt) - 1, 0, start, 0, 0))
         ids += prompt[:-1]
         at += range(len(prompt) - 1)
-    _forward(model, ids, at, Step(cache, spans, kernel), [0])
+    _forward(model, ids, at, Step(cache, spans, kernel, flash=new(spans)), [0])
     spans = [Span(row, 1, len(p) - 1, start, 0, 0) for row, (p, start) in enumerate(zip(prompts, extents, strict=True))]
-    step = Step(cache, spans, kernel)
+    step = Step(cache, spans, kernel, flash=new(spans))
     ids, at = [prompt[-1] for prompt in prompts], [len(prompt) - 1 for prompt in prompts]
+    if graphs:
+        small = DecodeGraphs(model, cache, len(prompts), 64, fixed=False)
+        return small.run(torch.tensor(ids, device=model.device), np.array(spans, dtype=np.int64)).float()
     return _forward(model, ids, at, step, list(range(len(prompts)))).float()
 
 

@@ -76,7 +76,7 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) ->
     return model.to(dtype)
 
 
-def _made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+def made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     """Make a model of a kind; a "repetitive" one has smaller weights, and its greedy output goes in circles."""
     name = kind.removeprefix("repetitive ")
     return tiny({**CONFIGS, **WINDOWED}[name], dtype, 8.0 if name == kind else 3.0)
@@ -104,7 +104,7 @@ def build_engine(model: Any, way: str, limits: Limits = ROOMY, eos: Sequence[int
 
 @functools.cache
 def _prepared(kind: str, way: str, dtype: torch.dtype) -> tuple[Any, dict[int, Layout]]:
-    model = _made(kind, dtype)
+    model = made(kind, dtype)
     return model, build_engine(model, way).layouts
 
 
@@ -128,7 +128,7 @@ def engine_of(
 
 @functools.cache
 def _plain(kind: str) -> Any:
-    model = _made(kind)
+    model = made(kind)
     model.set_attn_implementation("eager")
     return model
 

@@ -3,7 +3,6 @@
 import os
 
 from hpc.engine.memory import SHARE, cache_bytes, limit, resident
-from tests.engine.oracle import CPU
 
 
 def test_the_limit_is_at_most_the_machines_memory() -> None:
@@ -22,12 +21,12 @@ def test_what_is_resident_grows_with_what_is_touched() -> None:
 
 
 def test_a_cache_has_its_share_of_what_is_left() -> None:
-    assert 0 < cache_bytes(CPU, 1) <= SHARE * limit()
+    assert 0 < cache_bytes(1) <= SHARE * limit()
 
 
 def test_ranks_of_a_node_share_its_memory() -> None:
-    assert 4 * cache_bytes(CPU, 4) < cache_bytes(CPU, 1)
+    assert 4 * cache_bytes(4) < cache_bytes(1)
 
 
 def test_where_nothing_is_left_a_cache_has_none() -> None:
-    assert cache_bytes(CPU, 10**9) == 0
+    assert cache_bytes(10**9) == 0

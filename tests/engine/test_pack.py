@@ -114,6 +114,19 @@ def test_with_fixed_sizes_a_step_with_prompts_has_the_second() -> None:
     assert len(Packer(False, True, 1, (4, 16)).pack(plan).token_ids) == 16
 
 
+def test_fixed_sizes_are_halved_until_a_step_fills_its_own() -> None:
+    packer, plan = Packer(False, True, 1, (4, 16)), decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 0, 7, True)]
+    halved = [packer.halve(packer.pack(plan).shape) for _ in range(3)]
+    assert (halved, len(packer.pack(plan).token_ids)) == ([True, False, False], 8)
+
+
+def test_a_step_larger_than_its_fixed_size_has_its_own() -> None:
+    plan = decoding(ONE)
+    plan.prompts = [Chunk(PROMPT, 0, 10, True)]
+    assert len(Packer(False, True, 1, (1, 4)).pack(plan).token_ids) == 11
+
+
 def test_a_token_that_the_host_does_not_know_is_left_out() -> None:
     assert Packer(share=True, known=False, multiple=1).pack(decoding(ONE)).token_ids.tolist() == [0]
 

@@ -1,6 +1,8 @@
 """A model that the native engine cannot run, or would run wrongly, is found out before it generates."""
 
+import gc
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hpc.engine.attention import Unsupported
 from hpc.engine.hf import HFEngine
 from hpc.engine.kernel import Kernel, OneDnn
 from hpc.engine.layers import PackedLinear
+from hpc.engine.load import load
 from hpc.engine.native import NativeEngine
 from hpc.engine.support import build, check, prepare
 from hpc.job import Job, SamplingParams
@@ -186,6 +189,33 @@ def test_a_model_that_the_self_test_refuses_is_loaded_anew_for_hf(
         engine = Loader().load(job(path, engine="native"), path, PLACE).engine
     found = generated(engine, [_request([5, 6, 8], 0, SamplingParams(max_new_tokens=8, ignore_eos=True))])
     assert (isinstance(engine, HFEngine), found[0]) == (True, Plain(path).generate([5, 6, 8], 8))
+
+
+def test_a_model_that_the_self_test_has_changed_is_gone_before_it_is_loaded_anew(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path, "llama")
+    model = hf.AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.nan
+    model.save_pretrained(path)
+    del model
+    alive: list[int] = []
+    before = models_alive()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is load.__code__:
+            alive.append(models_alive() - before)
+
+    sys.setprofile(note)
+    try:
+        Loader().load(job(path, engine="native"), path, PLACE)
+    finally:
+        sys.setprofile(None)
+    assert alive == [0, 0]
+
+
+def models_alive() -> int:
+    gc.collect()
+    return sum(type(thing) is hf.LlamaForCausalLM for thing in gc.get_objects())
 
 
 _request = request
