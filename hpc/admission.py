@@ -4,6 +4,8 @@ CHUNK = 512
 """Prompts are cut here, counted from their own beginning: so what is computed together is fixed."""
 REFILL = 1 / 8
 """Share of the sequences that must have ended, where a GPU replays steps that only decode."""
+SHARE_FROM = 128
+"""Tokens of a prefix from which on a GPU reads it where it lies: a second call costs more than a short one twice."""
 
 
 class Gate:

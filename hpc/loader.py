@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import calibration
-from hpc.admission import REFILL
+from hpc.admission import REFILL, SHARE_FROM
 from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
@@ -120,6 +120,7 @@ def native(job: Job, model: Any, described: "Description", decode: Decode, place
             context_tokens=described.context_tokens or 32768,
             deterministic=job.deterministic,
             refill=REFILL if cuda else 0.0,
+            share_from=SHARE_FROM if cuda else None,
             drafts=job.drafts,
         )
         return support.build(model, described.eos_token_ids, decode, limits, compiled), True

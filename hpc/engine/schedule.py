@@ -32,6 +32,8 @@ class Row:
     sequence: Sequence | None = None
     prefix: "Row | None" = None
     cut: int = 0
+    copies: bool = False
+    """It has what it shares in its own extent too."""
     done: int = 0
     """Positions that are stored, or will be by the steps under way."""
     stored: int = 0
@@ -46,6 +48,11 @@ class Row:
     """Tokens at which it ends."""
     stop: tuple[str, ...] = ()
     """Texts at which it ends."""
+
+    @property
+    def shared(self) -> int:
+        """Of its first tokens, how many it reads in the extent of its prefix."""
+        return 0 if self.copies else self.cut
 
     @property
     def live(self) -> bool:
@@ -85,8 +92,9 @@ class Plan:
 class Scheduler:
     """Which rows live, and what each step computes.
 
-    `share`: rows read a prefix where it lies; otherwise it is copied into each one's extent. `mixed`:
-    a step may both decode and compute prompts; otherwise prompts go first. `refill`: see `Gate`.
+    `share`: rows read a prefix of `share_from` tokens or more where it lies; otherwise it is copied into
+    each one's extent. `mixed`: a step may both decode and compute prompts; otherwise prompts go first.
+    `refill`: see `Gate`.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class Scheduler:
         share: bool,
         mixed: bool = True,
         refill: float = 0.0,
+        share_from: int = 0,
     ) -> None:
         self._limits = max_seqs, step_tokens
         self.max_seqs, self.step_tokens = self._limits
@@ -106,6 +115,7 @@ class Scheduler:
         """Sequences, in the order of admission."""
         self._extents = extents
         self.share = share
+        self._share_from = share_from
         self._mixed = mixed
         self._gate = Gate(refill)
         self._slots = list(range(max_seqs))[::-1]
@@ -158,12 +168,12 @@ class Scheduler:
             shared.stored = shared.done
         prompts = [row for row in self.rows if not row.launched]
         if self._mixed or not prompts:
-            count, share = len(self.rows), self.share
+            count = len(self.rows)
             for row in list(self.rows):
                 if not 0 < row.launched < row.limit or not row.room:
                     continue
                 done = row.done
-                if done - row.cut * share < row.room or self._grow(row, plan):
+                if done - row.shared < row.room or self._grow(row, plan):
                     plan.rows.append(row)
                     plan.positions.append(done)
                     row.done = done + 1
@@ -237,7 +247,7 @@ class Scheduler:
 
     def _own(self, row: Row, tokens: int) -> int:
         """Return how many of a row's first tokens are in its own extent."""
-        return tokens - row.cut * self.share
+        return tokens - row.shared
 
     def _place(self, sequence: Sequence, share: bool = True) -> Row | None:
         request = sequence.request
@@ -248,7 +258,8 @@ class Scheduler:
         if cut and prefix is None:
             return None
         limit = request.sampling.max_new_tokens
-        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, limit=limit)
+        copies = not self.share or cut < self._share_from
+        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, copies=copies, limit=limit)
         room = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
             prefix.users += 1  # before room is made by dropping prefixes that nobody uses
@@ -287,10 +298,10 @@ class Scheduler:
 
     def _begin_behind(self, row: Row, prefix: Row, plan: Plan) -> bool:
         """Let a row begin where its prefix ends, if that is computed."""
-        if (prefix.done if self.share else prefix.stored) < row.cut:
+        if (prefix.stored if row.copies else prefix.done) < row.cut:
             return False
         row.done = row.cut
-        if not self.share:
+        if row.copies:
             plan.copies.append((prefix.start, row.start, row.cut))
         return True
 

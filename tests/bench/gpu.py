@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers as hf
 
-from hpc.admission import REFILL
+from hpc.admission import REFILL, SHARE_FROM
 from hpc.engine import memory, support
 from hpc.engine.load import quiet
 from hpc.engine.run import Limits
@@ -76,7 +76,8 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
         "transformers' continuous batching": (timed(continuous(model), work[: count // 4]), 0.0, weights),
     }
     context_tokens = CONFIGS[name].max_position_embeddings
-    limits = Limits(ROWS, 8192, memory.cache_bytes(model.device, 1), context_tokens, refill=REFILL)
+    cache_bytes = memory.cache_bytes(model.device, 1)
+    limits = Limits(ROWS, 8192, cache_bytes, context_tokens, refill=REFILL, share_from=SHARE_FROM)
     engine = support.build(model, (), lambda _: "", limits, None)
 
     def native(some: Sequence[Ask]) -> None:

@@ -20,7 +20,7 @@ from hpc.engine.run import Limits
 from hpc.engine.support import build
 from hpc.engine.trial import trial
 from tests.engine.acted import Gpu, Pretended, acted, engine_on_gpu, prepared
-from tests.engine.acted_workloads import FEW, PROMPTS, SOME, WORKLOADS, asks, check
+from tests.engine.acted_workloads import BEHIND, FEW, HEADER, PROMPTS, SOME, WORKLOADS, asks, check
 from tests.engine.models import CONFIGS, ROOMY, WINDOWED, greedy_of, tiny
 from tests.engine.oracle import generated, grow, letters
 from tests.fakes import ListSource
@@ -51,6 +51,54 @@ def test_greedy_output_on_an_acted_gpu_equals_plain_generate() -> None:
 
 def expected() -> dict[Any, list[int]]:
     return {row: greedy_of("llama", prompt, 8) for row, prompt in enumerate(PROMPTS)}
+
+
+# Shared prefixes.
+
+
+def test_prefixes_that_are_read_where_they_lie_give_what_the_cpu_gives() -> None:
+    assert check("llama", WORKLOADS["prefixes that are read where they lie"], 3, 0) == ""
+
+
+def test_a_prefix_is_read_once_for_all_of_its_rows_in_replayed_steps_too() -> None:
+    runs = []
+
+    def note(*values: Any, **others: Any) -> Any:
+        if not values[8]:  # not causal
+            runs.append((len(values[0]), tuple(int(n) for n in others["seqused_k"] if n)))
+        return own(*values, **others)
+
+    with engine_on_gpu("llama", replace(SOME, share_from=20)) as (engine, gpu):
+        own, gpu.flash.attend = gpu.flash.attend, note
+        run = engine.begin()
+        source = ListSource(asks(BEHIND, cut=len(HEADER)))
+        before = gpu.captured
+        while run.busy or not source.exhausted:
+            run.step(source)
+    assert gpu.captured == before + 1
+    assert set(runs) == {(len(HEADER) + sum(map(len, BEHIND)) - 5 * len(HEADER), (43,)), (8, (43,))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "deterministic", "factor", "expected", "words"),
+    [
+        ("llama", False, 1.0, 20, ""),
+        ("llama", True, 1.0, None, ""),
+        ("gemma3", False, 1.0, None, ""),
+        ("llama", False, 1.5, None, "each sequence has a copy"),
+    ],
+)
+def test_prefixes_are_read_where_they_lie_if_that_is_right(
+    kind: str, deterministic: bool, factor: float, expected: int | None, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with half_on_gpu(kind) as (model, gpu):
+        own = gpu.flash.attend
+        gpu.flash.attend = lambda *values, **others: [
+            part * (1.0 if values[8] else factor) for part in own(*values, **others)
+        ]
+        engine = built(model, replace(SOME, share_from=20, deterministic=deterministic))
+    assert engine._limits.share_from == expected
+    assert words in caplog.text
 
 
 # What attention asks of FlashAttention.

@@ -41,12 +41,14 @@ class Simulated:
     share: bool = True
     mixed: bool = True
     refill: float = 0.0
+    share_from: int = 0
 
     def __post_init__(self) -> None:
         self.source = ListSource(self.requests)
         self.scheduler = Scheduler(
-            Extents(self.cache_tokens), self.max_seqs, self.step_tokens, self.share, self.mixed, self.refill
-        )
+            Extents(self.cache_tokens), self.max_seqs, self.step_tokens, self.share, self.mixed, self.refill,
+            self.share_from,
+        )  # fmt: skip
         self.memory: list[Any] = [None] * self.cache_tokens
         self.admitted: list[Any] = []
         self.ended: list[Growing] = []
@@ -86,7 +88,8 @@ class Simulated:
                 self._choose(chunk.row)
 
     def _place(self, row: Row, position: int) -> int:
-        if row.prefix is None or not self.share:
+        assert row.copies or (self.share and row.cut >= self.share_from)
+        if row.prefix is None or row.copies:
             return row.start + position
         return row.start + position - row.cut if position >= row.cut else row.prefix.start + position
 
@@ -150,6 +153,7 @@ def simulations(draw: st.DrawFn) -> Simulated:
         share=draw(st.booleans()),
         mixed=draw(st.booleans()),
         refill=draw(st.sampled_from([0.0, 1 / 8, 1 / 2])),
+        share_from=draw(st.sampled_from([0, 20])),
     )
 
 
@@ -517,6 +521,15 @@ def test_with_sharing_a_row_begins_in_the_step_of_its_prefix() -> None:
     simulated = Simulated([one(0, 60, 5, cut=40)])
     simulated.step()
     assert simulated.scheduler.rows[0].done == 60
+
+
+def test_a_short_prefix_is_copied_and_a_long_one_is_read_where_it_lies() -> None:
+    requests = [one(0, 60, 5, cut=40), one(1, 60, 5, cut=39, family=1)]
+    simulated = Simulated(requests, share_from=40)
+    for _ in range(2):
+        simulated.step()
+    assert [row.copies for row in simulated.scheduler.rows] == [False, True]
+    assert [count for plan in simulated.plans for _, _, count in plan.copies] == [39]
 
 
 def test_a_row_waits_until_all_chunks_of_its_prefix_are_computed() -> None:
