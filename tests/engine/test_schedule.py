@@ -88,7 +88,7 @@ class Simulated:
                 self._choose(chunk.row)
 
     def _place(self, row: Row, position: int) -> int:
-        assert row.copies or (self.share and row.cut >= self.share_from)
+        assert row.prefix is None or row.copies == (not self.share or row.cut < self.share_from)
         if row.prefix is None or row.copies:
             return row.start + position
         return row.start + position - row.cut if position >= row.cut else row.prefix.start + position
