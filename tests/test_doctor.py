@@ -38,7 +38,8 @@ GIB = 2**30
 
 
 def greeting(host: str, *gpus: str) -> Buffer:
-    return pack({"host": host, "cores": [0], "threads": 1, "gpus": list(gpus)})
+    seen = {"gpus": list(gpus), "tokens": list(gpus), "variables": ["CUDA_VISIBLE_DEVICES"]}
+    return pack({"host": host, "cores": [0], "threads": 1, **seen})
 
 
 def of_rank(host: str = "node1", **changes: Any) -> dict[str, Any]:

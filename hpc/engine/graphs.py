@@ -16,6 +16,7 @@ import torch
 from hpc.engine.attention import Behind, Flash, Spans, Step, runs_of
 from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache
+from hpc.engine.hf import is_out_of_memory
 
 LOGGER = logging.getLogger(__name__)
 
@@ -23,6 +24,10 @@ SIZES = (1, 2, 4, 8, *range(16, 128, 16), *range(128, 256, 32), *range(256, 512,
 """Rows of a graph: finer than powers of two, which compute up to twice what is needed; each takes time and memory."""
 MAX_DROPS = 2
 """Times that graphs give their memory back; after that there are no more."""
+
+
+class CaptureError(Exception):
+    """A step cannot be captured; computed eagerly it may be as good as any."""
 
 
 class DecodeGraphs:
@@ -80,7 +85,7 @@ class DecodeGraphs:
     def run(self, input_ids: torch.Tensor, spans: Spans) -> torch.Tensor:
         """Return the logits [rows, vocabulary] after the tokens `input_ids` [rows]; they last until the next call.
 
-        Raises whatever a capture does.
+        Raises `CaptureError` if there is no graph of that size and none can be made.
         """
         rows = len(spans)
         size = self._max_rows if self._fixed else SIZES[bisect.bisect_left(SIZES, rows)]
@@ -106,7 +111,12 @@ class DecodeGraphs:
             self._run_starts[1 : size + 1], self._prefix_starts[:size], self._prefix_counts[:size] = more[:3]
             self._behind[:size] = more[3]
         if (size, shares) not in self._graphs:
-            self._capture(size, shares)
+            try:
+                self._capture(size, shares)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise CaptureError(one_line(error)) from None
         self._graphs[size, shares].replay()
         assert self._logits is not None
         return self._logits[:rows]
@@ -163,6 +173,6 @@ def _nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def warn_of(error: Exception) -> None:
+def warn_of(reason: object) -> None:
     """Say that steps are computed without graphs, and why."""
-    LOGGER.warning("CUDA graphs are off, which makes small steps slower: %s", one_line(error))
+    LOGGER.warning("CUDA graphs are off, which makes small steps slower: %s", reason)

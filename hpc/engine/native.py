@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
+from hpc.engine.batch import one_line
 from hpc.engine.cache import ALIGN, Cache, Layout, token_bytes
 from hpc.engine.experts import ROW_MULTIPLE
 from hpc.engine.graphs import DecodeGraphs, warn_of
@@ -124,7 +125,7 @@ class NativeEngine:
             with torch.inference_mode():
                 graphs.capture_all()
         except Exception as error:  # no request is to blame
-            warn_of(error)
+            warn_of(one_line(error))
             return cache, None
         return cache, graphs
 

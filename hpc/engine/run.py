@@ -7,7 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,17 @@ from hpc.engine import EngineFault, Sequence, Source, StepShape
 from hpc.engine.attention import Flash, Spans, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
 from hpc.engine.cache import Cache
-from hpc.engine.choice import Choice
 from hpc.engine.draft import ROWS as DRAFT_ROWS
 from hpc.engine.draft import Drafts, accepted
 from hpc.engine.draw import most_probable
 from hpc.engine.experts import ROW_MULTIPLE, Experts
-from hpc.engine.graphs import DecodeGraphs, warn_of
+from hpc.engine.graphs import CaptureError, DecodeGraphs, warn_of
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
 from hpc.engine.pack import Packed, Packer
 from hpc.engine.sample import Sampler
 from hpc.engine.schedule import Plan, Row, Scheduler
+from hpc.engine.unread import Unread, began_after, end_of
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Limits:
     step_tokens: int
     """Prompt tokens after which a step takes no further chunk."""
     cache_bytes: int
-    """Memory for keys and values."""
+    """Memory for keys and values; on a GPU 0 stands for what the largest step and the graphs leave."""
     context_tokens: int = 4096
     """Most tokens of a sequence."""
     deterministic: bool = False
@@ -53,28 +53,6 @@ class Limits:
     """On a GPU, tokens from which on a shared prefix is read where it lies; None: each sequence has a copy of it."""
     drafts: bool = False
     """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
-
-
-class _Unread(NamedTuple):
-    """What a step has chosen, until the host reads it."""
-
-    rows: list[Row]
-    choice: Choice | None
-    """None where no row chooses."""
-    guesses: list[list[int]]
-    """Of each row; empty if there are none."""
-    verified: list[list[int]]
-    """The most probable token behind each of these, -1 where the logits are not finite."""
-    timed: "_Timed | None" = None
-    """Of a GPU."""
-
-
-class _Timed(NamedTuple):
-    """A step of a GPU: from the end of the step before, or its own beginning, to its end."""
-
-    shape: StepShape
-    began: torch.cuda.Event
-    ended: torch.cuda.Event
 
 
 class Run:
@@ -121,7 +99,7 @@ class Run:
         """Failed alone; kept back until another succeeds, for if none does it is the engine's fault."""
         # On a GPU the host reads the tokens of a step while the next one is computed.
         self._lag = 1 if cuda else 0
-        self._unread: deque[_Unread] = deque()
+        self._unread: deque[Unread] = deque()
         self._drafts = Drafts() if limits.drafts and not self._lag else None
         self._faults = 0
         self.shape: StepShape | None = None
@@ -178,7 +156,7 @@ class Run:
         guesses = self._guess(plan)
         step = self._packer.pack(plan, guesses)
         self.shape = step.shape
-        began = self._begin()
+        began = began_after(self._unread) if self._lag else None
         newest = None
         if self._lag and plan.rows:  # the host does not know their tokens yet
             newest = self._newest[self._upload(np.array([row.slot for row in plan.rows], dtype=np.int64))]
@@ -197,7 +175,7 @@ class Run:
         rows = step.choosing
         if not rows:
             if began is not None:
-                self._unread.append(_Unread([], None, [], [], self._end(step.shape, began)))
+                self._unread.append(Unread([], None, [], [], end_of(step.shape, began)))
             return
         choice = self._sampler.choose(logits[: len(rows)], [row.slot for row in rows])
         verified = _verified(logits[len(rows) : step.shape.chosen], guesses) if guesses else []
@@ -206,8 +184,8 @@ class Run:
             slots = np.array([row.slot for row in rows], dtype=np.int64)
             self._newest[self._upload(slots)] = choice.tokens
             choice = choice.to_host()
-            timed = self._end(step.shape, began)
-        self._unread.append(_Unread(rows, choice, guesses, verified, timed))
+            timed = end_of(step.shape, began)
+        self._unread.append(Unread(rows, choice, guesses, verified, timed))
 
     def _replayed(self, plan: Plan, step: Packed, newest: torch.Tensor | None) -> torch.Tensor | None:
         """Return the logits of a step that a graph can compute; None for any other."""
@@ -215,28 +193,10 @@ class Run:
             return None
         try:
             return self._graphs.run(newest, step.spans)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self._graphs = None  # whatever a capture does not like is nothing to be said against a request
+        except CaptureError as error:  # nothing to be said against a request
+            self._graphs = None
             warn_of(error)
             return None
-
-    def _begin(self) -> torch.cuda.Event | None:
-        """Return, on a GPU, where the time of the next step begins: it is not idle while another is under way."""
-        if not self._lag:
-            return None
-        if self._unread and (before := self._unread[-1].timed) is not None:
-            return before.ended
-        return self._recorded()
-
-    def _end(self, shape: StepShape, began: torch.cuda.Event) -> _Timed:
-        return _Timed(shape, began, self._recorded())
-
-    def _recorded(self) -> torch.cuda.Event:
-        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
 
     def _guess(self, plan: Plan) -> list[list[int]]:
         """Return guesses for each row of a step of few; an empty list if there are none."""

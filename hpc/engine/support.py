@@ -13,7 +13,7 @@ from hpc.engine.attention import NAME, Span, Step, Unsupported, flash_spans, lac
 from hpc.engine.batch import one_line
 from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.fuse import fuse
-from hpc.engine.graphs import DecodeGraphs
+from hpc.engine.graphs import CaptureError, DecodeGraphs, warn_of
 from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Form, Kernel, OneDnn
 from hpc.engine.largest import largest_graph, largest_step
@@ -95,7 +95,7 @@ def _gpu_means(
     if not fault:
         return True, True
     if not (worse := _fault(model, prompts, expected, layouts, None, flash=True)):
-        LOGGER.warning("CUDA graphs are off, which makes small steps slower: %s", fault)
+        warn_of(fault)
         return True, False
     LOGGER.warning("torch attends, without FlashAttention and CUDA graphs, which is slower: %s", worse)
     return False, False
@@ -164,7 +164,7 @@ def _fault(
     """Return what is wrong with the logits that the engine gives; nothing if they are the model's own."""
     try:
         got = _engine_logits(model, prompts, layouts, kernel, flash, graphs, shared)
-    except (*_FAILURES, Unsupported) as error:
+    except (*_FAILURES, Unsupported, CaptureError) as error:
         if is_out_of_memory(error) or (isinstance(error, Unsupported) and not flash):
             raise
         return f"it fails with the engine's layers: {one_line(error)}"

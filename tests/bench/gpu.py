@@ -6,6 +6,7 @@ alone would take at the bandwidth measured on the same device. Writes runs/bench
 """
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch
 import transformers as hf
 
 from hpc.admission import REFILL, SHARE_FROM
-from hpc.engine import memory, support
+from hpc.engine import support
 from hpc.engine.load import quiet
 from hpc.engine.run import Limits
 from hpc.job import SamplingParams
@@ -75,10 +76,13 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
         "transformers' generate, batches of 8": (timed(by_hand(model), work[: count // 8]), 0.0, weights),
         "transformers' continuous batching": (timed(continuous(model), work[: count // 4]), 0.0, weights),
     }
+    gc.collect()
+    torch.cuda.empty_cache()  # what these two have left to torch's allocator
+    expected = first_tokens(model, work[:ROWS])
     context_tokens = CONFIGS[name].max_position_embeddings
-    cache_bytes = memory.cache_bytes(model.device, 1)
-    limits = Limits(ROWS, 8192, cache_bytes, context_tokens, refill=REFILL, share_from=SHARE_FROM)
+    limits = Limits(ROWS, 8192, 0, context_tokens, refill=REFILL, share_from=SHARE_FROM)
     engine = support.build(model, (), lambda _: "", limits, None)
+    check(engine, work[:ROWS], expected)
 
     def native(some: Sequence[Ask]) -> None:
         for ended in engine.generate(ListSource(requests(some)), lambda: False):
@@ -92,6 +96,24 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
     native(short)
     found["scattergen"] = rate, (time.perf_counter() - begin) / STEPS, weights
     return found
+
+
+@torch.inference_mode()
+def first_tokens(model: Any, some: Sequence[Ask]) -> dict[int, int]:
+    """Return the first token that the model itself gives after each prompt."""
+    found = {}
+    for ask in some:
+        logits = model(torch.tensor([ask.prompt], device=model.device), logits_to_keep=1).logits
+        found[ask.id] = int(logits[0, -1].argmax())
+    return found
+
+
+def check(engine: Any, some: Sequence[Ask], expected: dict[int, int]) -> None:
+    """Raise `RuntimeError` unless nearly all rows begin as they should; by rounding, some may not."""
+    ended = (one for ended in engine.generate(ListSource(requests(some)), lambda: False) for one in ended)
+    right = sum(one.token_ids[:1] == [expected[one.request.id]] for one in ended)
+    if right < 0.9 * len(some):
+        raise RuntimeError(f"of {len(some)} rows only {right} begin as the model says: the engine is wrong here")
 
 
 def asks(count: int, vocab_size: int) -> list[Ask]:

@@ -49,6 +49,8 @@ class Gpu:
         """Where in the program the host waited for the device: copies from memory that is not pinned."""
         self.empty_captures = self.captured = 0
         self.graphs: list[Graph] = []
+        self.acts = True
+        """Captures are recorded; not those of fake tensors, which have no numbers to be replayed."""
         self.seconds = 0.0
         """What the models have taken of the device's time."""
         self.free, self.total = 60 << 30, 80 << 30
@@ -87,6 +89,9 @@ class Gpu:
     @contextlib.contextmanager
     def capture(self, graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
         """`torch.cuda.graph`."""
+        if not self.acts:
+            yield
+            return
         here, began = self.current == self.index, self.seconds
         self.captured += 1
         self.empty_captures += not here
@@ -102,7 +107,7 @@ class Gpu:
 
     def set_sync_debug_mode(self, mode: str) -> None:
         """`torch.cuda.set_sync_debug_mode`: with "error", what would wait raises."""
-        if mode == "error":
+        if mode == "error" and self.acts:
             self.recorder = Recorder(True, keep=False)
             self.recorder.__enter__()
         elif self.recorder is not None:
@@ -185,6 +190,19 @@ def acted(index: int = 0, current: int | None = None, devices: int = 4, rocm: bo
     """Let GPU `index` be acted while `current` (the same, if none is given) is torch's current device."""
     gpu = Gpu(index, index if current is None else current, devices)
     gpu.flash.rocm = rocm
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(NAME, lambda *values, **others: gpu.flash.attend(*values, **others), "CPU")
+    try:
+        with told(gpu), _Redirect(gpu):
+            yield gpu
+    finally:
+        library._destroy()
+        gc.collect()
+
+
+@contextlib.contextmanager
+def told(gpu: Gpu) -> Iterator[None]:
+    """Let `torch.cuda` tell of the acted GPU, and act it; tensors are another thing."""
 
     @contextlib.contextmanager
     def on(stream: Any) -> Iterator[None]:
@@ -203,24 +221,18 @@ def acted(index: int = 0, current: int | None = None, devices: int = 4, rocm: bo
         "reset_peak_memory_stats": lambda device=None: None,
     }  # fmt: skip
     old, hip = {name: getattr(torch.cuda, name) for name in new}, torch.version.hip
-    available, torch.backends.cuda.is_flash_attention_available = (
-        torch.backends.cuda.is_flash_attention_available, lambda: True
-    )  # fmt: skip
-    library = torch.library.Library("aten", "IMPL")
-    library.impl(NAME, lambda *values, **others: gpu.flash.attend(*values, **others), "CPU")
+    available = torch.backends.cuda.is_flash_attention_available
     try:
         for name, value in new.items():
             setattr(torch.cuda, name, value)
-        torch.version.hip = "6.4" if rocm else hip
-        with _Redirect(gpu):
-            yield gpu
+        torch.version.hip = "6.4" if gpu.flash.rocm else hip
+        torch.backends.cuda.is_flash_attention_available = lambda: True
+        yield
     finally:
         for name, value in old.items():
             setattr(torch.cuda, name, value)
         torch.version.hip = hip
         torch.backends.cuda.is_flash_attention_available = available
-        library._destroy()
-        gc.collect()
 
 
 class Pretended:

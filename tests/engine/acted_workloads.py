@@ -82,7 +82,8 @@ def varied() -> list[Request]:
     ways: list[dict[str, Any]] = [
         {}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 20}, {"temperature": 1.0, "top_p": 0.8, "seed": 3},
         {"repetition_penalty": 1.3}, {"presence_penalty": 0.5, "frequency_penalty": 0.2}, {"logprobs": 3},
-        {"min_new_tokens": 5}, {"temperature": 1.2, "min_p": 0.05, "logprobs": 1}, {"temperature": 1.0, "n": 3},
+        {"min_new_tokens": 5, "stop_token_ids": tuple(range(2, 300))},
+        {"temperature": 1.2, "min_p": 0.05, "logprobs": 1}, {"temperature": 1.0, "n": 3},
         {"temperature": 0.9, "repetition_penalty": 1.1, "top_p": 0.9},
     ]  # fmt: skip
     return [

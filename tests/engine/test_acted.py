@@ -1,8 +1,9 @@
 """The GPU path of the native engine on an acted GPU: right tokens, and every refusal dealt with before a request."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hpc.admission import REFILL
 from hpc.engine.attention import Span, Step, Unsupported, attend, flash_spans, lacks_flash
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form
-from hpc.engine.load import resolve_device, resolve_dtype
+from hpc.engine.load import load, resolve_device, resolve_dtype
 from hpc.engine.memory import MARGIN, SHARE
 from hpc.engine.native import NativeEngine
 from hpc.engine.run import Limits
@@ -21,7 +22,7 @@ from hpc.engine.support import build
 from hpc.engine.trial import trial
 from tests.engine.acted import Gpu, Pretended, acted, engine_on_gpu, prepared
 from tests.engine.acted_workloads import BEHIND, FEW, HEADER, PROMPTS, SOME, WORKLOADS, asks, check
-from tests.engine.models import CONFIGS, ROOMY, WINDOWED, greedy_of, tiny
+from tests.engine.models import CONFIGS, WINDOWED, greedy_of, tiny
 from tests.engine.oracle import generated, grow, letters
 from tests.fakes import ListSource
 
@@ -176,7 +177,7 @@ def half_on_gpu(kind: str = "llama", **values: Any) -> Iterator[tuple[Pretended,
         yield Pretended(tiny({**CONFIGS, **WINDOWED}[kind], torch.bfloat16), gpu), gpu
 
 
-def built(model: Any, limits: Limits = ROOMY) -> NativeEngine:
+def built(model: Any, limits: Limits = SOME) -> NativeEngine:
     return build(model, (), letters, limits, None)
 
 
@@ -262,6 +263,14 @@ def test_a_capture_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture)
     assert ["graphs are off" in record.message for record in caplog.records] == [True]
 
 
+def test_a_capture_that_fails_while_rows_decode_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    with engine_on_gpu("llama", FEW) as (engine, _):
+        engine.begin()._graphs.drop(3)  # as when memory was short: they are captured anew when they are wanted
+        with looking(prepared("llama")[0]):
+            assert generated(engine, GREEDY) == expected()
+    assert ["graphs are off" in record.message for record in caplog.records] == [True]
+
+
 # Memory.
 
 
@@ -322,6 +331,12 @@ def test_where_bfloat16_is_emulated_the_dtype_auto_is_float16(capability: tuple[
 def test_a_rank_takes_the_only_gpu_that_it_sees_or_its_own_of_several(devices: int, index: int, expected: int) -> None:
     with acted(devices=devices):
         assert resolve_device("auto", index) == torch.device("cuda", expected)
+
+
+def test_a_ranks_device_is_current_before_its_model_is_loaded(tiny_model: Path) -> None:
+    with acted(3, 0) as gpu, suppress(AssertionError, RuntimeError):  # a torch for CPUs loads nothing onto a GPU
+        load(tiny_model, gpu.device, "float32", threads=1)
+    assert gpu.current == 3
 
 
 def test_a_rank_for_which_there_is_no_gpu_is_refused() -> None:

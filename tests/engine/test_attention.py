@@ -29,7 +29,7 @@ def test_the_end_of_the_keys_is_behind_all_of_them() -> None:
     assert described().key_starts.tolist()[3] >= 128 + 41
 
 
-def test_the_most_queries_and_keys_of_a_span_are_told() -> None:
+def test_the_max_queries_and_keys_of_a_span_are_told() -> None:
     flash = described()
     assert (flash.max_queries, flash.max_keys) == (3, 41)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc.engine.hf import HFEngine
-from hpc.engine.load import load, quiet, resolve_device, resolve_dtype
+from hpc.engine.load import load, quiet, resolve_device, resolve_dtype, uuid
 from hpc.job import SamplingParams
 from tests.engine.oracle import Plain, generated, letters, one_bucket, prompts
 
@@ -46,9 +46,13 @@ def test_sampled_output_on_a_gpu_does_not_depend_on_the_batch(engine: HFEngine, 
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-@pytest.mark.parametrize("local_rank", range(5))
-def test_the_gpu_of_a_rank_is_its_number_on_the_node_modulo_the_gpus(device: str, local_rank: int) -> None:
-    assert resolve_device(device, local_rank) == torch.device("cuda", local_rank % torch.cuda.device_count())
+def test_the_gpu_of_a_rank_is_its_own_of_those_it_sees(device: str) -> None:
+    count = torch.cuda.device_count()
+    assert [resolve_device(device, rank) for rank in range(count)] == [torch.device("cuda", n) for n in range(count)]
+
+
+def test_torch_says_which_gpu_it_is() -> None:
+    assert len({uuid(torch.device("cuda", index)) for index in range(torch.cuda.device_count())} - {""}) > 0
 
 
 def test_where_there_is_a_gpu_the_device_cpu_is_still_the_cpu() -> None:
@@ -62,4 +66,4 @@ def test_a_model_is_loaded_onto_the_gpu_of_its_rank(tiny_model: Path) -> None:
 
 
 def test_on_a_gpu_the_dtype_auto_is_a_half_precision() -> None:
-    assert resolve_dtype("auto", "cuda") == ("bfloat16" if torch.cuda.is_bf16_supported() else "float16")
+    assert resolve_dtype("auto", "cuda") == ("bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16")
