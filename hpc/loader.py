@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import calibration
+from hpc.admission import REFILL, SHARE_FROM
 from hpc.calibration import Size, Speed
 from hpc.cost import Sample
 from hpc.engine import Engine
@@ -193,6 +194,8 @@ def native(
             cache_bytes=int(job.cache_gib * 2**30) or (0 if cuda else memory.cache_bytes(place.ranks_on_node)),
             context_tokens=context,
             deterministic=job.deterministic,
+            refill=REFILL if cuda else 0.0,
+            share_from=SHARE_FROM if cuda else None,
             drafts=job.drafts,
         )
         return support.build(model, described.eos_token_ids, decode, limits, compiled), True

@@ -13,13 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc import shard
+from hpc.admission import CHUNK, Gate
 from hpc.cost import StepCosts
 
 Ints = npt.NDArray[np.int64]
-
-
-CHUNK = 512
-"""As in `hpc.engine.schedule`: prompts are cut here, counted from their own beginning."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,8 @@ class Bounds:
     """Tokens whose keys and values there is memory for."""
     token_bytes: int = 0
     """What the keys and values of a token take."""
+    refill: float = 0.0
+    """See `hpc.admission.Gate`."""
 
 
 @dataclass
@@ -77,15 +76,22 @@ class Rank:
     """Of each shared prefix, the tokens that are stored."""
     _tokens_of: dict[int, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._gate = Gate(self.engine.refill)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or to be begun."""
-        return not (self._live or self._prefill or self.queue)
+        return not (self._under_way or self.queue)
 
     @property
     def asks(self) -> bool:
         """Whether it would ask for more: its queue is empty, and a quarter of what was under way is done."""
-        return not self.queue and len(self._live) + len(self._prefill) <= 3 * self._most_live // 4
+        return not self.queue and self._under_way <= 3 * self._most_live // 4
+
+    @property
+    def _under_way(self) -> int:
+        return len(self._live) + len(self._prefill)
 
     def advance(self) -> None:
         """Go on until something has ended, or begun."""
@@ -116,24 +122,31 @@ class Rank:
 
     def _admit(self) -> None:
         """Begin what has room, as the engine's scheduler does: a test holds both to the same steps."""
-        work = self.work
+        work, begun = self.work, 0
+        if not self._gate.is_open(self._under_way):
+            return
         pending = sum(int(work.prompts[index]) - done for index, done in self._prefill)
         while self.queue and pending < self.engine.step_tokens:
             index = self.queue[-1]
-            if len(self._live) + len(self._prefill) >= self.engine.max_seqs:
+            if self._under_way >= self.engine.max_seqs:
                 break
             group, cut = int(work.groups[index]), int(work.prefixes[index])
             fresh = cut if group >= 0 and group not in self._stored else 0
             need = int(work.prompts[index]) - cut + int(work.new[index]) + fresh
-            if self._held + need > self.engine.cache_tokens and (self._live or self._prefill):
+            if self._held + need > self.engine.cache_tokens and self._under_way:
+                if begun:
+                    self._gate.note_full(self._under_way)
                 break
             self.queue.pop()
             if group >= 0:
                 self._stored.setdefault(group, 0)
             self._held += need
             self._prefill.append([index, 0])
+            begun += 1
             pending += int(work.prompts[index])
-        self._most_live = max(self._most_live, len(self._live) + len(self._prefill))
+        if self._under_way >= self.engine.max_seqs:
+            self._gate.note_full(self._under_way)
+        self._most_live = max(self._most_live, self._under_way)
 
     def _chunks(self) -> tuple[int, int, float]:
         """Compute a step's worth of prompts; return their tokens, how many end in it, and pairs."""

@@ -13,7 +13,7 @@ LAYERS = (
     ("log",),
     ("job",),
     ("records", "checkpoint"),
-    ("bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline", "chat", "clock"),
+    ("admission", "bucket", "cost", "shard", "prefix", "trim", "detokenizer", "deadline", "chat", "clock"),
     ("plan", "predict"),
     ("engine", "comm", "journal", "corpus", "tokenizer", "progress", "rundir", "identity"),
     ("store", "merge", "model", "gather", "place", "squeue", "calibration", "formats", "pipe"),
@@ -44,8 +44,8 @@ ONLY_IN = {
 }
 
 PURE = (
-    "bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job", "chat",
-    "formats", "engine_args",
+    "admission", "bucket", "cost", "shard", "prefix", "plan", "predict", "outline", "trim", "merge", "records", "job",
+    "chat", "formats", "engine_args",
 )  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from hpc import shard
 from hpc.cost import StepCosts
-from hpc.engine import schedule
 from hpc.engine.cache import Extents
 from hpc.engine.schedule import Scheduler
 from hpc.job import SamplingParams
-from hpc.predict import CHUNK, Bounds, Workload, run
+from hpc.predict import Bounds, Workload, run
 from hpc.records import Request
 from tests.bench.paced import end, shape_of
 from tests.fakes import ListSource
@@ -42,7 +41,8 @@ def scheduled(work: Workload, bounds: Bounds, order: list[int]) -> float:
         sampling = SamplingParams(max_new_tokens=int(work.new[index]))
         requests.append(Request(index, index, prompt, sampling, bytes(16), len(prompt), int(work.prefixes[index])))
     source = ListSource(requests)
-    scheduler = Scheduler(Extents(bounds.cache_tokens), bounds.max_seqs, bounds.step_tokens, share=True)
+    extents = Extents(bounds.cache_tokens)
+    scheduler = Scheduler(extents, bounds.max_seqs, bounds.step_tokens, share=True, refill=bounds.refill)
     clock = 0.0
     while scheduler.admit(source) or scheduler.rows:
         plan = scheduler.next()
@@ -55,11 +55,16 @@ SIZES = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 60)), min_size=1,
 
 
 @settings(deadline=None)
-@given(sizes=SIZES, slots=st.integers(1, 12), prefixes=st.lists(st.sampled_from([0, 0, 20, 600]), min_size=30))
+@given(
+    sizes=SIZES,
+    slots=st.integers(1, 12),
+    prefixes=st.lists(st.sampled_from([0, 0, 20, 600]), min_size=30),
+    refill=st.sampled_from([0.0, 1 / 8, 1 / 2]),
+)
 def test_jumping_from_event_to_event_equals_the_steps_of_the_engines_scheduler(
-    sizes: list[tuple[int, int]], slots: int, prefixes: list[int]
+    sizes: list[tuple[int, int]], slots: int, prefixes: list[int], refill: float
 ) -> None:
-    bounds = Bounds(slots, 512, 1 << 20)
+    bounds = Bounds(slots, 512, 1 << 20, refill=refill)
     cuts = [cut if cut < prompt else 0 for cut, (prompt, _) in zip(prefixes, sizes, strict=False)]
     work = workload(
         [prompt for prompt, _ in sizes], [new for _, new in sizes],
@@ -71,18 +76,15 @@ def test_jumping_from_event_to_event_equals_the_steps_of_the_engines_scheduler(
     assert found == pytest.approx([scheduled(work, bounds, order)])
 
 
-def test_prompts_are_cut_where_the_engine_cuts_them() -> None:
-    assert CHUNK == schedule.CHUNK
-
-
 def test_a_request_alone_costs_its_prompt_and_a_step_a_token() -> None:
     expected = COSTS.step(100, 1, 5000.0, 0) + sum(COSTS.step(1, 1, 0.0, 100 + i) for i in range(1, 10))
     assert seconds(workload([100], [10])) == pytest.approx([expected])
 
 
-def test_a_full_cache_makes_requests_wait() -> None:
+@pytest.mark.parametrize("refill", [0.0, 1 / 2])
+def test_a_full_cache_makes_requests_wait(refill: float) -> None:
     work = workload([100] * 8, [50] * 8)
-    assert seconds(work, Bounds(128, 512, 320))[0] > 2 * seconds(work)[0]
+    assert seconds(work, Bounds(128, 512, 320, refill=refill))[0] > 2 * seconds(work)[0]
 
 
 def test_a_request_that_the_cache_cannot_hold_is_predicted_all_the_same() -> None:

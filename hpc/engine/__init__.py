@@ -128,8 +128,8 @@ class Engine(Protocol):
         """Steps so far; none where the engine does not see them."""
 
     @property
-    def bounds(self) -> tuple[int, int, int, int] | None:
-        """Most sequences, prompt tokens of a step, tokens of the cache, bytes of each; None where it has no such."""
+    def bounds(self) -> tuple[int, int, int, int, float] | None:
+        """The values of `hpc.predict.Bounds`; None where it has no such."""
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""

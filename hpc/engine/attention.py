@@ -78,6 +78,26 @@ class Flash:
     """int32 [spans]"""
     max_queries: int
     max_keys: int
+    behind: "Behind | None" = None
+    """None where no span has a shared prefix."""
+
+
+class Behind(NamedTuple):
+    """Shared prefixes, as the kernel takes them: neighbouring spans behind the same one are one run of queries.
+
+    A run behind none has no keys, and what comes out for it counts for nothing.
+    """
+
+    query_starts: torch.Tensor
+    """int32 [runs + 1]"""
+    key_starts: torch.Tensor
+    """int32 [runs + 1]"""
+    key_counts: torch.Tensor
+    """int32 [runs]"""
+    tokens: torch.Tensor
+    """bool [tokens]: it stands behind a prefix."""
+    max_queries: int
+    max_keys: int
 
 
 def attend(
@@ -206,22 +226,39 @@ def _by_hand(
     return scores.softmax(dim=-1)[..., :keys].to(v.dtype) @ v
 
 
+def runs_of(spans: Spans) -> Spans:
+    """Return [runs, 3], for each run of spans behind the same prefix, or behind none: first token, `prefix`, `cut`."""
+    begins = np.ones(len(spans), dtype=np.bool_)
+    begins[1:] = (spans[1:, 4:] != spans[:-1, 4:]).any(axis=1)
+    return spans[begins][:, [0, 4, 5]]
+
+
 def flash_spans(spans: Spans, device: torch.device, max_queries: int = 0, max_keys: int = 0) -> Flash:
-    """Describe spans without a shared prefix (`cut` 0) for torch's FlashAttention kernel.
+    """Describe spans for torch's FlashAttention kernel.
 
     The two last are the least that it is told of tokens and keys of a span: how it divides its work depends on them.
     """
-    first, tokens, position, start, _, _ = spans.T
-    ends, total = position + tokens, int(tokens.sum())
-    stored = np.arange(total) + np.repeat(start + position - first, tokens)
+    first, tokens, position, start, _, cut = spans.T
+    ends, total = position + tokens - cut, int(tokens.sum())
+    stored = np.arange(total) + np.repeat(start + position - cut - first, tokens)
     values = np.concatenate([stored, first, [total], start, [start.max() + ends.max()], ends])
+    if cut.any():
+        begins, prefix, count = (runs := runs_of(spans)).T
+        values = np.concatenate([values, begins, [total], prefix, [prefix.max()], count, np.repeat(cut > 0, tokens)])
     host = torch.from_numpy(values)  # one copy: each takes some microseconds of the host
     on_device = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
     small = on_device[total:].to(torch.int32)
     n = len(spans)
+    behind = None
+    if cut.any():
+        m, more = len(runs), small[3 * n + 2 :]
+        behind = Behind(
+            more[: m + 1], more[m + 1 : 2 * m + 2], more[2 * m + 2 : 3 * m + 2], more[3 * m + 2 :] > 0,
+            total, int(count.max()),
+        )  # fmt: skip
     return Flash(
-        on_device[:total], small[: n + 1], small[n + 1 : 2 * n + 2], small[2 * n + 2 :],
-        max(max_queries, int(tokens.max())), max(max_keys, int(ends.max())),
+        on_device[:total], small[: n + 1], small[n + 1 : 2 * n + 2], small[2 * n + 2 : 3 * n + 2],
+        max(max_queries, int(tokens.max())), max(max_keys, int(ends.max())), behind,
     )  # fmt: skip
 
 
@@ -239,9 +276,35 @@ def _flash(
     values.index_copy_(0, flash.stored, v[:num_tokens])
     # Its causal mask puts the last query at the last key, which is what a chunk is. No right window besides: with
     # one, single queries get neither the heads of a group folded together nor their keys split over processors.
-    out: torch.Tensor = torch.ops.aten._flash_attention_forward(
+    out: torch.Tensor
+    out, sums, *_ = torch.ops.aten._flash_attention_forward(
         q[:num_tokens], keys, values, flash.query_starts, flash.key_starts, flash.max_queries, flash.max_keys,
         0.0, True, False, scale=form.scale, window_size_left=form.window - 1 if form.window else -1,
         window_size_right=-1, seqused_k=flash.key_counts,
-    )[0]  # fmt: skip
+    )  # fmt: skip
+    if flash.behind is not None:
+        out = _with_prefixes(q[:num_tokens], out, sums, keys, values, flash.behind, form)
     return out if num_tokens == len(q) else pad(out, (0, 0, 0, 0, 0, len(q) - num_tokens))
+
+
+def _with_prefixes(
+    q: torch.Tensor,
+    own: torch.Tensor,
+    own_sums: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    behind: Behind,
+    form: Form,
+) -> torch.Tensor:
+    """Return what tokens attend to in their own extent and in their prefix, which is read once for a whole run.
+
+    `own` is the former, [tokens, heads, dim]; `own_sums` are the logarithms of its sums, [heads, tokens].
+    """
+    # Of more than one query, for single ones would have to be as many as there are runs.
+    other, sums, *_ = torch.ops.aten._flash_attention_forward(
+        q, keys, values, behind.query_starts, behind.key_starts, max(2, behind.max_queries), behind.max_keys,
+        0.0, False, False, scale=form.scale, window_size_left=-1, window_size_right=-1, seqused_k=behind.key_counts,
+    )  # fmt: skip
+    share = (sums - own_sums).sigmoid().T[:, :, None]
+    both = (own + (other.float() - own) * share).to(own.dtype)
+    return torch.where(behind.tokens[:, None, None], both, own)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpc.engine.attention import Flash, Spans, Step
+from hpc.engine.attention import Behind, Flash, Spans, Step, runs_of
 from hpc.engine.batch import one_line
 from hpc.engine.cache import Cache
 from hpc.engine.hf import is_out_of_memory
@@ -55,7 +55,12 @@ class DecodeGraphs:
         self._all = torch.arange(rows, device=device)
         self._logits: torch.Tensor | None = None
         """[rows, vocabulary], of the latest step: one for all graphs."""
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._run_starts = new((rows + 1,), torch.int32)
+        self._prefix_starts = new((rows + 1,), torch.int32)
+        self._prefix_counts = new((rows,), torch.int32)
+        self._behind = new((rows,), torch.bool)
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        """By rows, and whether some of them stand behind shared prefixes."""
         self._pool: Any = None
         """Where graphs have what they make: one for all, since one is replayed at a time."""
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -84,31 +89,48 @@ class DecodeGraphs:
         """
         rows = len(spans)
         size = self._max_rows if self._fixed else SIZES[bisect.bisect_left(SIZES, rows)]
-        host = np.zeros((4, size), dtype=np.int64)
+        _, _, position, start, _, cut = spans.T
+        shares = bool(cut.any())
+        host = np.zeros((8 if shares else 4, size), dtype=np.int64)
         host[1:3], host[3] = self._cache.spare_start, 1  # the rows too many
-        _, _, position, start, _, _ = spans.T
-        host[:, :rows] = position, start + position, start, position + 1
-        positions, stored, starts, counts = torch.from_numpy(host).pin_memory().to(self._ids.device, non_blocking=True)
+        own = position - cut
+        host[:4, :rows] = position, start + own, start, own + 1
+        if shares:
+            begins, prefix, count = (runs := runs_of(spans)).T
+            host[4] = rows  # there the runs too many are, which are empty
+            host[4, : len(runs) - 1], host[5, : len(runs)], host[6, : len(runs)] = begins[1:], prefix, count
+            host[7, :rows] = cut > 0
+        on_device = torch.from_numpy(host).pin_memory().to(self._ids.device, non_blocking=True)
+        positions, stored, starts, counts, *more = on_device
         self._ids[0, :rows] = input_ids
         self._positions[0, :size] = positions
         self._stored[:size] = stored
         self._key_starts[:size] = starts
         self._key_counts[:size] = counts
-        if size not in self._graphs:
+        if shares:
+            self._run_starts[1 : size + 1], self._prefix_starts[:size], self._prefix_counts[:size] = more[:3]
+            self._behind[:size] = more[3]
+        if (size, shares) not in self._graphs:
             try:
-                self._capture(size)
+                self._capture(size, shares)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 raise CaptureError(one_line(error)) from None
-        self._graphs[size].replay()
+        self._graphs[size, shares].replay()
         assert self._logits is not None
         return self._logits[:rows]
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, size: int, shares: bool = False) -> None:
+        behind = None
+        if shares:
+            behind = Behind(
+                self._run_starts[: size + 1], self._prefix_starts[: size + 1], self._prefix_counts[:size],
+                self._behind[:size], size, self._max_keys,
+            )  # fmt: skip
         flash = Flash(
             self._stored[:size], self._rows[: size + 1], self._key_starts[: size + 1], self._key_counts[:size],
-            1, self._max_keys,
+            1, self._max_keys, behind,
         )  # fmt: skip
         step = Step(self._cache, [], flash=flash)
 
@@ -136,7 +158,7 @@ class DecodeGraphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             self._logits[:size].copy_(forward())
         self._pool = graph.pool()
-        self._graphs[size] = graph
+        self._graphs[size, shares] = graph
         LOGGER.debug("captured a graph of %d rows", size)
 
 

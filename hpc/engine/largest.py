@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc.admission import CHUNK
 from hpc.engine.attention import Span, Step, flash_spans
 from hpc.engine.cache import ALIGN, Cache, Layout
 from hpc.engine.graphs import DecodeGraphs
 from hpc.engine.run import Limits
 from hpc.engine.sample import Sampler
-from hpc.engine.schedule import CHUNK
 from hpc.job import SamplingParams
 from hpc.records import Request
 

@@ -2,7 +2,8 @@
 
 A step is one forward pass over a packed row of tokens: the newest token of every sequence that
 decodes, and chunks of prompts. Nothing is padded, and a place that falls free is taken in the next
-step. On a CPU the logits of a sequence do not depend on what else is in the step.
+step, or with others (`Limits.refill`). On a CPU the logits of a sequence do not depend on what else is
+in the step.
 """
 
 import time
@@ -54,10 +55,11 @@ class NativeEngine:
         self.steps = StepLog()
 
     @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """Most sequences at a time, prompt tokens of a step, tokens of its cache, bytes of each of them."""
+    def bounds(self) -> tuple[int, int, int, int, float]:
+        """The values of `hpc.predict.Bounds`."""
         each = token_bytes(self.layouts, self._model.dtype, self._kernel.panel if self._kernel else 0)
-        return self._limits.max_seqs, self._limits.step_tokens, self._limits.cache_bytes // each, each
+        limits = self._limits
+        return limits.max_seqs, limits.step_tokens, limits.cache_bytes // each, each, limits.refill
 
     @property
     def context_tokens(self) -> int:

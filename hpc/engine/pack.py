@@ -72,8 +72,8 @@ class Packer:
         tokens[:n], position[:n] = [1 + len(guess) for guess in guesses] if guesses else 1, plan.positions
         if prompts:
             tokens[n:], position[n:] = zip(*((chunk.count, chunk.position) for chunk in prompts), strict=True)
-        if self.share and any(cuts := [row.cut for row in rows]):
-            cut[:], prefix[:] = cuts, [row.prefix.start if row.prefix else 0 for row in rows]
+        if self.share and any(shared := [row.shared for row in rows]):
+            cut[:], prefix[:] = shared, [row.prefix.start if row.prefix else 0 for row in rows]
         ends = tokens.cumsum()
         first[1:] = ends[:-1]
         length, prompt = int(ends[-1]), int(tokens[n:].sum()) if prompts else 0

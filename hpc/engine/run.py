@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc.admission import CHUNK
 from hpc.engine import EngineFault, Sequence, Source, StepShape
 from hpc.engine.attention import Flash, Spans, Step, flash_spans
 from hpc.engine.batch import FAULT_AFTER, one_line
@@ -25,7 +26,7 @@ from hpc.engine.hf import is_out_of_memory
 from hpc.engine.kernel import Kernel
 from hpc.engine.pack import Packed, Packer
 from hpc.engine.sample import Sampler
-from hpc.engine.schedule import CHUNK, Plan, Row, Scheduler
+from hpc.engine.schedule import Plan, Row, Scheduler
 from hpc.engine.unread import Unread, began_after, end_of
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
@@ -46,6 +47,10 @@ class Limits:
     """Most tokens of a sequence."""
     deterministic: bool = False
     """On a GPU: compute every step in one of two fixed sizes, so that rounding does not depend on the batch."""
+    refill: float = 0.0
+    """Share of the sequences that must have ended before others begin; see `hpc.admission.Gate`."""
+    share_from: int | None = None
+    """On a GPU, tokens from which on a shared prefix is read where it lies; None: each sequence has a copy of it."""
     drafts: bool = False
     """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
 
@@ -77,14 +82,16 @@ class Run:
         fixed = (limits.max_seqs, limits.step_tokens + CHUNK) if cuda and limits.deterministic else None
         # torch's products are in a model without the kernel, and in the choice between experts.
         ragged = kernel is not None and not any(isinstance(module, Experts) for module in model.modules())
-        self._packer = Packer(not cuda, not cuda, 1 if ragged else ROW_MULTIPLE, fixed)
+        share = not cuda or (flash and limits.share_from is not None)
+        self._packer = Packer(share, not cuda, 1 if ragged else ROW_MULTIPLE, fixed)
         self._has_flash = flash
         self._graphs = graphs
         # Constant where nothing may depend on the batch: they decide how attention divides its work.
         self._least = (CHUNK, limits.context_tokens) if fixed else (0, 0)
         self.scheduler = Scheduler(
-            cache.extents, limits.max_seqs, limits.step_tokens, share=not cuda, mixed=fixed is None
-        )
+            cache.extents, limits.max_seqs, limits.step_tokens, share, mixed=fixed is None, refill=limits.refill,
+            share_from=limits.share_from or 0 if cuda else 0,
+        )  # fmt: skip
         self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids, blind=cuda)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
         """The last token of the row in each slot."""

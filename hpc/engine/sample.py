@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import threshold
 
 from hpc.engine.choice import Choice, Logprobs
-from hpc.engine.draw import ALL, draw, most_probable, penalise, stream, uniforms
+from hpc.engine.draw import UNCOUNTED, draw, most_probable, penalise, stream, uniforms
 from hpc.job import SamplingParams
 from hpc.records import Request
 from hpc.trim import ending_tokens
@@ -305,13 +305,16 @@ class _Plan:
 
 
 def _most(params: SamplingParams) -> int:
-    """Return how many of the most probable tokens must be looked at to cut the others; 0 if none are cut.
+    """Return how many of the most probable tokens must be looked at to cut the others; see `draw`.
 
     It follows from the row's own parameters, so that its sums are the same whatever rows are beside it.
     """
-    if 0 < params.top_k < _FEW:
-        return _FEW
-    return ALL if params.top_k or params.top_p < 1 or params.min_p > 0 else 0
+    if not params.top_k:
+        return UNCOUNTED if params.top_p < 1 or params.min_p > 0 else 0
+    most = _FEW
+    while most <= params.top_k:
+        most *= 8
+    return most
 
 
 def _logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, plan: _Plan) -> Logprobs | None:

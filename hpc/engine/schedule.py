@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpc.admission import CHUNK, Gate
 from hpc.engine import Sequence, Source, begin
 from hpc.engine.cache import ALIGN, Extents
 from hpc.records import Tokens
 
-CHUNK = 512
-"""Prompts are cut here, counted from their own beginning: so what is computed together is fixed."""
 ESTIMATE_FROM = 64
 """Ended sequences that must be known before their lengths say how much memory the next reserves."""
 
@@ -33,6 +32,8 @@ class Row:
     sequence: Sequence | None = None
     prefix: "Row | None" = None
     cut: int = 0
+    copies: bool = False
+    """It has what it shares in its own extent too."""
     done: int = 0
     """Positions that are stored, or will be by the steps under way."""
     stored: int = 0
@@ -47,6 +48,11 @@ class Row:
     """Tokens at which it ends."""
     stop: tuple[str, ...] = ()
     """Texts at which it ends."""
+
+    @property
+    def shared(self) -> int:
+        """Of its first tokens, how many it reads in the extent of its prefix."""
+        return 0 if self.copies else self.cut
 
     @property
     def live(self) -> bool:
@@ -86,11 +92,21 @@ class Plan:
 class Scheduler:
     """Which rows live, and what each step computes.
 
-    `share`: rows read a prefix where it lies; otherwise it is copied into each one's extent. `mixed`:
-    a step may both decode and compute prompts; otherwise prompts go first.
+    `share`: rows read a prefix of `share_from` tokens or more where it lies; otherwise it is copied into
+    each one's extent. `mixed`: a step may both decode and compute prompts; otherwise prompts go first.
+    `refill`: see `Gate`.
     """
 
-    def __init__(self, extents: Extents, max_seqs: int, step_tokens: int, share: bool, mixed: bool = True) -> None:
+    def __init__(
+        self,
+        extents: Extents,
+        max_seqs: int,
+        step_tokens: int,
+        share: bool,
+        mixed: bool = True,
+        refill: float = 0.0,
+        share_from: int = 0,
+    ) -> None:
         self._limits = max_seqs, step_tokens
         self.max_seqs, self.step_tokens = self._limits
         self.waiting: deque[Sequence] = deque()
@@ -99,7 +115,9 @@ class Scheduler:
         """Sequences, in the order of admission."""
         self._extents = extents
         self.share = share
+        self._share_from = share_from
         self._mixed = mixed
+        self._gate = Gate(refill)
         self._slots = list(range(max_seqs))[::-1]
         self._prefixes: dict[bytes, Row] = {}
         self._lengths: deque[int] = deque(maxlen=4096)
@@ -112,8 +130,9 @@ class Scheduler:
         Takes one request at a time, so that what is not needed here can go to another rank.
         """
         new: list[Row] = []
-        if not self._slots:
+        if not self._slots or not self._gate.is_open(len(self.rows)):
             return new
+        full = False
         pending = sum(len(row.tokens) - row.done for row in self.rows if row.done < len(row.tokens))
         while self._slots and pending < self.step_tokens and len(self.rows) < self._most_rows():
             if not self.waiting:
@@ -125,7 +144,8 @@ class Scheduler:
                 self._drop_prefixes()
                 row = self._place(self.waiting[0], share=False)  # beside its prefix it may be just too large
             if row is None and self.rows:
-                break  # it gets its place when another has ended
+                full = bool(new)  # it gets its place when another has ended
+                break
             sequence = self.waiting.popleft()
             if row is None:
                 sequence.error = (
@@ -137,6 +157,8 @@ class Scheduler:
             self.rows.append(row)
             new.append(row)
             pending += len(row.tokens) - row.done
+        if full or len(self.rows) >= self._most_rows():
+            self._gate.note_full(len(self.rows))
         return new
 
     def next(self) -> Plan:
@@ -146,12 +168,12 @@ class Scheduler:
             shared.stored = shared.done
         prompts = [row for row in self.rows if not row.launched]
         if self._mixed or not prompts:
-            count, share = len(self.rows), self.share
+            count = len(self.rows)
             for row in list(self.rows):
                 if not 0 < row.launched < row.limit or not row.room:
                     continue
                 done = row.done
-                if done - row.cut * share < row.room or self._grow(row, plan):
+                if done - row.shared < row.room or self._grow(row, plan):
                     plan.rows.append(row)
                     plan.positions.append(done)
                     row.done = done + 1
@@ -225,7 +247,7 @@ class Scheduler:
 
     def _own(self, row: Row, tokens: int) -> int:
         """Return how many of a row's first tokens are in its own extent."""
-        return tokens - row.cut * self.share
+        return tokens - row.shared
 
     def _place(self, sequence: Sequence, share: bool = True) -> Row | None:
         request = sequence.request
@@ -236,7 +258,8 @@ class Scheduler:
         if cut and prefix is None:
             return None
         limit = request.sampling.max_new_tokens
-        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, limit=limit)
+        copies = not self.share or cut < self._share_from
+        row = Row(request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, copies=copies, limit=limit)
         room = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
             prefix.users += 1  # before room is made by dropping prefixes that nobody uses
@@ -275,10 +298,10 @@ class Scheduler:
 
     def _begin_behind(self, row: Row, prefix: Row, plan: Plan) -> bool:
         """Let a row begin where its prefix ends, if that is computed."""
-        if (prefix.done if self.share else prefix.stored) < row.cut:
+        if (prefix.stored if row.copies else prefix.done) < row.cut:
             return False
         row.done = row.cut
-        if not self.share:
+        if row.copies:
             plan.copies.append((prefix.start, row.start, row.cut))
         return True
 

@@ -65,6 +65,10 @@ def build(
         flash, graphs = _gpu_means(model, forms, prompts, expected)
     if not flash and (fault := _fault(model, prompts, expected, layouts, kernel)):
         raise Unsupported(fault)
+    if limits.share_from is not None and not _reads_prefixes(model, forms, prompts, expected, flash, graphs, limits):
+        limits = replace(limits, share_from=None)
+    if not graphs:  # no step is replayed, and those that wait gain nothing
+        limits = replace(limits, refill=0.0)
     if model.device.type == "cuda":
         if limits.deterministic:
             _forbid_what_depends_on_the_batch(model)
@@ -98,6 +102,28 @@ def _gpu_means(
         return True, False
     LOGGER.warning("torch attends, without FlashAttention and CUDA graphs, which is slower: %s", worse)
     return False, False
+
+
+def _reads_prefixes(
+    model: Any,
+    forms: dict[int, Form],
+    prompts: list[list[int]],
+    expected: torch.Tensor,
+    flash: bool,
+    graphs: bool,
+    limits: Limits,
+) -> bool:
+    """Return whether FlashAttention reads a shared prefix where it lies: tried, where it may.
+
+    Not behind windows, which begin in another place of the prefix for each query, nor where nothing may depend on
+    the batch.
+    """
+    if not flash or limits.deterministic or any(form.window for form in forms.values()):
+        return False
+    layouts = {layer: form.layout for layer, form in forms.items()}
+    if fault := _fault(model, prompts, expected, layouts, None, flash, graphs, shared=7):
+        LOGGER.warning("each sequence has a copy of what it shares with others, which is slower: %s", fault)
+    return not fault
 
 
 def _forbid_what_depends_on_the_batch(model: Any) -> None:
@@ -136,10 +162,11 @@ def _fault(
     kernel: Kernel | None,
     flash: bool = False,
     graphs: bool = False,
+    shared: int = 0,
 ) -> str:
     """Return what is wrong with the logits that the engine gives; nothing if they are the model's own."""
     try:
-        got = _engine_logits(model, prompts, layouts, kernel, flash, graphs)
+        got = _engine_logits(model, prompts, layouts, kernel, flash, graphs, shared)
     except (*_FAILURES, Unsupported, CaptureError) as error:
         if is_out_of_memory(error) or (isinstance(error, Unsupported) and not flash):
             raise
@@ -217,20 +244,29 @@ def _engine_logits(
     kernel: Kernel | None,
     flash: bool = False,
     graphs: bool = False,
+    shared: int = 0,
 ) -> torch.Tensor:
-    """Return the same by the engine's: the prompts packed and in two steps, the second a decoding one."""
-    extents = [64 * index for index in range(len(prompts))]
-    cache = Cache(layouts, 64 * len(prompts), model.dtype, model.device, kernel.panel if kernel else 0, ALIGN)
+    """Return the same by the engine's: the prompts packed and in two steps, the second a decoding one.
+
+    The first `shared` tokens of each are a prefix that lies elsewhere.
+    """
+    extents = [(128 * index, 128 * index + 64) for index in range(len(prompts))]
+    cache = Cache(layouts, 128 * len(prompts), model.dtype, model.device, kernel.panel if kernel else 0, ALIGN)
     new: Any = lambda spans: flash_spans(np.array(spans, dtype=np.int64), model.device) if flash else None  # noqa: E731
     spans: list[Span] = []
     ids: list[int] = []
     at: list[int] = []
-    for prompt, start in zip(prompts, extents, strict=True):
-        spans.append(Span(len(ids), len(prompt) - 1, 0, start, 0, 0))
+    for prompt, (start, prefix) in zip(prompts, extents, strict=True):
+        if shared:
+            spans.append(Span(len(ids), shared, 0, prefix, 0, 0))
+        spans.append(Span(len(ids) + shared, len(prompt) - 1 - shared, shared, start, prefix, shared))
         ids += prompt[:-1]
         at += range(len(prompt) - 1)
     _forward(model, ids, at, Step(cache, spans, kernel, flash=new(spans)), [0])
-    spans = [Span(row, 1, len(p) - 1, start, 0, 0) for row, (p, start) in enumerate(zip(prompts, extents, strict=True))]
+    spans = [
+        Span(row, 1, len(prompt) - 1, start, prefix, shared)
+        for row, (prompt, (start, prefix)) in enumerate(zip(prompts, extents, strict=True))
+    ]
     step = Step(cache, spans, kernel, flash=new(spans))
     ids, at = [prompt[-1] for prompt in prompts], [len(prompt) - 1 for prompt in prompts]
     if graphs:

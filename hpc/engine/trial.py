@@ -80,7 +80,7 @@ def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: i
 
 def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
     """Measure steps for so many seconds, or until the first shapes have been, if that takes longer."""
-    max_seqs, step_tokens, cache_tokens, _ = engine.bounds
+    max_seqs, step_tokens, cache_tokens, *_ = engine.bounds
     run = engine.begin()
     found: list[Measured] = []
     until = time.perf_counter() + seconds

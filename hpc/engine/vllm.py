@@ -47,7 +47,7 @@ class VllmEngine:
         config = engine.vllm_config
         self._context_tokens = int(config.model_config.max_model_len)
         self._max_seqs = int(config.scheduler_config.max_num_seqs)
-        self.bounds = (self._max_seqs, int(config.scheduler_config.max_num_batched_tokens), *_cache(config))
+        self.bounds = (self._max_seqs, int(config.scheduler_config.max_num_batched_tokens), *_cache(config), 0.0)
         # Where the next step is planned before the last one has been read, a place that falls free is seen late.
         self._inside = self._max_seqs + (self._max_seqs // 16 if config.scheduler_config.async_scheduling else 0)
         self.steps = StepLog()

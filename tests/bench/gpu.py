@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers as hf
 
+from hpc.admission import REFILL, SHARE_FROM
 from hpc.engine import support
 from hpc.engine.load import quiet
 from hpc.engine.run import Limits
@@ -78,7 +79,8 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
     gc.collect()
     torch.cuda.empty_cache()  # what these two have left to torch's allocator
     expected = first_tokens(model, work[:ROWS])
-    limits = Limits(ROWS, 8192, 0, CONFIGS[name].max_position_embeddings)
+    context_tokens = CONFIGS[name].max_position_embeddings
+    limits = Limits(ROWS, 8192, 0, context_tokens, refill=REFILL, share_from=SHARE_FROM)
     engine = support.build(model, (), lambda _: "", limits, None)
     check(engine, work[:ROWS], expected)
 

@@ -294,6 +294,8 @@ def engine_on_gpu(
         limits = replace(limits, cache_bytes=cache_tokens * token_bytes(layouts, torch.float32, 0))
     with acted(index, current) as gpu:
         flash = half and not flash_lacks(forms, torch.bfloat16, gpu.device)
+        if any(form.window for form in forms.values()):
+            limits = replace(limits, share_from=None)
         yield NativeEngine(Pretended(model, gpu), layouts, eos, letters, limits, flash=flash, graphs=flash), gpu
 
 

@@ -47,6 +47,18 @@ def asks(prompts: Sequence[Sequence[int]], cut: int = 0, **values: Any) -> list[
     return [replace(request(prompt, row, sampling), prefix=cut) for row, prompt in enumerate(prompts)]
 
 
+def behind_several() -> list[Request]:
+    """Return requests behind a long prefix, a short one and none, samples of one prompt, and a prefix of chunks."""
+    return [replace(ask, row=row, id=row) for row, ask in enumerate(
+        asks(BEHIND, cut=len(HEADER))
+        + asks([PROMPTS[2] + tail for tail in ([5], [6, 7, 8])], cut=len(PROMPTS[2]))
+        + asks(PROMPTS[:3])
+        + asks(PROMPTS[3:4], temperature=1.0, n=4)
+        + asks([LONG[0] + tail for tail in ([5], [6, 7, 8], [9])], cut=700, max_new_tokens=4)
+        + asks(BEHIND, cut=len(HEADER), temperature=1.0)
+    )]  # fmt: skip
+
+
 def many(count: int, seed: int, longest: int = 90) -> list[Request]:
     """Return requests of many lengths and limits, greedy and drawn, which end at some token or at their limit."""
     rng = random.Random(seed)
@@ -96,6 +108,8 @@ WORKLOADS: dict[str, Work] = {
     "a shared prefix longer than a chunk": Work(
         lambda: asks([LONG[0] + tail for tail in ([5], [6, 7, 8], [9])], cut=700, max_new_tokens=4), SOME
     ),
+    "prefixes that are read where they lie": Work(behind_several, replace(PLENTY, share_from=20)),
+    "prefixes that are read where they lie, in small steps": Work(behind_several, replace(FEW, share_from=20)),
     "samples of a prompt": Work(lambda: asks(PROMPTS[:4], temperature=1.0, n=5), SOME),
     "each sampled in its own way": Work(varied, FEW),
     "each sampled in its own way, fixed sizes": Work(varied, replace(FEW, deterministic=True)),
@@ -111,6 +125,7 @@ WORKLOADS: dict[str, Work] = {
     "sequences that give way": Work(lambda: short_then_long(ALIGN + 20), SOME, 4 * ALIGN),
     "many in a small cache": Work(lambda: many(80, 1), PLENTY, 12 * ALIGN),
     "many on few slots, fixed sizes": Work(lambda: many(60, 2), replace(FEW, deterministic=True)),
+    "many that are admitted together": Work(lambda: many(60, 3), replace(PLENTY, refill=1 / 4)),
     "requests that fill the cache, and larger ones": Work(
         lambda: [*asks([numbers(4 * ALIGN - NEW + 1, 9), numbers(4 * ALIGN, 10), numbers(20, 11)])], SOME, 4 * ALIGN
     ),

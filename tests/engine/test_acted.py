@@ -1,7 +1,7 @@
 """The GPU path of the native engine on an acted GPU: right tokens, and every refusal dealt with before a request."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpc.admission import REFILL
 from hpc.engine.attention import Span, Step, Unsupported, attend, flash_spans, lacks_flash
 from hpc.engine.cache import Cache, Layout
 from hpc.engine.kernel import Form
@@ -20,7 +21,7 @@ from hpc.engine.run import Limits
 from hpc.engine.support import build
 from hpc.engine.trial import trial
 from tests.engine.acted import Gpu, Pretended, acted, engine_on_gpu, prepared
-from tests.engine.acted_workloads import FEW, PROMPTS, SOME, WORKLOADS, asks, check
+from tests.engine.acted_workloads import BEHIND, FEW, HEADER, PROMPTS, SOME, WORKLOADS, asks, check
 from tests.engine.models import CONFIGS, WINDOWED, greedy_of, tiny
 from tests.engine.oracle import generated, grow, letters
 from tests.fakes import ListSource
@@ -51,6 +52,54 @@ def test_greedy_output_on_an_acted_gpu_equals_plain_generate() -> None:
 
 def expected() -> dict[Any, list[int]]:
     return {row: greedy_of("llama", prompt, 8) for row, prompt in enumerate(PROMPTS)}
+
+
+# Shared prefixes.
+
+
+def test_prefixes_that_are_read_where_they_lie_give_what_the_cpu_gives() -> None:
+    assert check("llama", WORKLOADS["prefixes that are read where they lie"], 3, 0) == ""
+
+
+def test_a_prefix_is_read_once_for_all_of_its_rows_in_replayed_steps_too() -> None:
+    runs = []
+
+    def note(*values: Any, **others: Any) -> Any:
+        if not values[8]:  # not causal
+            runs.append((len(values[0]), tuple(int(n) for n in others["seqused_k"] if n)))
+        return own(*values, **others)
+
+    with engine_on_gpu("llama", replace(SOME, share_from=20)) as (engine, gpu):
+        own, gpu.flash.attend = gpu.flash.attend, note
+        run = engine.begin()
+        source = ListSource(asks(BEHIND, cut=len(HEADER)))
+        before = gpu.captured
+        while run.busy or not source.exhausted:
+            run.step(source)
+    assert gpu.captured == before + 1
+    assert set(runs) == {(len(HEADER) + sum(map(len, BEHIND)) - 5 * len(HEADER), (43,)), (8, (43,))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "deterministic", "factor", "expected", "words"),
+    [
+        ("llama", False, 1.0, 20, ""),
+        ("llama", True, 1.0, None, ""),
+        ("gemma3", False, 1.0, None, ""),
+        ("llama", False, 1.5, None, "each sequence has a copy"),
+    ],
+)
+def test_prefixes_are_read_where_they_lie_if_that_is_right(
+    kind: str, deterministic: bool, factor: float, expected: int | None, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with half_on_gpu(kind) as (model, gpu):
+        own = gpu.flash.attend
+        gpu.flash.attend = lambda *values, **others: [
+            part * (1.0 if values[8] else factor) for part in own(*values, **others)
+        ]
+        engine = built(model, replace(SOME, share_from=20, deterministic=deterministic))
+    assert engine._limits.share_from == expected
+    assert words in caplog.text
 
 
 # What attention asks of FlashAttention.
@@ -200,6 +249,12 @@ def test_a_layer_that_waits_is_found_before_a_capture_is_begun(caplog: pytest.Lo
         engine = built(model)
         assert (engine.flash, engine.graphs, gpu.captured) == (True, False, 0)
     assert ["graphs are off" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_requests_wait_for_others_to_begin_with_only_where_steps_are_replayed(waits: bool) -> None:
+    with half_on_gpu() as (model, _), looking(model.model) if waits else nullcontext():
+        assert built(model, replace(SOME, refill=REFILL)).bounds[-1] == (0.0 if waits else REFILL)
 
 
 def test_a_capture_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:

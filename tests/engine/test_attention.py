@@ -51,3 +51,22 @@ def test_the_max_queries_and_keys_of_a_span_are_told() -> None:
 )
 def test_what_flash_attention_does_not_have_torchs_own_functions_compute(form: Form, lack: str) -> None:
     assert lacks_flash(form) == lack
+
+
+BEHIND = [
+    Span(0, 1, 40, 128, 0, 0), Span(1, 3, 30, 0, 256, 20), Span(4, 1, 25, 64, 256, 20), Span(5, 2, 12, 192, 320, 10),
+]  # fmt: skip
+
+
+def test_behind_a_prefix_the_own_keys_of_a_span_begin_where_that_ends() -> None:
+    flash = flash_spans(np.array(BEHIND, dtype=np.int64), torch.device("cpu"))
+    assert flash.stored.tolist() == [168, 10, 11, 12, 69, 194, 195]
+    assert (flash.key_starts.tolist()[:4], flash.key_counts.tolist()) == ([128, 0, 64, 192], [41, 13, 6, 4])
+
+
+def test_neighbouring_spans_behind_one_prefix_are_one_run_of_queries() -> None:
+    behind = flash_spans(np.array(BEHIND, dtype=np.int64), torch.device("cpu")).behind
+    assert behind is not None
+    assert behind.query_starts.tolist() == [0, 1, 5, 7]
+    assert (behind.key_starts.tolist()[1:3], behind.key_counts.tolist()) == ([256, 320], [0, 20, 10])
+    assert behind.tokens.tolist() == [False, *[True] * 6]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from hpc.engine.choice import Choice
-from hpc.engine.draw import draw, most_probable, penalise, stream, uniforms
+from hpc.engine.draw import ALL, UNCOUNTED, draw, most_probable, penalise, stream, uniforms
 from hpc.engine.sample import Sampler
 from hpc.job import SamplingParams
 from hpc.records import RowId
@@ -60,7 +60,8 @@ def draw_with(
         torch.tensor(logits, dtype=torch.float32).expand(rows, -1),
         *columns[:4],
         torch.tensor(np.asarray(uniform), dtype=torch.float64)[:, None],
-        columns[4],
+        None if blind and not noise else columns[4],
+        most=UNCOUNTED if blind and not top_k else ALL,
         blind=blind,
     )
     return tokens.tolist(), close.tolist()
@@ -275,9 +276,10 @@ def test_of_equal_logits_top_k_keeps_the_first(top_k: int, kept: list[int]) -> N
     assert sorted(set(tokens)) == kept
 
 
+@pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize(("top_p", "kept"), [(0.2, [0]), (0.25, [0]), (0.3, [0, 1]), (0.8, [0, 1, 2, 3])])
-def test_of_equal_logits_top_p_keeps_the_first(top_p: float, kept: list[int]) -> None:
-    tokens, _ = draw_with((1.0, 1.0, 1.0, 1.0), numbers(0, "ties", 1000), top_p=top_p)
+def test_of_equal_logits_top_p_keeps_the_first(top_p: float, kept: list[int], blind: bool) -> None:
+    tokens, _ = draw_with((1.0, 1.0, 1.0, 1.0), numbers(0, "ties", 1000), top_p=top_p, blind=blind)
     assert sorted(set(tokens)) == kept
 
 
@@ -333,6 +335,62 @@ def test_what_is_drawn_is_the_same_where_values_are_not_read(what: int, spread: 
     logits, columns = mixed_rows(40, 5000)
     near = draw(logits * spread, *columns)[what]
     assert draw(logits * spread, *columns, blind=True)[what].tolist() == near.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 2, 10, 257, 5003])
+@pytest.mark.parametrize("shape", ["smooth", "tied", "masked", "equal", "near"])
+def test_a_set_is_found_without_sorting_as_it_is_by_looking_at_the_most_probable(
+    shape: str, vocabulary: int, dtype: torch.dtype
+) -> None:
+    random, rows = np.random.default_rng(vocabulary), 120
+    values = random.normal(size=(rows, vocabulary)) * random.choice([0.01, 1, 5, 30], (rows, 1))
+    if shape == "tied":
+        values = values.round()
+    elif shape == "masked":
+        values[:, 1:][random.random((rows, vocabulary - 1)) < 0.5] = -np.inf
+    elif shape == "equal":
+        values[:] = random.normal(size=(rows, 1))
+    elif shape == "near":  # of one another, as the numbers of their type allow
+        values = 1 + np.abs(values) * 1e-6
+    logits = torch.tensor(values).to(dtype)
+    top_p = random.choice([1.0, 1e-9, *random.random(6)], rows)
+    min_p = random.choice([0.0, 0.0, 0.0, 1.0, *random.random(4) ** 3], rows)
+    temperature = random.choice([0.01, 0.3, 1.0, 2.0, 50.0], rows)
+    args = [torch.tensor(column)[:, None] for column in (temperature, top_p, 0 * top_p, min_p, random.random(rows))]
+    expected = draw(logits, *args)[0].tolist()
+    assert draw(logits, *args, most=UNCOUNTED, blind=True)[0].tolist() == expected
+
+
+class Operators(TorchDispatchMode):
+    """Remembers which operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().removeprefix("aten::").split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("top_k", "sorts"), [(0, False), (5, False), (1000, False), (8000, True)])
+def test_on_a_device_all_logits_are_sorted_for_a_large_top_k_alone(top_k: int, sorts: bool) -> None:
+    sampler = sampler_of([SamplingParams(temperature=1.0, top_k=top_k, top_p=0.9)], blind=True)
+    with Operators() as called:
+        sampler.choose(torch.randn(1, 3000, generator=torch.manual_seed(0)), [0])
+    assert ("sort" in called.names) == sorts
+
+
+@pytest.mark.parametrize("top_k", [0, 127, 128, 1000, 1024, 4000, 9000])
+def test_what_is_chosen_is_the_same_where_values_are_not_read(top_k: int) -> None:
+    random = np.random.default_rng(top_k)
+    logits = torch.tensor(random.normal(size=(40, 5000)) * 2, dtype=torch.float32)
+    sampling = [
+        SamplingParams(temperature=1.0 + row % 3, top_k=top_k, top_p=1 - row / 60, min_p=0.01 * (row % 2))
+        for row in range(40)
+    ]
+    assert choose(sampling, logits, blind=True).tokens.tolist() == choose(sampling, logits).tokens.tolist()
 
 
 def mixed_rows(rows: int, vocabulary: int = 50) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -540,10 +598,11 @@ def test_of_equal_logits_top_k_1_takes_the_first() -> None:
     assert tokens.tolist() == choose([SamplingParams()] * 500, logits).tokens.tolist()
 
 
+@pytest.mark.parametrize("blind", [False, True])
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-9}], ids=str)
-def test_the_least_difference_of_logits_decides_which_one_token_is_left(cut: dict[str, Any]) -> None:
+def test_the_least_difference_of_logits_decides_which_one_token_is_left(cut: dict[str, Any], blind: bool) -> None:
     logits = (1e-3, float(np.nextafter(np.float32(1e-3), np.float32(1))), 0.0)
-    assert set(draw_with(logits, [0.0, 0.5, JUST_BELOW_1], temperature=100.0, **cut)[0]) == {1}
+    assert set(draw_with(logits, [0.0, 0.5, JUST_BELOW_1], temperature=100.0, blind=blind, **cut)[0]) == {1}
 
 
 def test_a_draw_is_close_where_many_tokens_are_tied_at_the_border_of_top_k() -> None:
@@ -625,15 +684,17 @@ def test_a_row_whose_logits_are_no_numbers_is_not_finite(bad: float) -> None:
         {},
         {"temperature": 1.0},
         {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1},
+        {"temperature": 1.0, "top_p": 0.5, "min_p": 0.1},
         {"repetition_penalty": 2.0, "frequency_penalty": 1.0},
         {"min_new_tokens": 3},
     ],
     ids=str,
 )
+@pytest.mark.parametrize(("noise", "blind"), [(0.01, False), (0.0, True)])
 def test_a_row_whose_logits_are_no_numbers_gets_some_token_and_is_not_close(
-    bad: float, sampling: dict[str, Any]
+    noise: float, blind: bool, bad: float, sampling: dict[str, Any]
 ) -> None:
-    choice = choose([SamplingParams(**sampling)], torch.full((1, 2000), bad), noise=0.01, eos=[7])
+    choice = choose([SamplingParams(**sampling)], torch.full((1, 2000), bad), noise=noise, eos=[7], blind=blind)
     assert 0 <= choice.tokens.item() < 2000
     assert (choice.finite.item(), choice.close.item()) == (False, False)
 

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpc.admission import CHUNK, REFILL
 from hpc.engine import Sequence as Growing
 from hpc.engine.cache import ALIGN, Extents, aligned
-from hpc.engine.schedule import CHUNK, ESTIMATE_FROM, Plan, Row, Scheduler
+from hpc.engine.schedule import ESTIMATE_FROM, Plan, Row, Scheduler
 from hpc.job import SamplingParams
 from hpc.records import Request
+from tests.bench.paced import end
 from tests.engine.oracle import request
 from tests.fakes import ListSource
 
@@ -37,12 +40,15 @@ class Simulated:
     step_tokens: int = 64
     share: bool = True
     mixed: bool = True
+    refill: float = 0.0
+    share_from: int = 0
 
     def __post_init__(self) -> None:
         self.source = ListSource(self.requests)
         self.scheduler = Scheduler(
-            Extents(self.cache_tokens), self.max_seqs, self.step_tokens, self.share, mixed=self.mixed
-        )
+            Extents(self.cache_tokens), self.max_seqs, self.step_tokens, self.share, self.mixed, self.refill,
+            self.share_from,
+        )  # fmt: skip
         self.memory: list[Any] = [None] * self.cache_tokens
         self.admitted: list[Any] = []
         self.ended: list[Growing] = []
@@ -82,7 +88,8 @@ class Simulated:
                 self._choose(chunk.row)
 
     def _place(self, row: Row, position: int) -> int:
-        if row.prefix is None or not self.share:
+        assert row.prefix is None or row.copies == (not self.share or row.cut < self.share_from)
+        if row.prefix is None or row.copies:
             return row.start + position
         return row.start + position - row.cut if position >= row.cut else row.prefix.start + position
 
@@ -145,6 +152,8 @@ def simulations(draw: st.DrawFn) -> Simulated:
         step_tokens=draw(st.sampled_from([1, 32, 64, 600])),
         share=draw(st.booleans()),
         mixed=draw(st.booleans()),
+        refill=draw(st.sampled_from([0.0, 1 / 8, 1 / 2])),
+        share_from=draw(st.sampled_from([0, 20])),
     )
 
 
@@ -353,6 +362,81 @@ def test_halved_again_and_again_one_row_remains() -> None:
     assert simulated.run().most_rows == 1
 
 
+# Several are admitted together.
+
+
+@pytest.mark.parametrize(("max_seqs", "cache_tokens"), [(8, 64 * ALIGN), (12, 8 * ALIGN)], ids=["rows", "memory"])
+def test_a_full_engine_admits_nobody_until_a_part_has_ended_and_is_then_filled_up(
+    max_seqs: int, cache_tokens: int
+) -> None:
+    requests = [one(row, 3, 1 + row % 8 if row < 8 else 20) for row in range(16)]
+    simulated = Simulated(requests, cache_tokens=cache_tokens, max_seqs=max_seqs, refill=1 / 2)
+    admitted = []
+    for _ in range(5):
+        simulated.step()
+        admitted.append(len(simulated.admitted))
+    assert admitted == [8, 8, 8, 8, 12]
+
+
+def test_without_a_refill_a_place_in_a_full_engine_is_taken_at_once() -> None:
+    simulated = Simulated([one(row, 3, 1 + row % 8 if row < 8 else 20) for row in range(16)], max_seqs=8)
+    for _ in range(3):
+        simulated.step()
+    assert len(simulated.admitted) == 10
+
+
+def test_filling_up_goes_on_where_a_step_was_full_of_prompts() -> None:
+    simulated = Simulated([one(row, 40, 50) for row in range(12)], max_seqs=8, step_tokens=64, refill=1 / 2)
+    for _ in range(4):
+        simulated.step()
+    assert len(simulated.scheduler.rows) == 8
+
+
+def test_one_that_waits_for_memory_gets_it_as_soon_as_it_is_free() -> None:
+    requests = [*(one(row, 3, 2 + 2 * row) for row in range(8)), one("long", 3, 5 * ALIGN - 9)]
+    simulated = Simulated(requests, cache_tokens=8 * ALIGN, max_seqs=12, refill=1 / 2)
+    while ("long", 0) not in simulated.admitted:
+        simulated.step()
+    assert len(simulated.ended) == 5
+
+
+def test_an_engine_whose_source_is_empty_for_now_takes_what_comes_at_once() -> None:
+    late = [one(row, 3, 30) for row in range(4, 8)]
+    simulated = Simulated([one(row, 3, 30) for row in range(4)], max_seqs=8, refill=1 / 2)
+    found = []
+    for _ in range(8):
+        simulated.source.requests += [late.pop()] if late else []
+        simulated.step()
+        found.append(len(simulated.scheduler.rows))
+    assert found == [5, 6, 7, 8, 8, 8, 8, 8]
+
+
+def replayed(refill: float) -> tuple[float, int]:
+    """Return the share of tokens from steps that only decode, under a load whose rows end early, and the steps."""
+    random = np.random.default_rng(0)
+    requests = []
+    for row in range(1500):
+        prompt = np.full(min(1000, max(4, round(60 * random.lognormal(0, 1.15)))), 7, dtype=np.int32)
+        limit = min(256, max(4, round(48 * random.lognormal(0, 0.8))))
+        prompt[0] = random.integers(1, limit + 1)  # it ends there
+        requests.append(Request(row, row, prompt, SamplingParams(max_new_tokens=limit), bytes(16), len(prompt)))
+    source = ListSource(sorted(requests, key=lambda request: -request.sampling.max_new_tokens))
+    scheduler = Scheduler(Extents(1 << 18), 128, 8192, share=False, refill=refill)
+    tokens, steps = {True: 0, False: 0}, 0
+    while scheduler.admit(source) or scheduler.rows:
+        plan, steps = scheduler.next(), steps + 1
+        tokens[not plan.prompts] += len(plan.rows)
+        list(end(scheduler, plan))
+    return tokens[True] / sum(tokens.values()), steps
+
+
+def test_a_load_whose_rows_end_early_is_mostly_replayed_where_several_are_admitted_together() -> None:
+    (before, fewest), (share, steps) = replayed(0.0), replayed(REFILL)
+    assert before < 0.2
+    assert share > 0.7
+    assert steps < 1.1 * fewest
+
+
 # Chunks.
 
 
@@ -437,6 +521,15 @@ def test_with_sharing_a_row_begins_in_the_step_of_its_prefix() -> None:
     simulated = Simulated([one(0, 60, 5, cut=40)])
     simulated.step()
     assert simulated.scheduler.rows[0].done == 60
+
+
+def test_a_short_prefix_is_copied_and_a_long_one_is_read_where_it_lies() -> None:
+    requests = [one(0, 60, 5, cut=40), one(1, 60, 5, cut=39, family=1)]
+    simulated = Simulated(requests, share_from=40)
+    for _ in range(2):
+        simulated.step()
+    assert [row.copies for row in simulated.scheduler.rows] == [False, True]
+    assert [count for plan in simulated.plans for _, _, count in plan.copies] == [39]
 
 
 def test_a_row_waits_until_all_chunks_of_its_prefix_are_computed() -> None:

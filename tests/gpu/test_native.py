@@ -83,6 +83,13 @@ def test_flash_attention_gives_what_torch_gives(name: str, window: int) -> None:
 
 
 @needs_flash
+def test_a_prefix_that_is_read_once_for_several_gives_what_torch_gives() -> None:
+    spans = [Span(0, 1, 60, 64, 0, 40), Span(1, 3, 50, 128, 0, 40), Span(4, 1, 20, 192, 0, 0), Span(5, 1, 3, 224, 0, 2)]
+    flash = flash_spans(np.array(spans), torch.device("cuda"))
+    assert torch.allclose(attended(spans, 0, flash), attended(spans, 0, None), atol=2e-2, rtol=2e-2)
+
+
+@needs_flash
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_a_replayed_graph_gives_what_the_step_gives_whose_numbers_it_was_given(kind: str) -> None:
     engine = engine_on_gpu(kind, torch.bfloat16)
