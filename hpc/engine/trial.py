@@ -98,7 +98,7 @@ def served(engine: VllmEngine, seconds: float) -> list[Measured]:
 
     Its batches are its own: what is measured is what such requests come to, not chosen shapes.
     """
-    max_seqs, _, cache_tokens, _ = engine.bounds
+    max_seqs, _, cache_tokens, *_ = engine.bounds
     long = max(1, min(LONG, engine.context_tokens // 2, cache_tokens // 8))
     counts = [(1, 16), (max_seqs, 16), (4, long), (16, 128), (max_seqs // 2, 16), (2, long), (8, 16), (32, 64)]
     shaped = [(max(1, count), min(length, long)) for count, length in counts]
