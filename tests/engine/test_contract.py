@@ -17,7 +17,7 @@ from hpc.job import SamplingParams
 from hpc.records import Request
 from hpc.trim import Decode, trim
 from tests.engine.oracle import CPU, Plain, Steps, grow, letters, load_engine, prompts, request
-from tests.fakes import EchoEngine, ListSource
+from tests.fakes import EchoEngine, ListSource, Spelled
 
 MakeEngine = Callable[..., Engine]
 SEQS = 4
@@ -172,20 +172,19 @@ def test_a_stop_string_ends_where_trim_would_have_cut(make: MakeEngine, least: i
     assert trim(found, asked, (), letters) == trim(whole, asked, (), letters)
 
 
-def halves(token_ids: Sequence[int]) -> str:
-    """Decode two tokens to one character: half of one is what replaces what is none."""
-    pairs = enumerate(token_ids)
-    raw = bytes(0xC4 | (token & 0x0F) if index % 2 == 0 else 0x80 | (token & 0x3F) for index, token in pairs)
-    return raw.decode(errors="replace")
+def straddling(token: int) -> bytes:
+    """Return the end of a character, a letter, and the beginning of a character that the next token ends."""
+    return bytes([0x80 | token & 0x3F, 97 + token % 26, 0xC4 | token >> 3 & 0x0F])
 
 
 def test_a_stop_string_whose_characters_are_of_two_tokens_ends_where_trim_would_have_cut(make: MakeEngine) -> None:
-    engine, prompt = make(decode=halves), prompts([9])[0]
+    text = Spelled(straddling)
+    engine, prompt = make(decode=text), prompts([9])[0]
     whole = tokens_of(engine, request(prompt, 0, GREEDY))
-    asked = SamplingParams(max_new_tokens=NEW, stop=(halves(whole[:6])[1:3],))
+    asked = SamplingParams(max_new_tokens=NEW, stop=(text(whole[:6])[3:6],))
     found = tokens_of(engine, request(prompt, 0, asked))
-    assert trim(found, asked, (), halves) == trim(whole, asked, (), halves)
-    assert trim(found, asked, (), halves)[2] == "stop"
+    assert trim(found, asked, (), text) == trim(whole, asked, (), text)
+    assert trim(found, asked, (), text)[2] == "stop"
 
 
 def test_what_is_drawn_depends_on_seed_and_id_alone(make: MakeEngine, kind: str) -> None:
