@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from hpc import comm, log, squeue, terminal
-from hpc.attempt import run_path
-from hpc.comm import Comm
-from hpc.job import Job, Refusal
-from hpc.loader import Loader
-from hpc.pipeline import FAULT, OK, REFUSED, generate
-from hpc.stop import Stop
+from hpc.exit import FAULT, OK, REFUSED, Refusal
+from hpc.job import Job
+from hpc.model.loader import Loader
+from hpc.mpi.comm import Comm
+from hpc.mpi.signals import Stop
+from hpc.mpi.world import connect, is_alone, launched_rank
+from hpc.pipeline import generate
+from hpc.rundir import log, terminal
+from hpc.rundir.directory import run_path
+from hpc.slurm.queue import has_slurm
 
 LOGGER = logging.getLogger(__name__)
 
@@ -177,7 +180,7 @@ def parse(arguments: list[str], job: Job | None) -> Command:
     """Make a command of arguments; exit with 2, saying why on rank 0 alone, if they make none."""
     import tyro
 
-    quiet = comm.launched_rank() > 0
+    quiet = launched_rank() > 0
     verbs = (*JOBS, *VIEWS, "fetch")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
         _refuse(f"there is no verb {arguments[0]!r}; the verbs are {', '.join(verbs)}", quiet)
@@ -208,9 +211,9 @@ def parse(arguments: list[str], job: Job | None) -> Command:
 
 def script(command: Script, loader: Loader | None) -> int:
     """Print the batch script of a job."""
-    from hpc import slurm
+    from hpc.slurm.script import prepare_run
 
-    text = slurm.prepare(_job(command), _program(loader))
+    text = prepare_run(_job(command), _program(loader))
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))  # its paths, whatever the terminal takes
     return OK
@@ -218,20 +221,20 @@ def script(command: Script, loader: Loader | None) -> int:
 
 def submit(command: Submit, loader: Loader | None) -> int:
     """Submit a job, its model resolved here."""
-    from hpc import slurm
+    from hpc.slurm.submit import show_log, submit_script
 
     log.configure(0, 1)
     job = _job(command)
     model = (loader or Loader()).resolve(job.model)
     verb = "doctor" if command.doctor else "run"
-    job_id, path = slurm.submit(job, model, _program(loader), verb)
+    job_id, path = submit_script(job, model, _program(loader), verb)
     print(f"Slurm job {job_id}\n{path}", flush=True)
-    return slurm.show_log(job_id, path) if command.doctor else OK
+    return show_log(job_id, path) if command.doctor else OK
 
 
 def plan(command: Plan, loader: Loader | None) -> int:
     """Print what a job will take."""
-    from hpc import forecast
+    from hpc.forecast import forecast
 
     log.configure(0, 1)
     found = forecast.forecast(
@@ -255,23 +258,24 @@ def fetch(command: Fetch, loader: Loader | None) -> int:
 
 def settle(command: Settle, loader: Loader | None) -> int:  # noqa: ARG001  (one signature for all)
     """Decide what becomes of the Slurm job."""
-    from hpc.settle import settle as decide
+    from hpc.slurm.requeue import requeue as decide
 
-    return decide(_job(command), squeue.here())
+    return decide(_job(command), has_slurm())
 
 
 def look(command: Any, loader: Loader | None) -> int:  # noqa: ARG001
     """Look at a run directory, or stop what runs in it."""
-    from hpc import view
-    from hpc.cancel import cancel
+    from hpc.output.verify import merge_run, verify_run
+    from hpc.report.status import status
+    from hpc.slurm.cancel import cancel
 
     if isinstance(command, Status):
-        return view.status(command.run, command.follow)
+        return status(command.run, command.follow)
     if isinstance(command, Report):
-        from hpc.report import report
+        from hpc.report.report import report
 
         return report(command.runs, command.html)
-    actions: Mapping[type, Callable[[Path], int]] = {Verify: view.verify, Merge: view.merge, Cancel: cancel}
+    actions: Mapping[type, Callable[[Path], int]] = {Verify: verify_run, Merge: merge_run, Cancel: cancel}
     return actions[type(command)](command.run)
 
 
@@ -287,16 +291,16 @@ def _job(command: Job) -> Job:
 
 def _program(loader: Loader | None) -> tuple[str, ...]:
     """Return what runs on the nodes: this program itself, where it brings its own loader."""
-    from hpc import slurm
+    from hpc.slurm.script import PROGRAM
 
-    return slurm.PROGRAM if loader is None else (sys.executable, str(Path(sys.argv[0]).absolute()))
+    return PROGRAM if loader is None else (sys.executable, str(Path(sys.argv[0]).absolute()))
 
 
 def run(job: Job, loader: Loader) -> int:
     """Run a job on this rank; return its exit code, which is 0 on every rank but rank 0."""
-    quiet = comm.launched_rank() > 0
+    quiet = launched_rank() > 0
     try:
-        world = comm.alone() if job.share else comm.connect()
+        world = is_alone() if job.share else connect()
     except Refusal as refusal:
         _refuse(str(refusal), quiet)
     stop = Stop()
@@ -304,14 +308,14 @@ def run(job: Job, loader: Loader) -> int:
     log.configure(world.rank, world.size)
     try:
         if isinstance(job, Doctor):
-            from hpc.doctor import examine
+            from hpc.doctor.examine import examine
 
             return examine(_job(job), world, loader)
         if isinstance(job, Calibrate):
-            from hpc.calibrate import calibrate
+            from hpc.forecast.calibrate import calibrate
 
             return calibrate(_job(job), world, loader)
-        code = generate(job, world, loader, stop, squeue.here() if world.rank == 0 else None)
+        code = generate(job, world, loader, stop, has_slurm() if world.rank == 0 else None)
         log.note_lost()
         return code
     except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""What a job asks of vLLM, in vLLM's own names. Pure: vLLM itself is in `hpc.engine.vllm`."""
+"""What a job asks of vLLM, in vLLM's own names. Pure: vLLM itself is in `hpc.engine.vllm.engine`."""
 
 import json
 from collections.abc import Mapping

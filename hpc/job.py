@@ -1,39 +1,117 @@
-"""Job and its parts: every knob, its type, default, check and help text, said once.
+"""A job: what is generated, from what, with which model, and where. One frozen dataclass; each field is a flag."""
 
-Knows nothing of files, models or MPI. Values are checked where they are made (`ValueError` with the
-value, the rule and the way out), so a job that exists is a job that can be run.
-"""
-
-import dataclasses
-import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from hpc.allocation import Share, Slurm
 from hpc.engine_args import Vllm
+from hpc.sampling_params import SamplingParams, require
+
+EARLY_SIGNAL_S = 60
+"""Slurm looks at the clocks of jobs once a minute: a signal may come so many seconds before its time."""
 
 
-class Refusal(Exception):
-    """The user asked for what must not be done; the message says what to do instead. Exit code 2."""
+@dataclass(frozen=True)
+class Slurm:
+    """What the job asks of Slurm; None leaves it to the template, and then to the site."""
+
+    template: str = "default"
+    """Site profile: a folder, or the name of one in ./slurm_templates, of the user's or of the package."""
+    nodes: int | None = None
+    """Nodes; 1 where the template says nothing."""
+    tasks_per_node: int | None = None
+    """Ranks on each node; as many as GPUs where the template says nothing, else 1."""
+    gpus_per_node: int | None = None
+    """GPUs on each node, one for each rank."""
+    cpus_per_task: int | None = None
+    """Cores of each rank."""
+    time_min: int | None = None
+    """Time limit in minutes; 60 where the template says nothing."""
+    signal_delay_s: int = 120
+    """Slurm's signal to stop comes so long before the time limit, or up to a minute earlier."""
+    partition: str | None = None
+    """Queue; `sinfo` lists them."""
+    account: str | None = None
+    """Who pays."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have: a100."""
+    gres: str | None = None
+    """Generic resources of each node: gpu:a100:4."""
+    mem: str | None = None
+    """Memory of a node, as sbatch writes it: 64G."""
+    nodelist: str | None = None
+    """Nodes that it must have."""
+    exclude: str | None = None
+    """Nodes that it must not have."""
+    exclusive: bool = False
+    """Share the nodes with no other job."""
+    reservation: str | None = None
+    """Name of a reservation."""
+    dependency: str | None = None
+    """As sbatch writes it: afterok:123."""
+    mpi: str | None = None
+    """Type for srun --mpi: pmi2 for MPICH and Intel MPI, pmix for Open MPI; the template's otherwise."""
+    array: int = 0
+    """So many independent jobs instead of one MPI job, each with its share of the rows."""
+    max_requeues: int = 50
+    """The job puts itself back into the queue at most so often."""
+    additional_parameters: Mapping[str, str] = field(default_factory=dict)
+    """Any other option of sbatch: mail-type END licenses matlab:1; "true" stands for an option without value."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "time_min"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f'"slurm.{name}" is {value}; it must be at least 1')
+        for name, least in (("array", 0), ("max_requeues", 0), ("signal_delay_s", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f'"slurm.{name}" is {getattr(self, name)}; it must be at least {least}')
+        if self.time_min is not None:
+            check_time(self.time_min, self.signal_delay_s)
+        if self.array and (self.gpus_per_node or 1) > 1:
+            raise ValueError(
+                f'"slurm.gpus_per_node" is {self.gpus_per_node} with an array; each of its jobs is one rank, on one GPU'
+            )
+        if self.array and (self.nodes or 1) * (self.tasks_per_node or 1) > 1:
+            raise ValueError(
+                f'"slurm.array" is {self.array} with {self.nodes or 1} nodes of {self.tasks_per_node or 1} tasks; each '
+                "job of an array is one rank: leave nodes and tasks_per_node out"
+            )
+
+
+def check_time(time_min: int, signal_delay_s: int) -> None:
+    """Raise `ValueError` if Slurm's signal to stop could come in the first minute."""
+    least_s = signal_delay_s + 2 * EARLY_SIGNAL_S
+    if 60 * time_min < least_s:
+        raise ValueError(
+            f'"slurm.time_min" is {time_min}, and the signal to stop comes {signal_delay_s} s before the end, or up to '
+            f"{EARLY_SIGNAL_S} s earlier; ask for at least {-(-least_s // 60)} minutes, or set a smaller "
+            "slurm.signal_delay_s"
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a corpus' rows that a job of its own generates: those with this index, modulo the count."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, text: str) -> "Share | None":
+        """Return the share that "3/8" speaks of; None for an empty text; raise `ValueError` for another."""
+        if not text:
+            return None
+        index, _, count = text.partition("/")
+        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise ValueError(f'"share" is {text!r}; it must be an index and a count, from 0/8 to 7/8 for eight shares')
+        return cls(int(index), int(count))
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-_INT_MAX = 2**31 - 1
-_MOST_SAMPLES = 10_000
-_MOST_LOGPROBS = 20
-_FIRST_PARAMETERS = (
-    "max_new_tokens", "temperature", "top_p", "top_k", "stop", "stop_token_ids", "ignore_eos", "seed",
-)  # fmt: skip
-
-
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
-    if not condition:
-        raise ValueError(f'"{name}" is {value!r}; {rule}')
 
 
 def _moment(date: str) -> str:
@@ -45,175 +123,6 @@ def _moment(date: str) -> str:
             f'"chat_date" is {date!r}; it must be a date such as 2026-11-28, or a date and time such as '
             "2026-11-28T09:30:00"
         ) from None
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def _is_text(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one request are chosen and when it ends."""
-
-    max_new_tokens: int = 256
-    """Most tokens to generate for a row; less where the model's context leaves less."""
-    temperature: float = 0.0
-    """0 is greedy; above 0 the logits are divided by it and a token is drawn."""
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens whose probability reaches this; 1 is all."""
-    top_k: int = 0
-    """Draw from this many most probable tokens; 0 is all."""
-    min_p: float = 0.0
-    """Draw from the tokens whose probability is at least this share of the most probable one's; 0 is all."""
-    repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens of prompt and completion, multiplies the negative; 1 is off."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logit of each token that has been generated; 0 is off."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time it has been generated; 0 is off."""
-    n: int = 1
-    """Samples of each prompt; several need a temperature above 0."""
-    min_new_tokens: int = 0
-    """Nothing but the limit ends a row before so many tokens: no ending token is chosen, no stop string counts."""
-    logprobs: int | None = None
-    """Log probabilities of the raw logits: 0 of each chosen token, k (at most 20) of the k most probable too."""
-    stop: tuple[str, ...] = ()
-    """End where one of these strings appears; the text is cut before it."""
-    stop_token_ids: tuple[int, ...] = ()
-    """End at one of these tokens, besides the model's own end-of-sequence tokens."""
-    ignore_eos: bool = False
-    """Do not end at the model's end-of-sequence tokens."""
-    seed: int = 0
-    """With a row's id this fixes every random number that the row uses."""
-
-    def __post_init__(self) -> None:
-        _require(_is_int(self.max_new_tokens), "max_new_tokens", self.max_new_tokens, "it must be an integer")
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "it must be at least 1")
-        _require(
-            self.max_new_tokens <= _INT_MAX, "max_new_tokens", self.max_new_tokens, f"it must be at most {_INT_MAX}"
-        )
-        _require(_is_number(self.temperature), "temperature", self.temperature, "it must be a number")
-        _require(
-            self.temperature == 0 or 1e-4 <= self.temperature <= 1e4,
-            "temperature",
-            self.temperature,
-            "it must be 0 (greedy), or from 0.0001 to 10000",
-        )
-        _require(_is_number(self.top_p), "top_p", self.top_p, "it must be a number")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "it must be above 0 and at most 1 (1 is off)")
-        _require(_is_int(self.top_k), "top_k", self.top_k, "it must be an integer")
-        _require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 (off) to {_INT_MAX}")
-        for name, least, most, rule in (
-            ("min_p", 0, 1, "from 0 (off) to 1"),
-            ("repetition_penalty", 0.01, 100, "from 0.01 to 100 (1 is off)"),
-            ("presence_penalty", -2, 2, "from -2 to 2 (0 is off)"),
-            ("frequency_penalty", -2, 2, "from -2 to 2 (0 is off)"),
-        ):
-            value = getattr(self, name)
-            _require(_is_number(value), name, value, "it must be a number")
-            _require(least <= value <= most, name, value, f"it must be {rule}")
-        _require(_is_int(self.n), "n", self.n, "it must be an integer")
-        _require(1 <= self.n <= _MOST_SAMPLES, "n", self.n, f"it must be from 1 to {_MOST_SAMPLES}")
-        _require(
-            self.n == 1 or not self.greedy,
-            "n",
-            self.n,
-            "it must be 1 where the temperature is 0, since all samples would be the same; set a temperature above 0",
-        )
-        _require(_is_int(self.min_new_tokens), "min_new_tokens", self.min_new_tokens, "it must be an integer")
-        _require(
-            0 <= self.min_new_tokens <= self.max_new_tokens,
-            "min_new_tokens",
-            self.min_new_tokens,
-            f"it must be from 0 (off) to max_new_tokens ({self.max_new_tokens})",
-        )
-        _require(
-            self.logprobs is None or (_is_int(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS),
-            "logprobs",
-            self.logprobs,
-            f"it must be an integer from 0 (the chosen tokens' alone) to {_MOST_LOGPROBS}, or none at all",
-        )
-        _require(
-            isinstance(self.stop, tuple) and all(_is_text(string) for string in self.stop),
-            "stop",
-            self.stop,
-            "it must be a list of non-empty strings of Unicode text",
-        )
-        _require(
-            isinstance(self.stop_token_ids, tuple)
-            and all(_is_int(t) and 0 <= t <= _INT_MAX for t in self.stop_token_ids),
-            "stop_token_ids",
-            self.stop_token_ids,
-            f"it must be a list of token ids (integers from 0 to {_INT_MAX})",
-        )
-        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
-        _require(_is_int(self.seed), "seed", self.seed, "it must be an integer")
-        # 1 and 1.0, 0.0 and -0.0 are the same and must give the same key.
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is taken at every step."""
-        return self.temperature == 0
-
-    @property
-    def penalised(self) -> bool:
-        """Whether the tokens so far change the logits of the next."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-    def override(self, values: Mapping[str, Any]) -> "SamplingParams":
-        """Return these parameters with some of them replaced.
-
-        `values` comes from JSON: lists stand for tuples, one string for a list of one, null for what is not
-        given. Raises `ValueError` for a name that is none of the parameters, or a value that breaks its rule.
-        """
-        names = [f.name for f in dataclasses.fields(self)]
-        changes: dict[str, Any] = {}
-        for name, value in values.items():
-            if value is None:  # absent; what is not given is as it was
-                continue
-            if name not in names:
-                raise ValueError(f'"{name}" is no sampling parameter; the parameters are {", ".join(names)}')
-            if name == "stop" and isinstance(value, str):
-                value = [value]
-            changes[name] = tuple(value) if isinstance(value, list) else value
-        return dataclasses.replace(self, **changes)
-
-    def overridden(self, values: Mapping[str, Any]) -> "SamplingParams":
-        """Return `override(values)`; what the last rows asked for is remembered, as most ask for the same."""
-        return _overridden(self, json.dumps(values))
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a completion depends on: for a greedy request, no parameter of drawing.
-
-        A parameter that is younger than the first journals is left out where it has its default, so
-        that their completions are found again.
-        """
-        values = dict(vars(self))
-        if self.greedy:
-            for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
-                del values[name]
-        for younger in dataclasses.fields(self):
-            if younger.name not in _FIRST_PARAMETERS and values.get(younger.name) == younger.default:
-                values.pop(younger.name, None)
-        return values
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _overridden(defaults: SamplingParams, values: str) -> SamplingParams:
-    return defaults.override(json.loads(values))
 
 
 @dataclass(frozen=True)
@@ -283,26 +192,26 @@ class Job:
     """What `submit` asks of Slurm."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
-        _require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
-        _require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
-        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
-        _require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
-        _require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
-        _require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
-        _require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
-        _require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
-        _require(
+        require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
+        require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
+        require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
+        require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
+        require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
+        require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
+        require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
+        require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
+        require(
             self.context_tokens is None or self.context_tokens >= 1,
             "context_tokens",
             self.context_tokens,
             "it must be at least 1",
         )
         object.__setattr__(self, "chat_date", _moment(self.chat_date))
-        _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
+        require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         Share.of(self.share)
-        _require(self.show >= 0, "show", self.show, "it must be at least 0")
-        _require(
+        require(self.show >= 0, "show", self.show, "it must be at least 0")
+        require(
             self.name not in (".", "..") and "/" not in self.name,
             "name",
             self.name,

@@ -1,7 +1,7 @@
 """The story: read, bucket, shard, scatter, generate, journal, gather, trim, merge, write.
 
 `generate` runs on every rank and gets its world handed in: how ranks talk, what loads models, what
-says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages say (`hpc.follow`).
+says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages say (`hpc.executor.worker`).
 """
 
 import contextlib
@@ -12,32 +12,34 @@ from typing import Any
 
 import numpy as np
 
-from hpc import clock, expect, output, pipe, place, read, scatter, summary
-from hpc.allocation import Allocation, Share
-from hpc.attempt import Attempt, begin, find_corpus, keep_corpus, run_path
-from hpc.binding import Binding, real_paths
-from hpc.comm import Comm
-from hpc.complete import complete, finisher
-from hpc.corpus import Blocks
-from hpc.follow import follow
-from hpc.gather import Gathering, OwnRecords
-from hpc.job import Job, Refusal
-from hpc.journal import JournalIndex, JournalWriter
-from hpc.leader import Leader
-from hpc.loader import Loader
-from hpc.outline import outline
-from hpc.output import Counts
-from hpc.plan import AT_ONCE, AT_ONCE_GPU, arrange
-from hpc.progress import Progress, Work, left, overall
-from hpc.rundir import RunDirectory
-from hpc.scatter import Backlog, Dispatcher
-from hpc.stop import Stop
-from hpc.store import StoreError, StoreWriter, TokenStore
+from hpc.corpus import pipe
+from hpc.corpus.find import corpus_files, keep_corpus
+from hpc.corpus.store import TokenStore
+from hpc.engine.bounds import MAX_SEQS, MAX_SEQS_GPU
+from hpc.executor import scatter
+from hpc.executor.attempt import Attempt, begin
+from hpc.executor.gather import Gathering, OwnRecords
+from hpc.executor.generate import completion_maker, generate_shard
+from hpc.executor.read import read_corpus
+from hpc.executor.root import Root
+from hpc.executor.scatter import Backlog, Dispatcher
+from hpc.executor.worker import serve
+from hpc.exit import FAULT, OK, UNFINISHED, Refusal
+from hpc.forecast.expect import predict_attempt, record_steps
+from hpc.job import Job, Share
+from hpc.model.loader import Loader
+from hpc.mpi.comm import Comm
+from hpc.mpi.signals import Stop
+from hpc.output.journal import JournalIndex, JournalWriter
+from hpc.output.write import Counts, journal_records, output_rows, write_output
+from hpc.plan.arrange import make_plan
+from hpc.plan.pending import find_pending
+from hpc.report.summary import first_error, nothing_generated, show_summary, summarise, write_summary
+from hpc.rundir.directory import RunDirectory, run_path
+from hpc.rundir.progress import Progress, Work, left, overall
+from hpc.slurm.allocation import Allocation
 
 LOGGER = logging.getLogger(__name__)
-
-OK, FAULT, REFUSED, UNFINISHED = 0, 1, 2, 75
-"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h: run the same command again."""
 
 
 def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allocation | None = None) -> int:
@@ -49,8 +51,8 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
     exception the other ranks still wait: it is for the caller to `world.abort`.
     """
     if world.rank:
-        return follow(world, loader, stop)
-    leader = Leader(world, stop)
+        return serve(world, loader, stop)
+    leader = Root(world, stop)
     try:
         code = take_and_lead(job, leader, loader, allocation)
     except Refusal:
@@ -60,9 +62,9 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
     return code
 
 
-def take_and_lead(job: Job, leader: Leader, loader: Loader, allocation: Allocation | None) -> int:
+def take_and_lead(job: Job, leader: Root, loader: Loader, allocation: Allocation | None) -> int:
     """Take the run directory, tell the story, give it back."""
-    files = find_corpus(job)
+    files = corpus_files(job)
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
     directory.acquire(job.force)
@@ -109,90 +111,19 @@ def lead(attempt: Attempt) -> int:
         return conclude(attempt, work, counts)
 
 
-def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
-    """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop.
-
-    Another corpus than that of earlier attempts is refused, see `hpc.binding`, and the token store of the
-    last one stays.
-    """
-    began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        if attempt.directory.share:  # the first of the jobs reads for all of them
-            stack.enter_context(attempt.directory.alone("store", lambda: bool(attempt.leader.stop.reason)))
-        tokens = read_or_reuse(attempt, earlier) if not attempt.leader.stop.reason else None
-    attempt.seconds["tokenize"] = time.monotonic() - began
-    return tokens
-
-
-def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
-    """Return the token store of the corpus; see `read_corpus`."""
-    job, folder = attempt.job, attempt.directory.path
-    inputs = store_inputs(attempt)
-    tokens: TokenStore | None = None
-    with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
-        tokens = TokenStore(folder)
-    if tokens is None or tokens.inputs != inputs:
-        binding = Binding(attempt.directory, earlier, tokens)
-        attempt.events.write("read", {})
-        place.use_threads(attempt.place.threads)
-        began = time.monotonic()
-        attempt.loader.examine(job, attempt.model.path)
-        checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
-        attempt.imports_s = time.monotonic() - began
-        attempt.events.spent([("import", time.time() - attempt.imports_s, time.time())])
-        blocks = Blocks(attempt.files, read.BLOCK_BYTES, job.limit)
-        writer = StoreWriter(folder)
-        try:
-            leader = attempt.leader
-            read.lead(leader.world, blocks, checker.check_block, writer.append, leader.stop, leader.on_message)
-            if leader.stop.reason:
-                return None
-            if not writer.num_rows:
-                raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
-            tokens = writer.finish(
-                attempt.file_names,
-                inputs,
-                blocks.digests,
-                lambda keys, ids: binding.check(attempt.files, keys, ids, job.force, attempt.number),
-            )
-        except OSError as error:
-            raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
-        finally:
-            writer.close()
-    return tokens
-
-
-def store_inputs(attempt: Attempt) -> dict[str, Any]:
-    """Return all that a token store depends on, as JSON has it. A file is known by its size and time, as in make."""
-    stats = [(str(file), file.stat()) for file in attempt.files]
-    sampling = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(attempt.job.sampling).items()}
-    return {
-        "format": 2,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "paths": real_paths(attempt.files),
-        "limit": attempt.job.limit,
-        "sampling": sampling,
-        "truncate_prompts": attempt.job.truncate_prompts,
-        "context_tokens": attempt.job.context_tokens,
-        "chat_date": attempt.job.chat_date if clock.tells_date(attempt.model.path) else "",
-        "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
-        **({"context": attempt.job.vllm.max_model_len} if attempt.job.engine == "vllm" else {}),
-    }
-
-
 def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[Work, Dispatcher]:
     """Bucket and shard what no earlier attempt has done."""
     job, size = attempt.job, attempt.leader.world.size
     for damage in earlier.damages:
         LOGGER.warning("%s", damage)
-    found = outline(tokens, earlier, attempt.directory.share)
+    found = find_pending(tokens, earlier, attempt.directory.share)
     if found.work.requests:
         decide_engine(attempt)
         job = attempt.job
-    # Of the whole corpus, not of what is pending: see `hpc.prefix`.
+    # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
     asked = tokens.prompts(found.asked)
-    at_once = job.max_num_seqs or (AT_ONCE if attempt.place.gpu is None else AT_ONCE_GPU)
-    arranged = arrange(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
+    at_once = job.max_num_seqs or (MAX_SEQS if attempt.place.gpu is None else MAX_SEQS_GPU)
+    arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
     padded = int(arranged.buckets.sum())
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
@@ -222,7 +153,7 @@ def generate_all(
     if leader.stop.reason:
         return own
     if not work.requests:
-        LOGGER.info("%s", summary.nothing_generated(asdict(work)))
+        LOGGER.info("%s", nothing_generated(asdict(work)))
         return own
     LOGGER.info(
         "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
@@ -230,7 +161,7 @@ def generate_all(
     )  # fmt: skip
     deadline = attempt.deadline()
     leader.start(work, dispatcher, progress, attempt.events, deadline, job.engine)
-    attempt.events.write("load", expect.foresee(attempt, tokens, earlier, dispatcher))  # while the other ranks load
+    attempt.events.write("load", predict_attempt(attempt, tokens, earlier, dispatcher))  # while the other ranks load
     began = time.monotonic()
     replica = attempt.loader.load(job, attempt.model.path, attempt.place)
     progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
@@ -238,13 +169,13 @@ def generate_all(
     attempt.events.spent(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
-    complete(
+    generate_shard(
         replica.engine, backlog, writer, own, progress,
-        on_step=lambda: leader.step(writer), finish=finisher(replica.eos_token_ids, replica.decode),
+        on_step=lambda: leader.step(writer), finish=completion_maker(replica.eos_token_ids, replica.decode),
     )  # fmt: skip
     leader.wait_for_others()
     if not leader.stop.reason:
-        expect.learn(attempt, replica, attempt.imports_s + progress.load_s)
+        record_steps(attempt, replica, attempt.imports_s + progress.load_s)
     return own
 
 
@@ -280,11 +211,11 @@ def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex
     attempt.events.write("merge", {})
     began, job = time.monotonic(), attempt.job
     gathering = Gathering(attempt.leader.world, attempt.leader.ranks_with_records(), attempt.leader.on_message)
-    streams = [output.journal_records(tokens, earlier), iter(own), *gathering.streams()]
-    rows = output.output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
+    streams = [journal_records(tokens, earlier), iter(own), *gathering.streams()]
+    rows = output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
     path = attempt.directory.completions
     try:
-        counts = output.write(path, rows)
+        counts = write_output(path, rows)
     except OSError as error:
         raise RuntimeError(
             f"cannot write {path}: {error}; every completion is in the journals: make room, and run the same command "
@@ -304,23 +235,21 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     """Write and print the summary; decide the exit code."""
     attempt.seconds["total"] = time.monotonic() - attempt.began
     leader = attempt.leader
-    values = summary.summarise(
-        attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding
-    )
+    values = summarise(attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding)
     values["predicted_seconds"] = attempt.predicted_s
     values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
-    values = summary.write(attempt.directory.summary, attempt.number, values)
+    values = write_summary(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows
     all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(attempt.seconds["gather"], 3)})
-    summary.show(attempt.directory, values, attempt.job.show, attempt.files)
+    show_summary(attempt.directory, values, attempt.job.show, attempt.files)
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",
             " with --retry-errors" if counts.errors > work.refused else "",
-            summary.first_error(attempt.directory.completions),
+            first_error(attempt.directory.completions),
         )
     elif faulty:
         LOGGER.error(

@@ -11,14 +11,15 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hpc.job import SamplingParams
-from hpc.records import FinishReason, Tokens
+from hpc.arrays import Tokens
+from hpc.request import FinishReason
+from hpc.sampling_params import SamplingParams
 
 Prompt = Sequence[int] | Tokens
 
 
 class Decode(Hashable, Protocol):
-    """Makes text of tokens; see `hpc.detokenizer`."""
+    """Makes text of tokens; see `hpc.model.detokenizer`."""
 
     @property
     def special_tokens(self) -> Mapping[str, int]:

@@ -162,7 +162,7 @@ def demo_model() -> Path:
     """The directory of the demo model, converted once for this machine."""
     if not DEMO_MODEL.exists():
         pytest.fail(f"{DEMO_MODEL} is missing: `make {DEMO_MODEL.relative_to(ROOT)}` fetches it")
-    from hpc.model import resolve
+    from hpc.model.find import resolve
 
     return resolve(str(DEMO_MODEL)).path
 

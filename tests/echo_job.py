@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hpc import main
-from hpc.comm import launched_rank
+from hpc.mpi.world import launched_rank
 from tests.fakes import echo_from_environment
 
 if __name__ == "__main__":

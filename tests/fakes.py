@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hpc.engine import OnStep, Source, StepLog, begin, pull
-from hpc.engine import Sequence as Growing
+from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.sequence import Sequence as Growing
+from hpc.engine.steps import StepLog
 from hpc.job import Job
-from hpc.loader import Loader, Replica
-from hpc.model import Model
-from hpc.place import Place
-from hpc.records import Request
-from hpc.rows import Checker, Limits
+from hpc.model.find import Model
+from hpc.model.loader import Loader, Replica
+from hpc.mpi.binding import Binding
+from hpc.request import Request
 from hpc.trim import Prompt
 
 VOCABULARY = 256
@@ -140,10 +141,10 @@ class EchoLoader(Loader):
         return job.engine, ""
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
-        limits = Limits(VOCABULARY, CONTEXT, job.truncate_prompts)
+        limits = PromptLimits(VOCABULARY, CONTEXT, job.truncate_prompts)
         return Checker(file_names, job.sampling, limits, ByteTokenizer())
 
-    def load(self, job: Job, path: Path, place: Place) -> Replica:
+    def load(self, job: Job, path: Path, place: Binding) -> Replica:
         if "ECHO_FILE_BYTES" in os.environ:  # not before: MPI's own files must fit
             limit = int(os.environ["ECHO_FILE_BYTES"])
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc.corpus import Blocks
-from hpc.job import SamplingParams
-from hpc.rows import Checker, Encoder, Limits
-from hpc.store import StoreWriter, TokenStore
+from hpc.corpus.files import Blocks
+from hpc.corpus.store import StoreWriter, TokenStore
+from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
+from hpc.sampling_params import SamplingParams
 from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
 
 
@@ -19,7 +19,7 @@ def make_checker(
     chat_ending: int | None = None,
 ) -> Checker:
     """Return a checker whose tokens are bytes."""
-    limits = Limits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
+    limits = PromptLimits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
     return Checker(file_names, sampling or SamplingParams(), limits, encoder or ByteTokenizer())
 
 

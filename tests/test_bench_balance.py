@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc.job import SamplingParams
-from hpc.records import Request
+from hpc.request import Request
+from hpc.sampling_params import SamplingParams
 from tests.bench import balance, scale
 from tests.bench.paced import PacedEngine
 from tests.fakes import ListSource

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc.engine.installed import untested
+from hpc.engine.vllm.installed import untested
 from hpc.engine_args import Vllm
 from hpc.job import Job
 
@@ -75,7 +75,7 @@ def test_where_there_is_no_vllm_the_way_to_it_is_named() -> None:
 
 
 def test_the_version_that_was_tested_is_the_one_that_the_extra_installs() -> None:
-    from hpc.engine.installed import TESTED
+    from hpc.engine.vllm.installed import TESTED
 
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert f'"vllm=={TESTED[1]}.*"' in text

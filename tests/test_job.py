@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hpc.job import Job, SamplingParams
+from hpc.job import Job
+from hpc.sampling_params import SamplingParams
 
 JOB = Job("model", ("corpus.jsonl",))
 

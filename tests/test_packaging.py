@@ -45,7 +45,7 @@ def test_the_wheel_is_typed(wheel: Path) -> None:
 
 
 def test_the_wheel_has_the_source_of_the_kernel(wheel: Path) -> None:
-    sources = {f"hpc/engine/{path.name}" for path in (ROOT / "hpc" / "engine").glob("*.[ch]pp")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "hpc").rglob("*.[ch]pp")}
     assert len(sources) == 3
     assert sources <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 
-from hpc import view
-from hpc.allocation import EARLY_SIGNAL_S, Allocation, Slurm
-from hpc.comm import Single
-from hpc.engine import OnStep, Sequence, Source, begin, pull
-from hpc.identity import samples
-from hpc.job import Job, Refusal, SamplingParams
-from hpc.loader import Loader, Replica
-from hpc.model import Model, resolve
+from hpc.corpus.tokenize import Checker
+from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.sequence import Sequence
+from hpc.exit import Refusal
+from hpc.job import EARLY_SIGNAL_S, Job, Slurm
+from hpc.model.find import Model, resolve
+from hpc.model.identity import samples
+from hpc.model.loader import Loader, Replica
+from hpc.mpi.binding import Binding
+from hpc.mpi.comm import Single
+from hpc.mpi.signals import Stop
+from hpc.output.verify import merge_run, verify_run
 from hpc.pipeline import generate
-from hpc.place import Place
-from hpc.rows import Checker
-from hpc.stop import Stop
+from hpc.sampling_params import SamplingParams
+from hpc.slurm.allocation import Allocation
 from tests.conftest import read_rows, write_corpus
 from tests.fakes import ByteTokenizer, EchoEngine, EchoLoader
 
@@ -38,7 +41,7 @@ class CountingLoader(EchoLoader):
         self.checkers += 1
         return super().checker(job, path, file_names)
 
-    def load(self, job: Job, path: Path, place: Place) -> Replica:
+    def load(self, job: Job, path: Path, place: Binding) -> Replica:
         self.loads += 1
         return super().load(job, path, place)
 
@@ -169,7 +172,7 @@ def test_retry_errors_generates_them_again_and_the_completion_counts(tmp_path: P
 
 
 class FolderLoader(EchoLoader):
-    """An echo for the model in a folder, known by a name of its own choice, or as `hpc.model` knows it."""
+    """An echo for the model in a folder, known by a name of its own choice, or as `hpc.model.find` knows it."""
 
     def __init__(self, folder: Path, revision: str = "") -> None:
         super().__init__()
@@ -375,14 +378,14 @@ def test_another_number_of_samples_is_generated_anew(tmp_path: Path) -> None:
 
 def test_a_run_with_samples_is_verified(tmp_path: Path) -> None:
     run(tmp_path, [{"prompt": "abc", "sampling": {**SEVERAL, "logprobs": 1}}, {"prompt": "x"}])
-    assert view.verify(tmp_path / "runs/rows") == 0
+    assert verify_run(tmp_path / "runs/rows") == 0
 
 
 def test_a_changed_sample_is_named_by_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, [{"prompt": "abc", "sampling": SEVERAL}, {"prompt": "x"}])
     path = tmp_path / "runs/rows/completions.jsonl"
     path.write_bytes(path.read_bytes().replace(b"bcab", b"oops"))
-    assert (view.verify(tmp_path / "runs/rows"), "row 0" in capsys.readouterr().out) == (1, True)
+    assert (verify_run(tmp_path / "runs/rows"), "row 0" in capsys.readouterr().out) == (1, True)
 
 
 # A corpus that is not there any more, or not what it was.
@@ -411,7 +414,7 @@ def finished_and_gone(tmp_path: Path, how: str) -> Path:
 def test_verify_checks_all_but_meta_where_the_corpus_is_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    assert view.verify(finished_and_gone(tmp_path, how)) == 0
+    assert verify_run(finished_and_gone(tmp_path, how)) == 0
     printed = capsys.readouterr().out
     assert ("wrong" in printed, '"meta", which was not checked' in printed, "rows.jsonl" in printed) == (
         False, True, True,
@@ -426,7 +429,7 @@ def test_verify_finds_what_is_wrong_where_the_corpus_is_gone(tmp_path: Path, rig
     lines = path.read_bytes()
     assert right in lines
     path.write_bytes(lines.replace(right, wrong))
-    assert view.verify(path.parent) == 1
+    assert verify_run(path.parent) == 1
 
 
 def test_verify_checks_meta_of_a_corpus_that_was_only_touched(
@@ -436,20 +439,20 @@ def test_verify_checks_meta_of_a_corpus_that_was_only_touched(
     (tmp_path / "rows.jsonl").touch()
     path = tmp_path / "runs/rows/completions.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"page": 3', b'"page": 4'))
-    assert (view.verify(path.parent), '"meta" is {"page": 4' in capsys.readouterr().out) == (1, True)
+    assert (verify_run(path.parent), '"meta" is {"page": 4' in capsys.readouterr().out) == (1, True)
 
 
 @pytest.mark.parametrize("how", ["moved", "emptied", "replaced"])
 def test_merge_says_what_is_missing_where_the_corpus_is_gone(tmp_path: Path, how: str) -> None:
     with pytest.raises(Refusal, match=r"rows.jsonl (cannot be read \(No such file|has changed).*--name rows$"):
-        view.merge(finished_and_gone(tmp_path, how))
+        merge_run(finished_and_gone(tmp_path, how))
 
 
 def test_a_run_whose_corpus_was_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
     finished_and_gone(tmp_path, "moved")
     loader = CountingLoader()
     assert run(tmp_path, [], loader, corpus=(str(tmp_path / "elsewhere.jsonl"),), name="rows") == 0
-    assert (loader.loads, view.verify(tmp_path / "runs/rows")) == (0, 0)
+    assert (loader.loads, verify_run(tmp_path / "runs/rows")) == (0, 0)
 
 
 def test_merge_writes_samples_again_from_the_journals(tmp_path: Path) -> None:
@@ -457,7 +460,7 @@ def test_merge_writes_samples_again_from_the_journals(tmp_path: Path) -> None:
     path = tmp_path / "runs/rows/completions.jsonl"
     before = path.read_bytes()
     path.unlink()
-    assert (view.merge(tmp_path / "runs/rows"), path.read_bytes()) == (0, before)
+    assert (merge_run(tmp_path / "runs/rows"), path.read_bytes()) == (0, before)
 
 
 def test_a_sample_that_fails_makes_its_row_an_error_row(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc.detokenizer import detokenizer
-from hpc.job import SamplingParams
+from hpc.model.detokenizer import detokenizer
+from hpc.sampling_params import SamplingParams
 from hpc.trim import Decode, ending_tokens, ends_with_stop, trim
 from tests.decoders import KINDS, WITH_BYTES, byte_token, tokenizer
 from tests.fakes import ByteText

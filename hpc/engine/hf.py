@@ -17,17 +17,20 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from hpc import bucket
-from hpc.cost import CostModel
-from hpc.engine import OnStep, Sequence, Source, StepLog, begin, pull
-from hpc.engine.batch import Halver
-from hpc.engine.choice import Choice
+from hpc.engine import bucket
+from hpc.engine.cost import CostModel
+from hpc.engine.failure import Bisector, is_out_of_memory
 from hpc.engine.frequencies import tokens_before_change
-from hpc.engine.sample import Sampler
-from hpc.records import Request, TokenLogprobs
+from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.sampling.choice import SamplerOutput
+from hpc.engine.sampling.sampler import Sampler
+from hpc.engine.sequence import Sequence
+from hpc.engine.steps import StepLog
+from hpc.request import Request, TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
+
 
 NOISE = 1e-5
 """How far rounding in float32 moves the difference of two logits from one batch to another, as a share
@@ -66,7 +69,7 @@ class HFEngine:
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
         stop = _Stop(on_step, self._long_step_s)
-        halver = Halver(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
+        halver = Bisector(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
                 if self._num_buckets:
@@ -164,22 +167,6 @@ def _full(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequenc
         yield batch
 
 
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator", "can't allocate memory", "not enough memory",
-    "CUDA error: out of memory", "HIP error: out of memory", "CUDA out of memory", "HIP out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
-)  # fmt: skip
-"""How torch's allocator for the CPU puts it, which differs with the system, and what libraries and graphs of a GPU say,
-which take memory beside torch's allocator."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an exception means that there was not enough memory, on a GPU or in the process."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
 class _Stopped(Exception):
     """Leaves a forward pass when the rank was told to stop."""
 
@@ -234,7 +221,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._on_step = on_step
         self._logprobs: dict[int, TokenLogprobs] = {}
 
-    def note(self, choice: Choice) -> None:
+    def note(self, choice: SamplerOutput) -> None:
         """Take what is to be known of each row's next token, before the token itself."""
         for row, close in enumerate(choice.close.tolist()):
             self._was_close[row] |= close and not self.ended[row]

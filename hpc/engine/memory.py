@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from hpc.engine.hf import is_out_of_memory
+from hpc.engine.failure import is_out_of_memory
 
 LOGGER = logging.getLogger(__name__)
+
 
 SHARE = 0.8
 """Part of what is left that the cache may have; the rest is for what a step computes."""

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def make_weights(source: Path) -> Weights:
     """Write the model's weights in the two forms that engines read, unless they are there."""
-    from hpc.model import resolve
+    from hpc.model.find import resolve
 
     if not source.exists():
         sys.exit(f"{source} is missing: `make {source.relative_to(ROOT)}` fetches it")

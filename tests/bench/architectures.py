@@ -13,15 +13,16 @@ from typing import Any
 
 import transformers
 
-from hpc.engine.attention import Unsupported
-from hpc.engine.batch import one_line
+from hpc.engine.failure import one_line
 from hpc.engine.hf import HFEngine
-from hpc.engine.run import Limits
-from hpc.job import SamplingParams
+from hpc.engine.layers.attention import Unsupported
+from hpc.engine.native.runner import EngineLimits
+from hpc.sampling_params import SamplingParams
 from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
+HEADING = "## Which engine serves which family"
 _NONE: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -116,19 +117,20 @@ def row(name: str) -> list[str]:
 
     config = transformers.AutoConfig.for_model(kind, **values)
     tokens = getattr(config, "max_position_embeddings", None) or ROOMY.context_tokens
-    limits = Limits(ROOMY.max_seqs, ROOMY.step_tokens, ROOMY.cache_bytes, tokens, deterministic=True)
+    limits = EngineLimits(ROOMY.max_seqs, ROOMY.step_tokens, ROOMY.cache_bytes, tokens, deterministic=True)
     expected = plain_of(new(), PROMPTS, NEW)
     native = verdict(expected, lambda: build_engine(new(), "kernel" if kernel_of("kernel") else "torch", limits))
     return [name, f"`{kind}`", native, verdict(expected, lambda: HFEngine(new(), (), letters, 10_000))]
 
 
 def page(rows: Sequence[Sequence[str]], old: str) -> str:
-    """Return the page with another table; what stands in the column of vLLM stays."""
+    """Return the page with another table; what stands above it and in the column of vLLM stays."""
     known = dict(re.findall(r"^\| ([^|]+?) \| .* \| ([^|]*?) \|$", old, re.MULTILINE))
     lines = [f"| {' | '.join([*cells, known.get(cells[0], '')])} |".replace("|  |", "| |") for cells in rows]
     table = "\n".join(["| family | `model_type` | native | hf | vllm |", "|---|---|---|---|---|", *lines])
     version = transformers.__version__
-    return f"""# Which engine serves which family
+    above, _, _ = old.partition(HEADING)
+    return f"""{above}{HEADING}
 
 `python -m tests.bench.architectures` made this table with transformers {version}: of each family a tiny model with
 random weights. "Yes" means that in float32 on a CPU three prompts give the tokens that `generate` gives for one prompt

@@ -2,7 +2,8 @@
 
 Static scatter, LPT, and LPT with a tail, on real ranks and simulated ones. Static is what people do by hand: the
 corpus cut into as many pieces of as many rows, a process each. LPT is `--tail 0`, LPT + tail the default. All three
-are the code that runs, not a model of it: the simulator is `hpc.predict` with `hpc.shard`, and real ranks are `mpirun`.
+are the code that runs, not a model of it: the simulator is `hpc.forecast.simulate` with `hpc.plan.shard`, and real
+ranks are `mpirun`.
 """
 
 import argparse
@@ -19,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hpc import shard
-from hpc.cost import CostModel
-from hpc.history import read
-from hpc.predict import Workload, run
+from hpc.engine.cost import CostModel
+from hpc.forecast.simulate import Workload, simulate
+from hpc.plan.shard import Deal, deal
+from hpc.report.timeline import read
 from tests.bench.engines import ROOT
 from tests.bench.paced import BOUNDS, COSTS
 
@@ -76,7 +77,7 @@ def corpora(rows: int, longest: int, scale: float = 1.0) -> list[Corpus]:
     ]
 
 
-def simulate(corpus: Corpus, ranks: int) -> tuple[str, ...]:
+def simulated_row(corpus: Corpus, ranks: int) -> tuple[str, ...]:
     """Return the cells of a row of the table."""
     count = len(corpus.prompts)
     none, one = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.int64)
@@ -85,13 +86,13 @@ def simulate(corpus: Corpus, ranks: int) -> tuple[str, ...]:
     slow = {SLOW: 2.0} if corpus.slow else {}
     longest = np.argmax(CostModel().requests(corpus.prompts, corpus.new))
     alone = Workload(*(values[[longest]] for values in (work.prompts, none, none - 1, work.new, one)))
-    [least] = run(COSTS, BOUNDS, alone, shard.Plan((np.array([0]),), none[:0]), dear[[longest]])
+    [least] = simulate(COSTS, BOUNDS, alone, Deal((np.array([0]),), none[:0]), dear[[longest]])
     cells, best = [], np.inf
     for strategy in STRATEGIES:
-        plan = shard.plan(dear, none, ranks, TAIL if strategy == "LPT + tail" else 0.0)
+        plan = deal(dear, none, ranks, TAIL if strategy == "LPT + tail" else 0.0)
         if strategy == "static":
-            plan = shard.Plan(tuple(np.array_split(np.arange(count), ranks)), none[:0])
-        ends = run(COSTS, BOUNDS, work, plan, dear, slow)
+            plan = Deal(tuple(np.array_split(np.arange(count), ranks)), none[:0])
+        ends = simulate(COSTS, BOUNDS, work, plan, dear, slow)
         best = min(best, max(ends))
         cells.append(cell(ends))
     return (f"{ranks:,}", corpus.name, f"{least / best:.0%} of the best run", *cells)

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from hpc import main
-from hpc.comm import launched_rank
+from hpc.mpi.world import launched_rank
 from tests.bench.paced import PacedLoader
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import transformers as hf
 
-from hpc.admission import REFILL, SHARE_FROM
-from hpc.engine import support
-from hpc.engine.load import quiet
-from hpc.engine.run import Limits
-from hpc.job import SamplingParams
-from hpc.records import Request, completion_key
+from hpc.engine.admission import REFILL, SHARE_FROM
+from hpc.engine.native.build import build_native
+from hpc.engine.native.runner import EngineLimits
+from hpc.model.load import quiet
+from hpc.request import Request, completion_key
+from hpc.sampling_params import SamplingParams
 from tests.bench.measure import Ask
 from tests.fakes import ListSource
 
@@ -80,8 +80,8 @@ def measure(name: str, count: int) -> dict[str, tuple[float, float, int]]:
     torch.cuda.empty_cache()  # what these two have left to torch's allocator
     expected = first_tokens(model, work[:ROWS])
     context_tokens = CONFIGS[name].max_position_embeddings
-    limits = Limits(ROWS, 8192, 0, context_tokens, refill=REFILL, share_from=SHARE_FROM)
-    engine = support.build(model, (), lambda _: "", limits, None)
+    limits = EngineLimits(ROWS, 8192, 0, context_tokens, refill=REFILL, share_from=SHARE_FROM)
+    engine = build_native(model, (), lambda _: "", limits, None)
     check(engine, work[:ROWS], expected)
 
     def native(some: Sequence[Ask]) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hpc.engine import compiler, support
-from hpc.engine.native import NativeEngine
-from hpc.engine.run import Limits
-from hpc.job import SamplingParams
-from hpc.model import user_cache
+from hpc.engine.kernel import compiler
+from hpc.engine.native.build import build_native
+from hpc.engine.native.engine import NativeEngine
+from hpc.engine.native.runner import EngineLimits
+from hpc.model.find import user_cache
+from hpc.sampling_params import SamplingParams
 from tests.engine.oracle import request
 from tests.fakes import ListSource
 
@@ -75,8 +76,8 @@ def main() -> None:
         num_key_value_heads=2,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    limits = Limits(max(told.rows), 512, 1 << 28)
-    engine = support.build(model, (), lambda _: "", limits, compiler.load(user_cache() / "kernels"))
+    limits = EngineLimits(max(told.rows), 512, 1 << 28)
+    engine = build_native(model, (), lambda _: "", limits, compiler.load(user_cache() / "kernels"))
     forward = Clocked(model)
     print("rows  overhead us  forward us")
     for rows in told.rows:

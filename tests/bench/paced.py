@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpc.cost import StepCosts
-from hpc.engine import OnStep, Sequence, Source, StepLog, pull
-from hpc.engine.cache import Extents
-from hpc.engine.schedule import Plan, Scheduler
+from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.engine.bounds import Bounds
+from hpc.engine.extents import Extents
+from hpc.engine.interface import OnStep, Source, pull
+from hpc.engine.native.scheduler import ScheduledStep, Scheduler
+from hpc.engine.sequence import Sequence
+from hpc.engine.steps import StepLog
+from hpc.forecast.step_costs import StepCosts
 from hpc.job import Job
-from hpc.loader import Replica
-from hpc.place import Place
-from hpc.predict import Bounds
-from hpc.rows import Checker, Limits
+from hpc.model.loader import Replica
+from hpc.mpi.binding import Binding
 from tests.fakes import ByteTokenizer, EchoLoader, Spelled
 
 COSTS = StepCosts((1, 8, 64, 512), (5e-3, 6e-3, 12e-3, 60e-3), 1e-6, 2e-9, 5e-9)
@@ -50,7 +52,7 @@ class PacedEngine:
                 return
 
 
-def shape_of(plan: Plan) -> tuple[int, int, float, int]:
+def shape_of(plan: ScheduledStep) -> tuple[int, int, float, int]:
     """Return tokens, chosen, pairs and kv of a step."""
     tokens, chosen, pairs, kv = 0, 0, 0.0, 0
     for chunk in plan.chunks:
@@ -63,7 +65,7 @@ def shape_of(plan: Plan) -> tuple[int, int, float, int]:
     return tokens, chosen, pairs, kv
 
 
-def end(scheduler: Scheduler, plan: Plan) -> Iterator[Sequence]:
+def end(scheduler: Scheduler, plan: ScheduledStep) -> Iterator[Sequence]:
     """Give each sequence of a step its token, and yield those that have all of theirs."""
     for chunk in plan.chunks:
         sequence = chunk.row.sequence
@@ -85,7 +87,7 @@ class PacedLoader(EchoLoader):
         self._slowness = slowness
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
-        return Checker(file_names, job.sampling, Limits(VOCABULARY, None), ByteTokenizer())
+        return Checker(file_names, job.sampling, PromptLimits(VOCABULARY, None), ByteTokenizer())
 
-    def load(self, job: Job, path: Path, place: Place) -> Replica:
+    def load(self, job: Job, path: Path, place: Binding) -> Replica:
         return Replica(PacedEngine(self._slowness), (END,), Spelled(lambda _: b"x"))

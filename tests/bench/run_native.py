@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from hpc.corpus.store import Prompts
 from hpc.engine.hf import HFEngine
-from hpc.job import Job, SamplingParams
-from hpc.loader import Loader
-from hpc.place import Place
-from hpc.plan import Prompts, arrange
-from hpc.records import Request, completion_key
+from hpc.job import Job
+from hpc.model.loader import Loader
+from hpc.mpi.binding import Binding
+from hpc.plan.arrange import make_plan
+from hpc.request import Request, completion_key
+from hpc.sampling_params import SamplingParams
 from tests.bench.measure import Ask, Generate, Options, main
 from tests.fakes import ListSource
 
@@ -23,7 +25,7 @@ def load(options: Options) -> Generate:
     """Load the model as a rank does."""
     fields: dict[str, Any] = {"dtype": options.dtype, "device": "cpu", **options.settings}
     job = Job(model=str(options.model), corpus=("unused",), **fields)
-    place = Place("localhost", 0, options.threads, options.processes)
+    place = Binding("localhost", 0, options.threads, options.processes)
     replica = Loader().load(job, options.model, place)
     if isinstance(replica.engine, HFEngine) and job.engine != "hf":
         options.notes.append("the hf engine ran in its place; the log says why")
@@ -48,7 +50,7 @@ def arranged(asks: Sequence[Ask], job: Job) -> list[Request]:
     starts = np.array([0, *itertools.accumulate(lengths.tolist())][:-1], dtype=np.int64)
     new_tokens = np.array([ask.max_new for ask in asks], dtype=np.int64)
     corpus = Prompts(np.concatenate(prompts), starts, lengths, new_tokens, np.ones_like(lengths))
-    found = arrange(corpus, np.arange(len(asks)), job, 1)
+    found = make_plan(corpus, np.arange(len(asks)), job, 1)
     return [
         request(asks[index], int(found.buckets[index]), int(found.prefixes[index]))
         for index in found.shards.shards[0].tolist()

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hpc.engine.run import Limits
+from hpc.engine.native.runner import EngineLimits
 from tests.engine.acted_flash import NAME, Flash
 from tests.engine.acted_graph import Graph, Recorder, where
 
@@ -261,7 +261,7 @@ class Pretended:
 @functools.cache
 def prepared(kind: str) -> tuple[Any, Any]:
     """Return a model with the engine's attention, and how its layers attend; once, so it must not be changed."""
-    from hpc.engine.support import prepare
+    from hpc.engine.native.build import prepare
     from tests.engine.models import made
 
     model = made(kind)
@@ -271,7 +271,7 @@ def prepared(kind: str) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def engine_on_gpu(
     kind: str,
-    limits: Limits,
+    limits: EngineLimits,
     eos: Sequence[int] = (),
     index: int = 0,
     current: int | None = None,
@@ -284,8 +284,8 @@ def engine_on_gpu(
     float32, so that its tokens are those of `generate`. No layer is replaced, as on a GPU.
     """
     from hpc.engine.cache import token_bytes
-    from hpc.engine.native import NativeEngine
-    from hpc.engine.support import flash_lacks
+    from hpc.engine.native.build import flash_lacks
+    from hpc.engine.native.engine import NativeEngine
     from tests.engine.oracle import letters
 
     model, forms = prepared(kind)

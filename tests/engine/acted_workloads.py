@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hpc.engine.cache import ALIGN
-from hpc.engine.run import Limits
-from hpc.job import SamplingParams
-from hpc.records import Request
+from hpc.engine.extents import ALIGN
+from hpc.engine.native.runner import EngineLimits
+from hpc.request import Request
+from hpc.sampling_params import SamplingParams
 from tests.engine.acted import engine_on_gpu
 from tests.engine.models import VOCABULARY, engine_of
 from tests.engine.oracle import grow, request
@@ -24,7 +24,7 @@ class Work:
     """Requests, and what the engine has for them."""
 
     requests: Callable[[], list[Request]]
-    limits: Limits
+    limits: EngineLimits
     cache_tokens: int = 0
     """Of the cache; 0: plenty."""
     eos: tuple[int, ...] = ()
@@ -92,8 +92,8 @@ def varied() -> list[Request]:
     ]
 
 
-def _limits(max_seqs: int, step_tokens: int, **values: Any) -> Limits:
-    return Limits(max_seqs, step_tokens, 32 << 20, context_tokens=1024, **values)
+def _limits(max_seqs: int, step_tokens: int, **values: Any) -> EngineLimits:
+    return EngineLimits(max_seqs, step_tokens, 32 << 20, context_tokens=1024, **values)
 
 
 FEW, SOME, PLENTY = _limits(3, 64), _limits(8, 512), _limits(12, 4096)

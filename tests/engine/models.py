@@ -10,14 +10,15 @@ import pytest
 import torch
 import transformers as hf
 
-from hpc.engine import compiler
-from hpc.engine.cache import Layout, token_bytes
-from hpc.engine.kernel import Kernel
-from hpc.engine.load import quiet
-from hpc.engine.native import NativeEngine
-from hpc.engine.run import Limits
-from hpc.engine.support import build
-from hpc.model import user_cache
+from hpc.engine.cache import token_bytes
+from hpc.engine.form import KVShape
+from hpc.engine.kernel import compiler
+from hpc.engine.kernel.kernel import Kernel
+from hpc.engine.native.build import build_native
+from hpc.engine.native.engine import NativeEngine
+from hpc.engine.native.runner import EngineLimits
+from hpc.model.find import user_cache
+from hpc.model.load import quiet
 from tests.engine.oracle import letters
 
 VOCABULARY = 512
@@ -68,7 +69,7 @@ CONFIGS: dict[str, Any] = {
 }  # fmt: skip
 WINDOWED = {"mistral": hf.MistralConfig(**_WINDOWED), "phi3_windowed": hf.Phi3Config(**_BASE, sliding_window=13)}
 WAYS = ("kernel", "torch")
-ROOMY = Limits(max_seqs=8, step_tokens=512, cache_bytes=32 << 20, deterministic=True)
+ROOMY = EngineLimits(max_seqs=8, step_tokens=512, cache_bytes=32 << 20, deterministic=True)
 
 
 def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) -> Any:
@@ -124,13 +125,13 @@ def kernel_of(way: str) -> Kernel | None:
     return compiled()
 
 
-def build_engine(model: Any, way: str, limits: Limits = ROOMY, eos: Sequence[int] = ()) -> NativeEngine:
+def build_engine(model: Any, way: str, limits: EngineLimits = ROOMY, eos: Sequence[int] = ()) -> NativeEngine:
     """Make a native engine of a model, which is changed."""
-    return build(model, eos, letters, limits, kernel_of(way))
+    return build_native(model, eos, letters, limits, kernel_of(way))
 
 
 @functools.cache
-def _prepared(kind: str, way: str, dtype: torch.dtype) -> tuple[Any, dict[int, Layout]]:
+def _prepared(kind: str, way: str, dtype: torch.dtype) -> tuple[Any, dict[int, KVShape]]:
     model = made(kind, dtype)
     return model, build_engine(model, way).layouts
 
@@ -141,7 +142,7 @@ def model_of(kind: str, way: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def engine_of(
-    kind: str, way: str, limits: Limits = ROOMY, eos: Sequence[int] = (), dtype: torch.dtype = torch.float32,
+    kind: str, way: str, limits: EngineLimits = ROOMY, eos: Sequence[int] = (), dtype: torch.dtype = torch.float32,
     decode: Any = letters, cache_tokens: int = 0,
 ) -> NativeEngine:  # fmt: skip
     """Return an engine of one of these models, which is made once and must not be changed."""

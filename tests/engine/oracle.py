@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from hpc.engine import Engine, Source
-from hpc.engine import Sequence as Grown
 from hpc.engine.hf import HFEngine
-from hpc.engine.load import load
-from hpc.job import SamplingParams
-from hpc.records import Request, RowId
+from hpc.engine.interface import Engine, Source
+from hpc.engine.sequence import Sequence as Grown
+from hpc.model.load import load
+from hpc.request import Request, RowId
+from hpc.sampling_params import SamplingParams
 from tests.fakes import ListSource, Spelled
 
 LENGTHS = (1, 2, 3, 5, 9, 31, 64, 65, 128, 301)

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from hpc.admission import REFILL
-from hpc.engine.attention import Span, Step, Unsupported, attend, flash_spans, lacks_flash
-from hpc.engine.cache import Cache, Layout
-from hpc.engine.kernel import Form
-from hpc.engine.load import load, resolve_device, resolve_dtype
+from hpc.engine.admission import REFILL
+from hpc.engine.cache import Cache
+from hpc.engine.form import AttentionSpec, KVShape
+from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported, attend, flash_spans, lacks_flash
 from hpc.engine.memory import MARGIN, SHARE
-from hpc.engine.native import NativeEngine
-from hpc.engine.run import Limits
-from hpc.engine.support import build
-from hpc.engine.trial import trial
+from hpc.engine.native.build import build_native
+from hpc.engine.native.engine import NativeEngine
+from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.trial import trial
+from hpc.model.device import resolve_device, resolve_dtype
+from hpc.model.load import load
 from tests.engine.acted import Gpu, Pretended, acted, engine_on_gpu, prepared
 from tests.engine.acted_workloads import BEHIND, FEW, HEADER, PROMPTS, SOME, WORKLOADS, asks, check
 from tests.engine.models import CONFIGS, WINDOWED, greedy_of, tiny
@@ -131,14 +132,14 @@ def test_with_fixed_sizes_prompts_of_any_length_are_computed_alike() -> None:
 
 
 def test_rows_that_only_fill_a_step_up_come_out_of_attention_as_zeros() -> None:
-    layout = {0: Layout((2, 16), (2, 16))}
+    layout = {0: KVShape((2, 16), (2, 16))}
     q, k = torch.ones(1, 4, 8, 16), torch.ones(1, 2, 8, 16)
     module = torch.nn.Module()
     module.layer_idx = 0  # type: ignore[assignment]
     with acted() as gpu:
         cache = Cache(layout, 64, torch.float32, gpu.device, 0)
         spans = [Span(0, 5, 0, 0, 0, 0)]
-        step = Step(cache, spans, flash=flash_spans(np.array(spans), gpu.device))
+        step = AttentionMetadata(cache, spans, flash=flash_spans(np.array(spans), gpu.device))
         out = attend(module, q, k, k, None, engine=step)[0]
     assert (out[0, :5].sum(), out[0, 5:].abs().sum()) == (5 * 4 * 16, 0)
 
@@ -146,27 +147,36 @@ def test_rows_that_only_fill_a_step_up_come_out_of_attention_as_zeros() -> None:
 @pytest.mark.parametrize(
     ("form", "lack"),
     [
-        (Form(Layout((2, 64), (2, 64)), 1.0, 0, 0.0, None), ""),
-        (Form(Layout((2, 256), (2, 256)), 1.0, 13, 0.0, None), ""),
-        (Form(Layout((2, 64), (2, 64)), 1.0, 0, 30.0, None), "capped scores"),
-        (Form(Layout((2, 64), (2, 64)), 1.0, 0, 0.0, torch.zeros(2)), "sinks"),
-        (Form(Layout((2, 192), (2, 128)), 1.0, 0, 0.0, None), "values of another size than keys (192 and 128)"),
-        (Form(Layout((2, 20), (2, 20)), 1.0, 0, 0.0, None), "heads of 20 numbers: up to 256, and a multiple of 8"),
-        (Form(Layout((2, 264), (2, 264)), 1.0, 0, 0.0, None), "heads of 264 numbers: up to 256, and a multiple of 8"),
+        (AttentionSpec(KVShape((2, 64), (2, 64)), 1.0, 0, 0.0, None), ""),
+        (AttentionSpec(KVShape((2, 256), (2, 256)), 1.0, 13, 0.0, None), ""),
+        (AttentionSpec(KVShape((2, 64), (2, 64)), 1.0, 0, 30.0, None), "capped scores"),
+        (AttentionSpec(KVShape((2, 64), (2, 64)), 1.0, 0, 0.0, torch.zeros(2)), "sinks"),
+        (
+            AttentionSpec(KVShape((2, 192), (2, 128)), 1.0, 0, 0.0, None),
+            "values of another size than keys (192 and 128)",
+        ),
+        (
+            AttentionSpec(KVShape((2, 20), (2, 20)), 1.0, 0, 0.0, None),
+            "heads of 20 numbers: up to 256, and a multiple of 8",
+        ),
+        (
+            AttentionSpec(KVShape((2, 264), (2, 264)), 1.0, 0, 0.0, None),
+            "heads of 264 numbers: up to 256, and a multiple of 8",
+        ),
     ],
 )
-def test_what_flash_attention_has_not_is_named(form: Form, lack: str) -> None:
+def test_what_flash_attention_has_not_is_named(form: AttentionSpec, lack: str) -> None:
     assert lacks_flash(form) == lack
 
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
 def test_attention_of_which_the_host_knows_no_spans_raises_where_it_would_give_zeros(softcap: float | None) -> None:
-    cache = Cache({0: Layout((2, 16), (2, 16))}, 64, torch.float32, torch.device("cpu"), 0)
+    cache = Cache({0: KVShape((2, 16), (2, 16))}, 64, torch.float32, torch.device("cpu"), 0)
     q, module = torch.ones(1, 2, 1, 16), torch.nn.Module()
     module.layer_idx = 0  # type: ignore[assignment]
     flash = None if softcap is None else flash_spans(np.array([[0, 1, 0, 0, 0, 0]]), torch.device("cpu"))
     with pytest.raises(Unsupported):
-        attend(module, q, q, q, None, engine=Step(cache, [], flash=flash), softcap=softcap)
+        attend(module, q, q, q, None, engine=AttentionMetadata(cache, [], flash=flash), softcap=softcap)
 
 
 # What is tried before anything is generated.
@@ -178,8 +188,8 @@ def half_on_gpu(kind: str = "llama", **values: Any) -> Iterator[tuple[Pretended,
         yield Pretended(tiny({**CONFIGS, **WINDOWED}[kind], torch.bfloat16), gpu), gpu
 
 
-def built(model: Any, limits: Limits = SOME) -> NativeEngine:
-    return build(model, (), letters, limits, None)
+def built(model: Any, limits: EngineLimits = SOME) -> NativeEngine:
+    return build_native(model, (), letters, limits, None)
 
 
 def test_a_model_in_half_precision_gets_flash_attention_and_graphs() -> None:
@@ -362,7 +372,7 @@ def test_the_step_log_charges_each_step_with_its_own_time() -> None:
 
 
 def test_a_trial_measures_what_the_device_takes_and_not_what_launching_does() -> None:
-    with engine_on_gpu("llama", Limits(4, 64, 8 << 20, context_tokens=256)) as (engine, _):
+    with engine_on_gpu("llama", EngineLimits(4, 64, 8 << 20, context_tokens=256)) as (engine, _):
         engine._model.second_per_token = 100.0
         found = trial(engine, 30.0)
     assert {round(seconds) for tokens, _, pairs, _, seconds in found if not pairs} == {100, 200, 400}

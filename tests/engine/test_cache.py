@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hpc.engine.cache import ALIGN, Cache, Extents, Layout, aligned, pool_shapes, token_bytes
+from hpc.engine.cache import Cache, pool_shapes, token_bytes
+from hpc.engine.extents import ALIGN, Extents, aligned
+from hpc.engine.form import KVShape
 from tests.engine.oracle import CPU
 
 TOKENS = 20 * ALIGN + 7
@@ -101,15 +103,15 @@ def test_aligned_is_the_next_multiple(tokens: int) -> None:
 
 @pytest.mark.parametrize(("dim", "panel", "expected"), [(40, 0, 40), (40, 32, 64), (64, 32, 64), (1, 16, 16)])
 def test_values_are_padded_to_panels_where_a_kernel_attends(dim: int, panel: int, expected: int) -> None:
-    assert pool_shapes(Layout((2, 8), (3, dim)), panel)[1] == (3, expected)
+    assert pool_shapes(KVShape((2, 8), (3, dim)), panel)[1] == (3, expected)
 
 
 @pytest.mark.parametrize(("dim", "panel", "expected"), [(7, 0, 7), (7, 32, 8), (8, 32, 8)])
 def test_keys_are_padded_to_pairs_where_a_kernel_attends(dim: int, panel: int, expected: int) -> None:
-    assert pool_shapes(Layout((2, dim), (3, 8)), panel)[0] == (2, expected)
+    assert pool_shapes(KVShape((2, dim), (3, 8)), panel)[0] == (2, expected)
 
 
-LAYOUTS = {0: Layout((2, 16), (2, 24)), 3: Layout((1, 8), (1, 8))}
+LAYOUTS = {0: KVShape((2, 16), (2, 24)), 3: KVShape((1, 8), (1, 8))}
 
 
 @pytest.mark.parametrize("panel", [0, 32])

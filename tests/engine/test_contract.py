@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from hpc.engine import Engine
-from hpc.engine import Sequence as Grown
-from hpc.job import SamplingParams
-from hpc.records import Request
+from hpc.engine.interface import Engine
+from hpc.engine.sequence import Sequence as Grown
+from hpc.request import Request
+from hpc.sampling_params import SamplingParams
 from hpc.trim import Decode, trim
 from tests.engine.oracle import CPU, Plain, Steps, grow, letters, load_engine, prompts, request
 from tests.fakes import EchoEngine, ListSource, Spelled
@@ -33,26 +33,26 @@ def needs_vllm() -> None:
 @functools.cache
 def started(path: Path) -> Any:
     """Start vLLM, once: a process has room for one."""
-    from hpc.engine.vllm import engine_arguments, start
+    from hpc.engine.vllm.engine import engine_arguments, start_vllm
     from hpc.engine_args import Vllm
 
-    return start(engine_arguments(path, "float32", SEQS, 64 << 20, 512, False, Vllm()), None, 1)
+    return start_vllm(engine_arguments(path, "float32", SEQS, 64 << 20, 512, False, Vllm()), None, 1)
 
 
 @functools.cache
 def native_parts(path: Path) -> Any:
-    from hpc.engine.load import load
-    from hpc.engine.support import build
+    from hpc.engine.native.build import build_native
+    from hpc.model.load import load
     from tests.engine.models import ROOMY, kernel_of
 
     model = load(path, CPU, "float32", threads=1)
-    return model, build(model, (), letters, ROOMY, kernel_of("kernel"))
+    return model, build_native(model, (), letters, ROOMY, kernel_of("kernel"))
 
 
 def native(path: Path, eos: Sequence[int], decode: Decode) -> Engine:
     from dataclasses import replace
 
-    from hpc.engine.native import NativeEngine
+    from hpc.engine.native.engine import NativeEngine
     from tests.engine.models import ROOMY, kernel_of
 
     model, built = native_parts(path)
@@ -61,7 +61,7 @@ def native(path: Path, eos: Sequence[int], decode: Decode) -> Engine:
 
 def vllm(path: Path, eos: Sequence[int], decode: Decode) -> Engine:
     needs_vllm()
-    from hpc.engine.vllm import VllmEngine
+    from hpc.engine.vllm.engine import VllmEngine
 
     return VllmEngine(started(path), eos, decode)
 

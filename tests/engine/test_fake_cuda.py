@@ -17,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hpc.engine.attention import NAME
-from hpc.engine.cache import ALIGN, Cache, Layout
-from hpc.engine.graphs import DecodeGraphs
-from hpc.engine.run import Limits, Run
+from hpc.engine.cache import Cache
+from hpc.engine.extents import ALIGN
+from hpc.engine.form import KVShape
+from hpc.engine.layers.attention import NAME
+from hpc.engine.native.cuda_graphs import DecodeGraphs
+from hpc.engine.native.runner import EngineLimits, ModelRunner
 from tests.engine.acted import Gpu, told
 from tests.engine.acted_graph import where
 from tests.engine.acted_workloads import varied
@@ -122,12 +124,12 @@ def test_whole_steps_on_a_gpu_meet_one_device_and_copy_through_pinned_memory_alo
 ) -> None:
     on_cuda(model)
     requests = varied()
-    limits = Limits(len(requests) + 2, 512, 0, context_tokens=1024)
-    layout = Layout((2, 16), (2, 16))
+    limits = EngineLimits(len(requests) + 2, 512, 0, context_tokens=1024)
+    layout = KVShape((2, 16), (2, 16))
     cache = Cache({0: layout, 1: layout}, 64 * ALIGN, torch.bfloat16, CUDA, 0, ALIGN)
     graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed=False)
     with torch.inference_mode(), Copies() as copies:
-        run = Run(model, cache, limits, (2, 3), letters, None, flash=True, graphs=graphs)
+        run = ModelRunner(model, cache, limits, (2, 3), letters, None, flash=True, graphs=graphs)
         run.admit(ListSource(requests))
         for _ in range(4):  # prompts, then steps that are replayed
             run._launch(run.scheduler.next())

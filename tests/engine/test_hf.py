@@ -15,26 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from hpc.engine import Sequence as Grown
-from hpc.engine import begin
-from hpc.engine.hf import HFEngine, batches, is_out_of_memory
-from hpc.engine.load import load, quiet
-from hpc.job import SamplingParams
-from hpc.records import Request, RowId
+from hpc.engine.failure import is_out_of_memory
+from hpc.engine.hf import HFEngine, batches
+from hpc.engine.interface import begin
+from hpc.engine.sequence import Sequence as Grown
+from hpc.model.load import load, quiet
+from hpc.request import Request, RowId
+from hpc.sampling_params import SamplingParams
 from tests.conftest import make_tiny_model
 from tests.engine.models import plain_of, tiny, with_rope
-from tests.engine.oracle import (
-    CPU,
-    Plain,
-    Steps,
-    generated,
-    grow,
-    letters,
-    load_engine,
-    one_bucket,
-    prompts,
-    request,
-)
+from tests.engine.oracle import CPU, Plain, Steps, generated, grow, letters, load_engine, one_bucket, prompts, request
 from tests.fakes import Behind, ListSource, Spelled
 
 NEW = 12

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpc.bucket import assign, boundaries
+from hpc.engine.bucket import assign, boundaries
 from hpc.engine.hf import HFEngine
-from hpc.engine.load import describe, load, quiet
-from hpc.job import SamplingParams
-from hpc.tokenizer import Tokenizer
+from hpc.model.load import describe, load, quiet
+from hpc.model.tokenizer import Tokenizer
+from hpc.sampling_params import SamplingParams
 from tests.conftest import ROOT
 from tests.engine.oracle import CPU, Plain, generated, request
 

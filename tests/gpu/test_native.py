@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from hpc.engine.attention import Flash, Span, Step, attend, flash_spans
-from hpc.engine.cache import Cache, Layout
-from hpc.engine.native import NativeEngine
-from hpc.engine.run import Limits
-from hpc.engine.support import build
-from hpc.job import SamplingParams
+from hpc.engine.cache import Cache
+from hpc.engine.form import KVShape
+from hpc.engine.layers.attention import AttentionMetadata, Flash, Span, attend, flash_spans
+from hpc.engine.native.build import build_native
+from hpc.engine.native.engine import NativeEngine
+from hpc.engine.native.runner import EngineLimits
+from hpc.sampling_params import SamplingParams
 from tests.engine.acted_workloads import WORKLOADS, answers, varied
 from tests.engine.models import CONFIGS, WINDOWED, engine_of, tiny
 from tests.engine.oracle import generated, grow, letters, one_bucket, prompts
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA G
 
 NEW = 16
 PROMPTS = prompts()
-LIMITS = Limits(max_seqs=8, step_tokens=64, cache_bytes=64 << 20, context_tokens=1024)
+LIMITS = EngineLimits(max_seqs=8, step_tokens=64, cache_bytes=64 << 20, context_tokens=1024)
 GREEDY = SamplingParams(max_new_tokens=NEW)
 SAMPLED = SamplingParams(max_new_tokens=NEW, temperature=0.9, top_p=0.9)
 KINDS = {**CONFIGS, **WINDOWED}
@@ -41,9 +42,9 @@ HAS_FLASH = torch.cuda.is_available() and torch.version.hip is None and torch.cu
 needs_flash = pytest.mark.skipif(not HAS_FLASH, reason="FlashAttention needs compute capability 8 or more")
 
 
-def engine_on_gpu(kind: str, dtype: torch.dtype, limits: Limits = LIMITS, device: str = "cuda:0") -> NativeEngine:
+def engine_on_gpu(kind: str, dtype: torch.dtype, limits: EngineLimits = LIMITS, device: str = "cuda:0") -> NativeEngine:
     torch.cuda.set_device(device)
-    return build(tiny(KINDS[kind], dtype).to(device), (), letters, limits, None)
+    return build_native(tiny(KINDS[kind], dtype).to(device), (), letters, limits, None)
 
 
 # 1. FlashAttention itself.
@@ -64,11 +65,11 @@ def attended(spans: list[Span], window: int, flash: Flash | None, seed: int = 0)
     q, k, v = new(1, heads * groups, count, dim), new(1, heads, count, dim), new(1, heads, count, dim)
     module: Any = torch.nn.Module()
     module.layer_idx = 0
-    layout = Layout((heads, dim), (heads, dim))
+    layout = KVShape((heads, dim), (heads, dim))
     cache = Cache({0: layout}, 256, torch.bfloat16, torch.device("cuda"), 0)
     for pool in cache.layers[0]:
         pool.copy_(new(*pool.shape))
-    step = Step(cache, spans, flash=flash)
+    step = AttentionMetadata(cache, spans, flash=flash)
     return attend(module, q, k, v, None, engine=step, sliding_window=window or None)[0].float()
 
 
@@ -175,7 +176,7 @@ def test_the_last_gpu_gives_what_the_first_gives_while_the_first_is_current(dtyp
     first = generated(engine_on_gpu("llama", dtype), requests)
     last = f"cuda:{torch.cuda.device_count() - 1}"
     model = tiny(CONFIGS["llama"], dtype).to(last)
-    engine = build(model, (), letters, LIMITS, None)
+    engine = build_native(model, (), letters, LIMITS, None)
     torch.cuda.set_device(0)
     assert generated(engine, requests) == first
 

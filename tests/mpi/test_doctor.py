@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc.diagnosis import CHECKS
+from hpc.doctor.diagnose import CHECKS
 from tests.conftest import ROOT, Ended, finish, start, start_echo, write_corpus
 from tests.mpi.test_faults import wait_until
 
@@ -27,8 +27,8 @@ import sys
 
 sys.path.insert(0, {root!r})
 
-from hpc.comm import connect, wait_for
-from hpc.doctor import Examination, follow
+from hpc.mpi.comm import connect, wait_for
+from hpc.doctor.examine import Examination, follow
 from hpc.job import Job
 from tests.fakes import EchoLoader
 

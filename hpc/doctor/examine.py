@@ -1,0 +1,214 @@
+"""Doctor: check an allocation, on all of its ranks, before hours are spent in it.
+
+Every rank finds its facts (`look`), rank 0 gathers them (`Examination`), and `hpc.doctor.diagnose` makes lines of
+them. What may hang, a dead file system say, hangs in a thread of rank 0 or on a rank that is then named.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc.corpus.files import CorpusError, find_files
+from hpc.doctor.diagnose import Facts, Findings, diagnose, may_use_gpus
+from hpc.doctor.probes import ASK_TORCH, SHARED_S, ask, ask_vllm, clock_offset, leave_file, read_ends, try_cache
+from hpc.engine.vllm import installed
+from hpc.exit import Refusal
+from hpc.job import Job
+from hpc.model.loader import Loader
+from hpc.mpi.binding import host_info
+from hpc.mpi.comm import Buffer, Comm, Tag, pack, unpack, wait_for
+from hpc.mpi.world import mpi_library
+from hpc.rundir.directory import RunDirectory, run_path
+from hpc.slurm.queue import has_slurm
+
+PREPARE_S, LIMIT_S = 7.0, 20.0
+"""So long after its beginning rank 0 asks the others with what it has, and names those that have not answered."""
+
+
+def examine(job: Job, world: Comm, loader: Loader) -> int:
+    """Check the allocation, and print on rank 0 what was found; return the exit code: 1 there if a line says FIX.
+
+    What does not answer within `LIMIT_S` is named, and all ranks are then ended by `world.abort`.
+    """
+    return answer_doctor(job, world) if world.rank else Examination(job, world).lead(loader)
+
+
+@dataclass
+class Examination:
+    """Rank 0's side."""
+
+    job: Job
+    world: Comm
+    prepare_s: float = PREPARE_S
+    limit_s: float = LIMIT_S
+    hellos: dict[int, Buffer] = field(default_factory=dict)
+    facts: dict[int, Facts] = field(default_factory=dict)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    # Never in a `with`, which would wait for a thread that hangs; `abort` does not.
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8))
+    _tasks: dict[str, Future[Any]] = field(default_factory=dict)
+    _asked: float = 0.0
+
+    def lead(self, loader: Loader) -> int:
+        """Prepare, ask every rank, print what was found, dismiss the ranks; return the exit code."""
+        began, size = time.monotonic(), self.world.size
+        self._begin("hello", host_info)
+        self._begin("allocation", has_slurm)
+        self._begin("model", lambda: resolve(self.job, loader))
+        self._begin("trial", lambda: self._stack.enter_context(trial(self.job)))
+        self._wait(lambda: self._idle() and len(self.hellos) == size, began + self.prepare_s)
+        tried, model = self._result("trial"), self._result("model")
+        folder = tried["folder"] if tried else None
+        self._ask({"folder": folder, "model": model["path"] if model else None})
+        self._wait(lambda: self._idle() and len(self.facts) == size, began + self.limit_s)
+        facts = {rank: {**self.facts[rank], "seen": self._sees(folder, rank)} for rank in sorted(self.facts)}
+        model, allocation = self._result("model"), self._result("allocation")
+        found = Findings(self.job, size, os.environ, self.hellos, facts, tried, model, allocation, time.time())
+        lines = diagnose(found)
+        print(*lines, sep="\n", flush=True)
+        self._end()
+        return int(not all(line.ok for line in lines))
+
+    def _begin(self, name: str, task: Callable[[], Any]) -> None:
+        self._tasks[name] = self._pool.submit(task)
+
+    def _result(self, name: str) -> Any:
+        return self._tasks[name].result() if name in self._tasks and self._tasks[name].done() else None
+
+    def _idle(self) -> bool:
+        return all(task.done() for task in self._tasks.values())
+
+    def _ask(self, question: Facts) -> None:
+        self._asked = time.time()
+        for rank in range(1, self.world.size):
+            self.world.send(rank, Tag.JOB, pack(question))
+        gpus = 0 in self.hellos and may_use_gpus(self.job, self.hellos[0])
+        self._begin("look", lambda: look(0, question, gpus, os.environ, self.job.engine == "vllm"))
+
+    def _wait(self, condition: Callable[[], bool], until: float) -> None:
+        """Take what comes in until the condition is true; `until` is a second of the monotonic clock."""
+
+        def ended() -> bool:
+            for message in self.world.poll():
+                if message.tag == Tag.HELLO:
+                    self.hellos[message.source] = message.array
+                else:
+                    values = unpack(message.array)[0]
+                    clock = clock_offset(self._asked, values["received"], values["sent"], time.time())
+                    self.facts[message.source] = {**values, "clock": clock}
+            if (hello := self._result("hello")) is not None:
+                self.hellos[0] = hello
+            if (facts := self._result("look")) is not None:
+                self.facts[0] = {**facts, "clock": (0.0, 0.0)}
+            return condition() or time.monotonic() > until
+
+        wait_for(ended)
+
+    def _sees(self, folder: str | None, rank: int) -> bool:
+        """Say whether rank 0 sees a rank's file; it does not try to where its own look at the folder hangs."""
+        return folder is not None and 0 in self.facts and Path(folder, str(rank)).exists()
+
+    def _end(self) -> None:
+        """Leave the run directory as it was, and dismiss the others; end them all if anything has not answered."""
+        if self._tasks["trial"].done():
+            self._begin("end", self._stack.close)
+        self._wait(self._idle, time.monotonic() + SHARED_S)
+        if len(self.facts) < self.world.size or not self._idle():
+            self.world.abort("scattergen: ended without waiting for what did not answer in time")
+        for rank in range(1, self.world.size):
+            self.world.send(rank, Tag.BYE, pack())
+        self.world.close()
+
+
+def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> int:
+    """Answer rank 0 until it says goodbye; end all ranks if it has not within so many seconds."""
+    hello, until, left = host_info(), time.monotonic() + patience_s, False
+    world.send(0, Tag.HELLO, hello)
+
+    def take_turn() -> bool:
+        nonlocal left
+        for message in world.poll():
+            received, left = time.time(), message.tag == Tag.BYE
+            if message.tag == Tag.JOB:
+                facts = look(
+                    world.rank, unpack(message.array)[0], may_use_gpus(job, hello), os.environ, job.engine == "vllm"
+                )
+                world.send(0, Tag.DONE, pack({**facts, "received": received, "sent": time.time()}))
+        return left or time.monotonic() > until
+
+    wait_for(take_turn)
+    if not left:
+        world.abort(f"scattergen: rank {world.rank} on {socket.gethostname()}: no word of rank 0 in {patience_s:g} s")
+    world.close()
+    return 0
+
+
+def resolve(job: Job, loader: Loader) -> Facts:
+    """Return the model's path, or what is wrong with it."""
+    try:
+        return {"path": str(loader.find(job.model).absolute()), "error": ""}
+    except Exception as error:  # files can be broken in any way
+        return {"path": None, "error": str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"}
+
+
+@contextlib.contextmanager
+def trial(job: Job) -> Iterator[Facts]:
+    """Put a folder with a nonce and a held lock into the run directory, or say what is in the way; remove it all."""
+    values: dict[str, Any] = {"folder": None, "corpus": "", "error": "", "lock": ""}
+    made: list[Path] = []
+    with contextlib.ExitStack() as undo:
+        try:
+            files = find_files(job.corpus)
+        except (CorpusError, OSError) as error:
+            values["corpus"], files = str(error), (Path(job.corpus[0]),)
+        run = run_path(job, files)
+        values |= {"run": str(run), "files": len(files)}
+        try:
+            made = [path for path in (run, *run.parents) if not path.exists()]
+            run.mkdir(parents=True, exist_ok=True)
+            directory = RunDirectory(Path(tempfile.mkdtemp(prefix="doctor-", dir=run)))
+            undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
+            (directory.path / "nonce").write_text(directory.path.name)
+            values |= {"busy": RunDirectory(run).is_held(), "free": shutil.disk_usage(run).free}
+            values["folder"] = str(directory.path)
+            undo.callback(directory.release)
+            directory.acquire()
+        except Refusal as refusal:
+            values["lock"] = str(refusal)
+        except OSError as error:
+            values["error"] = f"{error.strerror} ({error.filename})"
+        try:
+            yield values
+        finally:
+            undo.close()
+            for path in made:
+                with contextlib.suppress(OSError):  # not made, or somebody else has put something into it
+                    path.rmdir()
+
+
+def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str], vllm: bool = False) -> Facts:
+    """Return what a rank finds, given rank 0's question: the folder of its trial and the path of the model."""
+    temp = environment.get("TMPDIR") or "/tmp"
+    caches = [(name, environment.get(name)) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")]
+    folder = question["folder"]
+    unshared = leave_file(Path(folder), rank) if folder else None
+    return {
+        "host": socket.gethostname(),
+        "library": mpi_library(),
+        "cuda": ask(ASK_TORCH) if gpus else None,
+        "vllm": {"version": installed.version(), "error": ask_vllm()} if vllm else None,
+        "unshared": unshared,
+        "locked": RunDirectory(Path(folder)).is_held() if unshared == "" else None,
+        "caches": [try_cache(name, path) for name, path in [*caches, ("TMPDIR", temp)] if path],
+        "model": read_ends(Path(question["model"])) if question["model"] else None,
+        "temp": temp,
+        "temp_free": shutil.disk_usage(temp).free if Path(temp).exists() else 0,
+    }

@@ -1,0 +1,56 @@
+"""Which tokens of a KV cache are free: a first-fit allocator. Pure host code."""
+
+import bisect
+
+ALIGN = 64
+"""Extents begin and end at multiples of this: the kernel keeps so many tokens of a head together."""
+
+
+class Extents:
+    """Which tokens of a pool are free: first fit, so that memory once touched is used again."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens // ALIGN * ALIGN
+        self._free = [(0, self.num_tokens)] if self.num_tokens else []
+
+    @property
+    def free(self) -> int:
+        """Tokens that are free, in however many pieces."""
+        return sum(end - start for start, end in self._free)
+
+    def take(self, num_tokens: int) -> int | None:
+        """Return the start of an extent of at least so many tokens, now taken; None if no gap is as large."""
+        size = aligned(num_tokens)
+        for index, (start, end) in enumerate(self._free):
+            if end - start >= size:
+                self._free[index : index + 1] = [(start + size, end)] if end - start > size else []
+                return start
+        return None
+
+    def give(self, start: int, num_tokens: int) -> None:
+        """Take an extent back."""
+        end = start + aligned(num_tokens)
+        index = bisect.bisect(self._free, (start, end))
+        if index < len(self._free) and self._free[index][0] == end:
+            end = self._free.pop(index)[1]
+        if index and self._free[index - 1][1] == start:
+            index -= 1
+            start = self._free.pop(index)[0]
+        self._free.insert(index, (start, end))
+
+    def extend(self, start: int, num_tokens: int, wanted: int) -> bool:
+        """Let an extent of `num_tokens` have `wanted` where it lies; False if what follows is not free."""
+        end, more = start + aligned(num_tokens), aligned(wanted) - aligned(num_tokens)
+        if more <= 0:
+            return True
+        index = bisect.bisect(self._free, (end, end))
+        if index == len(self._free) or self._free[index][0] != end or self._free[index][1] - end < more:
+            return False
+        rest = (end + more, self._free[index][1])
+        self._free[index : index + 1] = [rest] if rest[0] < rest[1] else []
+        return True
+
+
+def aligned(num_tokens: int) -> int:
+    """Round up to what an extent can have."""
+    return -(-num_tokens // ALIGN) * ALIGN

@@ -1,0 +1,1 @@
+"""The CPU kernel: C++ source, its compiler, and its callers."""

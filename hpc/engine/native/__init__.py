@@ -1,0 +1,1 @@
+"""The native engine: continuous batching over unmodified models of transformers."""

@@ -1,0 +1,53 @@
+"""What takes the most memory beside the cache: the largest step that a run computes, and its largest graph."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc.engine.admission import CHUNK
+from hpc.engine.cache import Cache
+from hpc.engine.extents import ALIGN
+from hpc.engine.form import KVShape
+from hpc.engine.layers.attention import AttentionMetadata, Span, flash_spans
+from hpc.engine.native.cuda_graphs import DecodeGraphs
+from hpc.engine.native.runner import EngineLimits
+from hpc.engine.sampling.sampler import Sampler
+from hpc.request import Request
+from hpc.sampling_params import SamplingParams
+
+_DEAREST = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)
+"""The way to sample that takes the most memory."""
+
+
+@torch.inference_mode()
+def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, flash: bool) -> None:
+    """Compute a step of prompts as long as they get, after which every sequence chooses."""
+    tokens = limits.step_tokens + CHUNK
+    cache = Cache(layouts, CHUNK, model.dtype, model.device, 0)
+    starts = np.arange(0, tokens, CHUNK)
+    spans = np.zeros((len(starts), len(Span._fields)), dtype=np.int64)
+    spans[:, 0], spans[:, 1] = starts, np.minimum(CHUNK, tokens - starts)  # all of them in one extent
+    device: torch.device = model.device
+    kept = torch.arange(limits.max_seqs, device=device) % tokens
+    logits = model(
+        input_ids=torch.zeros(1, tokens, dtype=torch.int64, device=device),
+        position_ids=torch.arange(tokens, device=device)[None] % min(CHUNK, limits.context_tokens),
+        use_cache=False,
+        logits_to_keep=kept,
+        engine=AttentionMetadata(cache, spans, flash=flash_spans(spans, device) if flash else None, kept=kept),
+    ).logits[0]
+    sampler = Sampler(limits.max_seqs, device, blind=True)
+    for slot in range(limits.max_seqs):
+        sampler.set(slot, Request(slot, slot, np.zeros(1, dtype=np.int32), _DEAREST, bytes(16), 1))
+    sampler.choose(logits, list(range(limits.max_seqs)))
+    torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def largest_graph(model: Any, layouts: dict[int, KVShape], limits: EngineLimits) -> DecodeGraphs:
+    """Return a graph of as many rows as there may be: the others use its memory."""
+    cache = Cache(layouts, 0, model.dtype, model.device, 0, ALIGN)
+    graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed=True)
+    graphs.capture_all()
+    return graphs

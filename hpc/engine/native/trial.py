@@ -1,0 +1,206 @@
+"""Trial: steps of chosen shapes, measured on made-up requests, and what the device can do at most.
+
+What the cache holds of the tokens before is never computed, so that long sequences cost no prefill here.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc.engine.extents import aligned
+from hpc.engine.native.engine import NativeEngine
+from hpc.engine.native.runner import ModelRunner
+from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.sequence import Sequence
+from hpc.engine.steps import Measured, StepLog
+from hpc.engine.vllm.engine import VllmEngine
+from hpc.request import Request
+from hpc.sampling_params import SamplingParams
+
+MIN_SHAPES = 5
+MAX_STEPS = 4
+"""Of a shape, besides the first, which counts only where no other follows."""
+MIN_VOCABULARY = 32
+"""Token ids that every model has."""
+STORED = 0.01
+"""Value of every number in the cache: it must be there to be read, whatever it is."""
+SERVED = 24
+"""New tokens of each made-up request that vLLM is given."""
+LONG = 2048
+"""Tokens behind which a long chunk stands, where the model's context is as long."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step is to compute."""
+
+    decoding: int = 0
+    """Sequences that decode."""
+    stored: int = 0
+    """Tokens that each of these, or the prompt, has behind it."""
+    prompt: int = 0
+    """Tokens of a prompt."""
+
+
+@dataclass
+class _Given:
+    """A source of what it is given: nothing, from which some may come, unless it says more."""
+
+    requests: list[Request] | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will come."""
+        return self.requests == []
+
+    def pull(self, num_tokens: int) -> list[Request]:  # noqa: ARG002  (the signature of a source)
+        """Return the next request."""
+        return [self.requests.pop(0)] if self.requests else []
+
+
+def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: int) -> list[Shape]:
+    """Return what to measure, the most telling first: a trial may have no time for all of it."""
+    long = min(LONG, context_tokens // 2, cache_tokens // 4)
+    few = min(8, max_seqs, max(1, cache_tokens // 2 // max(1, long)))
+    most = min(max_seqs, max(1, cache_tokens // 256))
+    counts = [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n <= most]
+    room = max(1, min(step_tokens, context_tokens - 8, cache_tokens // 2))
+    prompts = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= room] or [room]
+    middle, largest = counts[len(counts) // 2], prompts[-1]
+    behind = Shape(prompt=min(largest, 512, context_tokens - long - 8), stored=long)
+    first = [
+        Shape(1, 32), Shape(prompt=prompts[len(prompts) // 2]), Shape(middle, 32), Shape(few, long), behind,
+        Shape(counts[-1], 32), Shape(prompt=largest),
+    ]  # fmt: skip
+    rest = [Shape(n, 32) for n in reversed(counts)] + [Shape(prompt=n) for n in prompts]
+    return list(dict.fromkeys([*first, *rest]))
+
+
+def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
+    """Measure steps for so many seconds, or until the first shapes have been, if that takes longer."""
+    max_seqs, step_tokens, cache_tokens, *_ = engine.bounds
+    run = engine.begin()
+    found: list[Measured] = []
+    until = time.perf_counter() + seconds
+    planned = shapes(max_seqs, step_tokens, engine.context_tokens, cache_tokens)
+    for index, shape in enumerate(planned):
+        left = until - time.perf_counter()
+        if left <= 0 and index >= MIN_SHAPES:
+            break
+        found += _measure(run, shape, left / (len(planned) - index))
+    return found
+
+
+def served(engine: VllmEngine, seconds: float) -> list[Measured]:
+    """Measure the steps that vLLM makes of made-up requests, for so many seconds: few and many, short and long.
+
+    Its batches are its own: what is measured is what such requests come to, not chosen shapes.
+    """
+    max_seqs, _, cache_tokens, *_ = engine.bounds
+    long = max(1, min(LONG, engine.context_tokens // 2, cache_tokens // 8))
+    counts = [(1, 16), (max_seqs, 16), (4, long), (16, 128), (max_seqs // 2, 16), (2, long), (8, 16), (32, 64)]
+    shaped = [(max(1, count), min(length, long)) for count, length in counts]
+    new = max(1, min(SERVED, engine.context_tokens - long))
+    random = np.random.default_rng(0)
+    _serve(engine, 2, min(16, long), new, random, float("inf"))  # the first steps take longer
+    engine.steps = StepLog()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for count, length in shaped:
+            _serve(engine, count, length, new, random, until)
+    return engine.steps.samples
+
+
+def _serve(engine: VllmEngine, count: int, length: int, new: int, random: np.random.Generator, until: float) -> None:
+    sampling = SamplingParams(max_new_tokens=new, ignore_eos=True)
+    prompts = random.integers(0, MIN_VOCABULARY, (count, length), dtype=np.int32)
+    source = _Given(requests=[Request(row, row, p, sampling, bytes(16), length) for row, p in enumerate(prompts)])
+    for _ in engine.generate(source, lambda: time.perf_counter() > until):
+        pass
+
+
+def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
+    """Measure steps of one shape for about so many seconds."""
+    found: list[Measured] = []
+    if run.measured is not None:
+        run.measured.clear()
+    rows = [_place(run, shape.stored, shape.stored) for _ in range(shape.decoding)]
+    until = time.perf_counter() + seconds
+    while len(found) <= MAX_STEPS and (not found or time.perf_counter() < until):
+        if shape.prompt:
+            rows = [_place(run, shape.stored + shape.prompt, shape.stored)]
+        run.flush()
+        began = time.perf_counter()
+        run.step(_Given())
+        if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
+            run.scheduler.waiting.clear()
+            run.scheduler.restore()
+            break
+        if shape.prompt or run.measured is not None:  # what follows is another step, or what was launched is not done
+            run.flush()
+        took, did = time.perf_counter() - began, run.shape
+        assert did is not None
+        if run.measured:  # a GPU tells itself how long it took
+            [(did, took)] = run.measured
+            run.measured.clear()
+        found.append((did.tokens, did.chosen, did.pairs, did.kv, took))
+        if shape.prompt:
+            _end(run, rows)
+    if shape.decoding:
+        _end(run, rows)
+    return found[1:] or found
+
+
+def _place(run: ModelRunner, tokens: int, stored: int) -> LiveSequence:
+    """Give a sequence with so many prompt tokens its place, as if some were stored; if all are, it decodes."""
+    prompt = np.random.default_rng(tokens).integers(0, MIN_VOCABULARY, tokens, dtype=np.int32)
+    sampling = SamplingParams(max_new_tokens=2 * MAX_STEPS + 2, ignore_eos=True)
+    request = Request(0, 0, prompt, sampling, bytes(16), len(prompt))
+    run.scheduler.waiting.append(Sequence(request))
+    [row] = run.admit(_Given())
+    for pools in run.cache.layers.values():
+        for pool in pools:
+            pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together
+    row.done = stored
+    if stored == tokens:
+        assert row.sequence is not None
+        row.sequence.token_ids.append(int(prompt[0]))
+        row.launched = 1
+    return row
+
+
+def _end(run: ModelRunner, rows: list[LiveSequence]) -> None:
+    run.flush()
+    for row in rows:
+        if row.live:
+            run.scheduler.finish(row)
+
+
+@torch.inference_mode()
+def bytes_per_second(device: torch.device) -> float:
+    """Measure how fast a matrix is read that fits in no cache: the product with a vector."""
+    matrix = torch.full((8192, 8192), 0.5, device=device)
+    vector = torch.full((8192,), 0.5, device=device)
+    return matrix.nbytes / _fastest(lambda: matrix @ vector, device)
+
+
+@torch.inference_mode()
+def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure how fast matrices are multiplied."""
+    size = 8192 if device.type == "cuda" else 1536
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _fastest(lambda: left @ right, device)
+
+
+def _fastest(work: Any, device: torch.device, rounds: int = 5) -> float:
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)

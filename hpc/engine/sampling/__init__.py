@@ -1,0 +1,1 @@
+"""Choose the next tokens from logits."""

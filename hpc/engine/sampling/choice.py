@@ -1,0 +1,76 @@
+"""What a step chooses, on the device until it is read."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hpc.request import TokenLogprobs
+
+_MIN_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Log probabilities of the chosen and of the most probable tokens of some rows, still on the device."""
+
+    rows: tuple[int, ...]
+    """The rows of the batch that asked."""
+    counts: tuple[int, ...]
+    """How many of the most probable tokens each of them asked for."""
+    chosen: torch.Tensor
+    """[len(rows)]"""
+    top: torch.Tensor
+    """[len(rows), the largest count]; descending"""
+    top_tokens: torch.Tensor
+    """[len(rows), the largest count]"""
+
+    def to_host(self) -> "Logprobs":
+        """Begin to copy all of it to the host."""
+        return Logprobs(self.rows, self.counts, *map(_to_host, (self.chosen, self.top, self.top_tokens)))
+
+    def read(self) -> dict[int, TokenLogprobs]:
+        """Return them by row; this waits for the device."""
+        chosen, top, tokens = self.chosen.tolist(), self.top.tolist(), self.top_tokens.tolist()
+        found: dict[int, TokenLogprobs] = {}
+        for at, (row, count) in enumerate(zip(self.rows, self.counts, strict=True)):
+            pairs = zip(tokens[at][:count], top[at][:count], strict=True)
+            found[row] = written(chosen[at]), tuple((token, written(value)) for token, value in pairs)
+        return found
+
+
+class SamplerOutput(NamedTuple):
+    """The next token of each row; nothing here has been read from the device."""
+
+    tokens: torch.Tensor
+    """[rows] int64; of a row that is not finite some valid token."""
+    close: torch.Tensor
+    """[rows] bool: noise could have made it another token."""
+    largest: torch.Tensor
+    """[rows]: the largest logit, infinite or NaN in a row whose logits are no numbers."""
+    logprobs: Logprobs | None = None
+    """None where no row asks for them."""
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """[rows]: the row's logits are numbers. This waits for the device."""
+        finite: npt.NDArray[np.bool_] = np.isfinite(self.largest.float().numpy(force=True))
+        return finite
+
+    def to_host(self) -> "SamplerOutput":
+        """Begin to copy all but `close` to the host, which must not look before the device is through with it."""
+        logprobs = self.logprobs and self.logprobs.to_host()
+        return SamplerOutput(_to_host(self.tokens), self.close, _to_host(self.largest), logprobs)
+
+
+def written(value: float) -> float:
+    """Return a log probability as it is written down: JSON has no infinity."""
+    return round(max(value, _MIN_LOGPROB), 6)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return memory to which a tensor is being copied from a GPU: in the order of what the GPU has to do."""
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

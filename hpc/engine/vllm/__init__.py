@@ -1,0 +1,1 @@
+"""The vLLM engine: vLLM inside the process of each rank."""

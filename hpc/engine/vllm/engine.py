@@ -1,0 +1,327 @@
+"""The `vllm` engine: vLLM in the process of the rank, fed through the seam. The only place that knows vLLM.
+
+vLLM keeps its own batches, cache and workers; order, seeds, the end of a completion and what a rank
+takes stay ours. Where its private names are used, the versions that were tested have them.
+"""
+
+import atexit
+import contextlib
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch._dynamo
+
+from hpc.engine.failure import EngineFault, one_line
+from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.sampling.choice import written
+from hpc.engine.sampling.draw import stream
+from hpc.engine.sequence import Sequence
+from hpc.engine.steps import StepLog, StepShape
+from hpc.engine.vllm.installed import untested, version
+from hpc.engine.vllm.process import log_to_rank, terminal_to_log, workers_deaf
+from hpc.engine.vllm.scratch import Scratch
+from hpc.engine_args import Vllm
+from hpc.request import TokenLogprobs
+from hpc.trim import Decode, ending_tokens, ends_with_stop
+
+MIN_TEMPERATURE = 0.01
+"""What vLLM takes for lower ones, as if nothing had been said."""
+CPU_STEP_TOKENS = 8192
+
+
+class VllmEngine:
+    """One replica of a model, driven by vLLM's LLMEngine.
+
+    `decode` turns token ids to text; it is used for requests with stop strings alone. vLLM sees no
+    stop strings: its text of some tokens need not be ours, and where it ended a request `trim` would
+    not, so each step is looked at here and a request that has ended is taken out.
+    """
+
+    def __init__(self, engine: Any, eos_token_ids: Collection[int], decode: Decode) -> None:
+        self._engine = engine
+        self._eos_token_ids = eos_token_ids
+        self._decode = decode
+        config = engine.vllm_config
+        self._context_tokens = int(config.model_config.max_model_len)
+        self._max_seqs = int(config.scheduler_config.max_num_seqs)
+        self.bounds = (self._max_seqs, int(config.scheduler_config.max_num_batched_tokens), *_cache(config), 0.0)
+        # Where the next step is planned before the last one has been read, a place that falls free is seen late.
+        self._inside = self._max_seqs + (self._max_seqs // 16 if config.scheduler_config.async_scheduling else 0)
+        self.steps = StepLog()
+        self._computed: list[Any] = []
+        self._watch(engine.engine_core.engine_core.scheduler)
+        # Else its end-of-sequence tokens would be kept from rows that ignore them, up to their min_new_tokens.
+        engine.input_processor.generation_config_fields.pop("eos_token_id", None)
+
+    def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
+        """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
+        live: dict[str, Sequence] = {}
+        waiting: deque[Sequence] = deque()
+        try:
+            while live or waiting or (requests := pull(source, 1, on_step)):
+                if not (live or waiting):
+                    waiting.extend(begin(requests))
+                began = time.perf_counter()
+                ended = self._admit(live, waiting, source)
+                ended += self._step(live) if live else []
+                if ended:
+                    yield ended
+                over = on_step()
+                self._note(time.perf_counter() - began)  # with what the rank does between two steps
+                if over:
+                    return
+        finally:
+            self._abort(live)
+
+    def _admit(self, live: dict[str, Sequence], waiting: deque[Sequence], source: Source) -> list[Sequence]:
+        """Give vLLM what it has room for, in the order of the source; return what it refuses."""
+        from vllm.exceptions import VLLMClientError
+
+        refused = []
+        while len(live) < self._inside:
+            if not waiting:
+                waiting.extend(begin(source.pull(1)))
+            if not waiting:
+                break
+            sequence = waiting.popleft()
+            name = f"{sequence.request.row}-{sequence.sample}"
+            try:
+                prompt = {"prompt_token_ids": sequence.request.token_ids.tolist()}
+                self._engine.add_request(name, prompt, self._parameters(sequence))
+                live[name] = sequence
+            except (ValueError, VLLMClientError) as error:  # of this request alone
+                sequence.error = one_line(error)
+                refused.append(sequence)
+        return refused
+
+    def _parameters(self, sequence: Sequence) -> Any:
+        """Return vLLM's sampling parameters of a sample; raise `ValueError` for what it does not do."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        asked = sequence.request.sampling
+        if 0 < asked.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"the temperature is {asked.temperature}; vLLM knows 0 (greedy), and none between it and "
+                f"{MIN_TEMPERATURE}"
+            )
+        endings = ending_tokens(asked, self._eos_token_ids)
+        return SamplingParams(
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            min_p=asked.min_p,
+            repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            seed=None if asked.greedy else stream(asked.seed, sequence.request.id, sequence.sample) >> 1,  # signed
+            max_tokens=asked.max_new_tokens,
+            min_tokens=asked.min_new_tokens,
+            ignore_eos=True,  # the endings are told one by one
+            stop_token_ids=sorted(endings),
+            logprobs=asked.logprobs,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if asked.stop else RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _step(self, live: dict[str, Sequence]) -> list[Sequence]:
+        """Compute a step; return the sequences that have ended, which are `live` no longer."""
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise EngineFault(
+                f"vLLM has failed with {len(live)} requests under way: {one_line(error)}; see this rank's log"
+            ) from error
+        ended, stopped = [], []
+        for output in outputs:
+            sequence, [found] = live[output.request_id], output.outputs
+            self._extend(sequence, found)
+            asked = sequence.request.sampling
+            stops = ends_with_stop(
+                sequence.token_ids, asked.stop, self._decode, asked.min_new_tokens, sequence.request.token_ids
+            )
+            if stops and not output.finished:
+                stopped.append(output.request_id)
+            if stops or output.finished:
+                del live[output.request_id]
+                if not stops and found.finish_reason == "length" and len(sequence.token_ids) < asked.max_new_tokens:
+                    sequence.error = (
+                        f"it reached vLLM's limit of {self._context_tokens} tokens after "
+                        f"{len(sequence.token_ids)} new ones; give a larger --vllm.max-model-len"
+                    )
+                elif found.finish_reason not in (None, "stop", "length"):
+                    sequence.error = f'vLLM ended it with "{found.finish_reason}"'
+                ended.append(sequence)
+        if stopped:
+            self._engine.abort_request(stopped)
+        return ended
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of a sequence."""
+        return self._context_tokens
+
+    @staticmethod
+    def _extend(sequence: Sequence, found: Any) -> None:
+        """Add what vLLM has found to a sequence: its newest tokens, or all of them."""
+        sequence.token_ids += found.token_ids
+        count = sequence.request.sampling.logprobs
+        if count is not None:
+            places = zip(found.token_ids, found.logprobs, strict=True)
+            sequence.logprobs += [_logprobs(token, entries, count) for token, entries in places]
+
+    def _abort(self, live: Mapping[str, Sequence]) -> None:
+        if live:
+            with contextlib.suppress(Exception):  # it may be dead; then that is said already
+                self._engine.abort_request(list(live))
+
+    def _watch(self, scheduler: Any) -> None:
+        """See to it that each step that vLLM has computed is noted, as it was planned."""
+        update = scheduler.update_from_output
+
+        def noting(planned: Any, *arguments: Any) -> Any:
+            if planned.total_num_scheduled_tokens:
+                self._computed.append(planned)
+            return update(planned, *arguments)
+
+        scheduler.update_from_output = noting
+
+    def _note(self, seconds: float) -> None:
+        """Note the steps that took so long together; what takes none, such as the first to be planned, has none."""
+        for planned in self._computed:
+            self.steps.add(shape(planned), seconds / len(self._computed))
+            self.steps.totals.cached_tokens += sum(new.num_computed_tokens for new in planned.scheduled_new_reqs)
+        self._computed.clear()
+
+
+def shape(planned: Any) -> StepShape:
+    """Return what a step computes that vLLM's scheduler has planned.
+
+    It chooses a token behind every part of a prompt, and throws away those that are not at its end.
+    """
+    counts: Mapping[str, int] = planned.num_scheduled_tokens
+    prompts = [(counts[new.req_id], new.num_computed_tokens) for new in planned.scheduled_new_reqs]
+    kv, cached = 0, planned.scheduled_cached_reqs
+    for name, stored, generated in zip(
+        cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
+    ):
+        if generated:
+            kv += stored
+        else:
+            prompts.append((counts[name], stored))
+    return StepShape(
+        tokens=planned.total_num_scheduled_tokens,
+        prompt=sum(count for count, _ in prompts),
+        chosen=len(counts),
+        pairs=float(sum(count * (stored + count / 2) for count, stored in prompts)),
+        kv=kv,
+    )
+
+
+def _logprobs(token: int, entries: Mapping[int, Any], count: int) -> TokenLogprobs:
+    """Return the log probabilities at one place: vLLM gives the chosen token's among the `count` most probable."""
+    top = sorted(((other, entry.logprob) for other, entry in entries.items()), key=lambda pair: -pair[1])[:count]
+    return written(entries[token].logprob), tuple((other, written(value)) for other, value in top)
+
+
+def _cache(config: Any) -> tuple[int, int]:
+    """Return how many tokens vLLM's cache holds, and the bytes of each."""
+    model, cache = config.model_config, config.cache_config
+    heads = model.get_total_num_kv_heads()
+    layers = getattr(model.hf_text_config, "num_hidden_layers", 1)
+    size = 1 if str(cache.cache_dtype).startswith("fp8") else model.dtype.itemsize
+    return int(cache.num_gpu_blocks * cache.block_size), int(2 * layers * heads * model.get_head_size() * size)
+
+
+def check_vllm(arguments: Mapping[str, Any]) -> str:
+    """Say why vLLM would not start with these arguments, as far as it tells without loading; nothing if it would."""
+    if problem := untested(version()):
+        return problem
+    with terminal_to_log():
+        _prepare()
+        from vllm import EngineArgs
+
+        known = list(EngineArgs.__dataclass_fields__)
+        for name in arguments:
+            if name not in known:
+                return f'"{name}" is no engine argument of vLLM; they are {", ".join(known)}'
+        try:
+            EngineArgs(**arguments).create_engine_config()
+        except Exception as error:  # pydantic's, ValueError, NotImplementedError, …
+            return f"vLLM refuses this job: {_said(error)}"
+    return ""
+
+
+def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> Any:
+    """Start vLLM in this process, and return its engine; raise `EngineFault` if it does not start.
+
+    `gpu` is the index of the rank's own among those that it sees; None is the CPU, with so many `threads`.
+    """
+    if problem := untested(version()):
+        raise EngineFault(problem)
+    folder = os.environ.get("SCATTERGEN_NODE_CACHE")
+    scratch = Scratch(Path(folder or tempfile.gettempdir()))
+    atexit.register(scratch.remove)  # before vLLM registers what needs it
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)
+    workers = int(arguments.get("tensor_parallel_size") or 1)
+    if gpu is not None:  # as the user's variable names it, a number or a UUID
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+    else:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // workers))
+    with scratch.noting(), terminal_to_log(), workers_deaf(workers > 1):
+        _prepare()
+        from vllm import EngineArgs, LLMEngine
+
+        try:
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except Exception as error:
+            raise EngineFault(f"vLLM does not start: {_said(error)}; see this rank's log") from error
+
+
+def engine_arguments(
+    path: Path, dtype: str, max_num_seqs: int, cache_bytes: int, context_tokens: int | None, cuda: bool, asked: Vllm
+) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's EngineArgs; `cache_bytes` of 0 leaves the cache to vLLM."""
+    values: dict[str, Any] = {
+        "model": str(path), "dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": context_tokens,
+        "skip_tokenizer_init": True, "generation_config": "vllm", "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        **asked.arguments(),
+    }  # fmt: skip
+    if cache_bytes:
+        values["kv_cache_memory_bytes"] = cache_bytes
+    if not cuda:
+        values["enforce_eager"] = True
+        # A part of a prompt ends a CPU's vLLM where the request is sampled: its generator cannot be set back.
+        values.setdefault("enable_chunked_prefill", False)
+        values.setdefault("max_num_batched_tokens", max(context_tokens or CPU_STEP_TOKENS, max_num_seqs))
+    if asked.tensor_parallel_size > 1:
+        values["distributed_executor_backend"] = "mp"
+    return values
+
+
+def _prepare() -> None:
+    """See to what must be so before vLLM is imported: its core in this process, no traffic, no lines of its own."""
+    log_to_rank("vllm")
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # nothing is left behind by kill -9
+        VLLM_WORKER_MULTIPROC_METHOD="spawn",  # a process that has called MPI_Init must not fork
+        VLLM_NO_USAGE_STATS="1",
+        DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+        VLLM_CONFIGURE_LOGGING="0",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",  # else every rank is bound to the same cores
+    )
+
+
+def _said(error: BaseException) -> str:
+    """Return all that an exception says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,108 @@
+"""Complete: what every rank does with its requests: generate, trim, write down.
+
+The one thread of a rank does everything: the engine calls `on_step` at each decoding step, and there
+the rank answers messages, notices signals and says how far it is.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from hpc.engine.interface import Engine
+from hpc.engine.sequence import Sequence
+from hpc.executor.gather import OwnRecords
+from hpc.executor.scatter import Backlog
+from hpc.output.journal import JournalWriter
+from hpc.request import Completion, Sample
+from hpc.rundir.progress import Progress
+from hpc.trim import Decode, trim
+
+Finish = Callable[[list[Sequence]], Completion]
+"""Makes a completion of all the sequences of a request, in the order of its samples."""
+
+
+def generate_shard(
+    engine: Engine,
+    backlog: Backlog,
+    journal: JournalWriter,
+    records: OwnRecords,
+    progress: Progress,
+    on_step: Callable[[], bool],
+    finish: Finish,
+) -> None:
+    """Run an engine on a backlog; a request whose samples have all ended is in the journal before the next step."""
+    progress.began = progress.ended = time.time()
+    sequences = engine.generate(backlog, on_step)
+    waiting: dict[int, dict[int, Sequence]] = {}
+    try:
+        for finished in sequences:
+            whole = list(_whole(finished, waiting))
+            completions = [_finish(finish, samples) for samples in whole]
+            places = journal.append(completions) if completions else []
+            for completion, samples, (offset, length) in zip(completions, whole, places, strict=True):
+                rows = [completion.row, *backlog.done(completion.row, max(len(s.token_ids) for s in samples))]
+                for row in rows:
+                    records.add(row, offset, length)
+                progress.rows += len(rows)
+                progress.errors += len(rows) if completion.error else 0
+                progress.requests += 1
+                progress.prompt_tokens += len(samples[0].request.token_ids)
+                progress.generated_tokens += completion.num_tokens
+                progress.guessed_tokens += sum(sequence.guessed for sequence in samples)
+                progress.accepted_tokens += sum(sequence.accepted for sequence in samples)
+            progress.ended, progress.waited_s = time.time(), backlog.waited_s
+            progress.busy_s = progress.ended - progress.began - progress.waited_s
+            for name, value in vars(engine.steps.totals).items():
+                setattr(progress, name, value)
+    finally:
+        close = getattr(sequences, "close", None)
+        if close:
+            close()
+        journal.close()
+        records.sort()
+
+
+def _whole(finished: Iterable[Sequence], waiting: dict[int, dict[int, Sequence]]) -> Iterator[list[Sequence]]:
+    """Yield the sequences of each request whose samples have all ended; the others are kept in `waiting`, by row."""
+    for sequence in finished:
+        samples = waiting.setdefault(sequence.request.row, {})
+        samples[sequence.sample] = sequence
+        if len(samples) == sequence.request.sampling.n:
+            del waiting[sequence.request.row]
+            yield [samples[index] for index in sorted(samples)]
+
+
+def _finish(finish: Finish, samples: list[Sequence]) -> Completion:
+    try:
+        return finish(samples)
+    except Exception as error:
+        raise RuntimeError(f"request {samples[0].request.id!r}: {type(error).__name__}: {error}") from error
+
+
+def completion_maker(eos_token_ids: Collection[int], decode: Decode) -> Finish:
+    """Return the function that makes a completion of the sequences of a request."""
+
+    def sample(sequence: Sequence) -> Sample:
+        sampling = sequence.request.sampling
+        token_ids, text, reason = trim(sequence.token_ids, sampling, eos_token_ids, decode, sequence.request.token_ids)
+        if reason is None:
+            raise ValueError(f"the engine ended it after {len(token_ids)} tokens, for no reason")
+        if sampling.logprobs is None:
+            return Sample(token_ids, text, reason)
+        if len(sequence.logprobs) < len(token_ids):
+            raise ValueError(f"the engine gave {len(sequence.logprobs)} log probabilities for {len(token_ids)} tokens")
+        return Sample(token_ids, text, reason, tuple(sequence.logprobs[: len(token_ids)]))
+
+    def finish(samples: list[Sequence]) -> Completion:
+        request = samples[0].request
+        for sequence in samples:
+            if sequence.error is not None:  # an error of one is the request's
+                which = f"id {request.id!r}" + (f", sample {sequence.sample}" if len(samples) > 1 else "")
+                error = {"kind": "engine", "message": f"{which}: {sequence.error}"}
+                return Completion(request.key, request.row, request.id, (), None, "error", error)
+        first, *others = map(sample, samples)
+        return Completion(
+            request.key, request.row, request.id, first.token_ids, first.text, first.finish_reason,
+            logprobs=first.logprobs, others=tuple(others),
+        )  # fmt: skip
+
+    return finish

@@ -1,0 +1,8 @@
+"""Exit codes, and the exception that stands for code 2."""
+
+OK, FAULT, REFUSED, UNFINISHED = 0, 1, 2, 75
+"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h: run the same command again."""
+
+
+class Refusal(Exception):
+    """The user asked for what must not be done; the message says what to do instead. Exit code 2."""

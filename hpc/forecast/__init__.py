@@ -1,0 +1,1 @@
+"""How long a job takes: step costs measured on the device, and a simulation fed with them."""

@@ -1,0 +1,146 @@
+"""Calibrations: what the steps of trials and runs took, kept in the user's cache for each model and kind of node."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc.engine.bounds import CPU_STEP_TOKENS, Bounds, Size, Speed
+from hpc.engine.steps import Measured
+from hpc.forecast.step_costs import StepCosts, fit
+from hpc.rundir import atomic
+
+LOGGER = logging.getLogger(__name__)
+
+
+MIN_STEPS = 16
+"""Of a run, which are much alike; the steps of a trial are as many as it had time for."""
+
+
+VERSION = 1
+"""Of calibrations. Earlier ones, 0, charged the steps of a GPU with the time of the step before."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a calibration is for."""
+
+    model: str
+    """Revision."""
+    dtype: str
+    device: str
+    threads: int
+    ranks_on_node: int
+    engine: str = "native"
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        ranks = f"{self.ranks_on_node} rank{'s' * (self.ranks_on_node != 1)} on a node"
+        return (
+            f"{self.engine} on {self.device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one replica of a model costs on one kind of node, with as many beside it as there were."""
+
+    kind: Kind
+    engine: Bounds
+    size: Size
+    load_s: float
+    costs: StepCosts
+    steps: int
+    """Steps that were measured."""
+    time: float
+    """When, in seconds of the clock."""
+    trial: tuple[Measured, ...] = ()
+    """Steps of a trial, which are of all shapes; those of a run are of few."""
+    speed: Speed | None = None
+    """As the trial found it."""
+    version: int = VERSION
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.time))
+        return f"{self.kind} ({self.steps:,} steps, {made}{'' if self.trial else ', no trial'})"
+
+
+def add_steps(
+    folder: Path,
+    kind: Kind,
+    engine: Bounds,
+    size: Size,
+    load_s: float,
+    run: Sequence[Measured] = (),
+    trial: Sequence[Measured] = (),
+    speed: Speed | None = None,
+) -> Calibration:
+    """Fit costs to the steps of a run or of a trial, and keep them in the place of earlier ones of that kind.
+
+    What an earlier trial found still counts beside the steps of a run. Raises `ValueError` for too few steps.
+    """
+    path = _path(folder, kind)
+    try:
+        earlier = read_calibration(path)
+        trial, speed = trial or earlier.trial, speed or earlier.speed
+    except (OSError, ValueError):
+        pass  # there is none, or it is of another version
+    samples = [*run, *trial]
+    costs = fit(samples, len(trial) or MIN_STEPS)
+    made = Calibration(kind, engine, size, load_s, costs, len(samples), time.time(), tuple(trial), speed)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write(path, json.dumps(asdict(made)) + "\n")
+    return made
+
+
+def find_calibration(
+    folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: int = 0, engine: str = "native"
+) -> Calibration | None:
+    """Return the calibration of a model and an engine that suits best: ranks on a node, threads, the newest.
+
+    Of any dtype where that is "auto"; None if there is none.
+    """
+    found = []
+    for path in folder.glob("*.json"):
+        try:
+            calibration = read_calibration(path)
+        except (OSError, ValueError) as error:
+            LOGGER.debug("%s", error)
+            continue
+        kind = calibration.kind
+        if (kind.model, kind.engine) == (model, engine) and dtype in ("auto", kind.dtype):
+            fits = ranks_on_node == kind.ranks_on_node, threads == kind.threads
+            found.append((fits, calibration.time, calibration))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration from its file; raise `ValueError` if it holds none."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if values.setdefault("version", 0) < VERSION and values["engine"]["step_tokens"] > CPU_STEP_TOKENS:
+            raise ValueError("times of a GPU, of which each is another step's")
+        costs, speed = values["costs"], values["speed"]
+        return Calibration(
+            **{
+                **values,
+                "kind": Kind(**values["kind"]),
+                "engine": Bounds(**values["engine"]),
+                "size": Size(**values["size"]),
+                "costs": StepCosts(**{**costs, "knots": tuple(costs["knots"]), "at_knots": tuple(costs["at_knots"])}),
+                "trial": tuple(tuple(sample) for sample in values["trial"]),
+                "speed": Speed(**speed) if speed else None,
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no calibration: {error!r}; `scattergen calibrate` makes one") from error
+
+
+def _path(folder: Path, kind: Kind) -> Path:
+    name = "-".join(str(part) for part in astuple(kind))
+    return folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:200]}.json"

@@ -1,0 +1,141 @@
+"""Account for every tensor of a checkpoint: what it lacks would be random numbers, what is left over is another model.
+
+transformers says what it does not find and does not know; it renames, merges and ties weights on the way, so it is
+asked: before anything is read, with the names and shapes of the headers in the place of the tensors.
+"""
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from hpc.exit import Refusal
+from hpc.model.checkpoint import tensors, weight_files
+
+LOGGER = logging.getLogger(__name__)
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+_CONSTANTS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)(inv_freq|causal_mask)$")
+"""Masks and frequencies, which older checkpoints of many architectures have and models compute for themselves."""
+
+_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]")
+
+_FEW = 3
+
+
+def check_kind(config: Any, path: Path) -> None:
+    """Raise `Refusal` for a configuration that is no causal language model's."""
+    named = list(getattr(config, "architectures", None) or ())
+    name = str(named[0]) if named else f'a model of type "{config.model_type}"'
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    text = config.get_text_config()
+    if config.is_encoder_decoder:
+        kind = "has an encoder and a decoder"
+    elif not own and type(config) not in AutoModelForCausalLM._model_mapping:
+        kind = "is no causal language model that transformers knows"
+    elif not own and _OTHER_HEAD.search(name) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        kind = "has another head than one that chooses tokens"
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+        kind = 'sees the tokens behind each ("is_decoder" is false)'
+    elif getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        kind = 'sees the tokens behind each ("use_bidirectional_attention" is true)'
+    else:
+        return
+    raise Refusal(
+        f'model "{path}": {name} {kind}, and cannot go on with a text; name a causal language model (…ForCausalLM)'
+    )
+
+
+def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
+    """Raise `Refusal` if the headers of the weights show that they are not those of the model.
+
+    Where they do not show it (quantized weights, files that have no header), loading does.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    try:
+        held = _held(weight_files(path))
+        with torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model, info = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=held, device_map={"": "meta"}, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Refusal:
+        raise
+    except Exception as error:  # a model's code may do anything; what is wrong with the weights, loading says
+        LOGGER.debug("the names of the weights in %s were not checked: %r", path, error)
+        return
+    if gaps := describe_gaps(model, info, path):
+        raise Refusal(gaps)
+
+
+def describe_gaps(model: Any, info: Mapping[str, Collection[Any]], path: Path) -> str:
+    """Say what of a model was not in its checkpoint, or was there in vain; nothing if all is accounted for.
+
+    `info` is what `from_pretrained` says of loading: without tied weights, and what transformers lists as of no
+    matter.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(n for n in info["unexpected_keys"] if n not in buffers and not _CONSTANTS.search(n))
+    mismatched = sorted((str(name), tuple(got), tuple(wanted)) for name, got, wanted in info["mismatched_keys"])
+    if not (missing or unexpected or mismatched):
+        return ""
+    count, found = len(model.state_dict()), []
+    if missing:
+        found.append(f"{len(missing)} of its {count} tensors are not in the checkpoint ({_first(missing)})")
+    if unexpected:
+        found.append(f"{len(unexpected)} tensors of the checkpoint are none of its ({_first(unexpected)})")
+    if mismatched:
+        shapes = [f"{name}: {list(got)} in place of {list(wanted)}" for name, got, wanted in mismatched]
+        found.append(f"{len(mismatched)} have another shape ({_first(shapes)})")
+    way_out = "copy or download the model again, and see that config.json belongs to these weights"
+    if prefix := _common_prefix(unexpected, missing):
+        way_out = f'the names of the checkpoint begin with "{prefix}": save the model without what it was wrapped in'
+    elif missing and all(name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing):
+        way_out = "name a model with a head that chooses tokens (…ForCausalLM), and not its base or a classifier"
+    return (
+        f'model "{path}": the weights are not those of {type(model).__name__}: {"; ".join(found)}. Way out: {way_out}'
+    )
+
+
+def _held(files: Collection[Path]) -> dict[str, torch.Tensor]:
+    """Return tensors without values for all that the files hold."""
+    held: dict[str, torch.Tensor] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            for name, (dtype, shape) in tensors(path).items():
+                held[name] = torch.empty(shape, dtype=_DTYPES.get(dtype, torch.float32), device="meta")
+        else:
+            held.update(torch.load(path, map_location="meta", mmap=True, weights_only=True))
+    return held
+
+
+def _common_prefix(unexpected: Collection[str], missing: Collection[str]) -> str:
+    """Return what all names that are too many begin with, if the rest of each is one that is missing."""
+    wanted = set(missing)
+    found = {
+        name[:at]
+        for name in unexpected
+        for at in (index + 1 for index, char in enumerate(name) if char == ".")
+        if name[at:] in wanted
+    }
+    return found.pop() if len(found) == 1 and len(missing) > 1 else ""
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_FEW]) + (", …" if len(names) > _FEW else "")

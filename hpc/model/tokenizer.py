@@ -1,0 +1,77 @@
+"""Text to token ids and back, with the model's own tokenizer and chat template."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc.corpus.chat import ChatWriter, Turn
+from hpc.corpus.chat_date import fix_date
+from hpc.model.detokenizer import ByText, detokenizer
+from hpc.trim import Decode
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Knows nothing of rows."""
+
+    def __init__(self, path: Path, trust_remote_code: bool = False, chat_date: str = "") -> None:
+        """Load it; a chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's."""
+        # Here, not above: --help, status and verify must not wait for transformers.
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self._chat_date = chat_date
+        self._template: str | None = None
+        self._chats = ChatWriter(self._apply)
+        self.decode = _decode_of(self._tokenizer)
+        """Makes text of tokens, special tokens left out and no space tidied away."""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model says how a chat is written."""
+        return self._tokenizer.chat_template is not None
+
+    def render(self, messages: Sequence[Turn]) -> str:
+        """Write a chat as the model's template does, up to where the assistant's answer begins.
+
+        Raises `LostText` where the template leaves text out, and whatever the template raises.
+        """
+        return self._chats.write(messages)
+
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        if self._template is None:
+            template = str(self._tokenizer.get_chat_template())
+            self._template = fix_date(template, self._chat_date) if self._chat_date else template
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def token(self, token_id: int) -> str:
+        """Return what a token is called."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def chat_ending(self, eos_token_ids: Collection[int]) -> int | None:
+        """Return the token that ends a turn of a chat, for the tokenizer, if it is none of the model's own."""
+        token: int | None = self._tokenizer.eos_token_id
+        return token if self.has_template and token not in eos_token_ids else None
+
+    def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        """Tokenize texts, with or without the special tokens that the tokenizer adds by itself."""
+        if not texts:
+            return []
+        encoded = self._tokenizer(list(texts), add_special_tokens=special_tokens, return_attention_mask=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _decode_of(tokenizer: Any) -> Decode:
+    """Return what makes text with a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:
+        return detokenizer(tokenizer.backend_tokenizer)
+
+    def decode(token_ids: list[int]) -> str:
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return ByText(decode, dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)))

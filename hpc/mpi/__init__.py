@@ -1,0 +1,1 @@
+"""How ranks talk, where each runs, and what tells them to stop."""

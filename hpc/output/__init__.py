@@ -1,0 +1,1 @@
+"""From journals to the output: merge, write, compare, verify."""

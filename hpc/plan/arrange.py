@@ -1,0 +1,97 @@
+"""Plan: which requests are computed together, by which rank and in which order. Pure.
+
+The `hf` engine pads within a bucket; the others pad nothing, share prefixes, and take their requests
+longest predicted first.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc.arrays import Floats, Ints
+from hpc.corpus.store import Prompts
+from hpc.engine import bucket
+from hpc.engine.bounds import MAX_SEQS
+from hpc.engine.cost import CostModel
+from hpc.job import Job
+from hpc.plan import prefix
+from hpc.plan.shard import Deal, deal
+
+MAX_TAIL_HF = 0.15
+"""Most that is kept back for the hf engine, whose batches want many rows of one bucket."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has been decided; arrays of shape [pending]."""
+
+    buckets: Ints
+    """Tokens to which each prompt is padded."""
+    prefixes: Ints
+    """Tokens at its beginning that each prompt shares."""
+    groups: Ints
+    """Number of the beginning that each shares with others; -1 where it shares none."""
+    costs: Floats
+    """Predicted seconds."""
+    least: float
+    """Seconds of work below which a piece is not worth handing out."""
+    shards: Deal
+    """Names requests by their index in `pending`."""
+
+
+def cuts(prompts: Prompts, job: Job) -> tuple[Ints, Ints]:
+    """Return for each prompt how many of its first tokens it shares, and with which group; 0 and -1 for none."""
+    if job.engine != "hf":
+        return prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
+    count = len(prompts.lengths)
+    return np.zeros(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
+
+
+def make_plan(
+    prompts: Prompts,
+    pending: Ints,
+    job: Job,
+    size: int,
+    shared: tuple[Ints, Ints] | None = None,
+    at_once: int = MAX_SEQS,
+) -> Plan:
+    """Plan the prompts with the indices `pending` for `size` ranks.
+
+    `shared` is what `cuts` returns for all; `at_once` is how many sequences a rank has under way.
+    """
+    whole = len(pending) == len(prompts.lengths)  # then nothing is copied: a corpus may be large
+    of_pending: Callable[[Ints], Ints] = lambda values: values if whole else values[pending]  # noqa: E731
+    lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
+    cost = CostModel()
+    cut, group = map(of_pending, shared or cuts(prompts, job))
+    if job.engine != "hf":
+        costs = cost.requests(lengths - cut, new_tokens * samples)
+        together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
+        # What all ranks could begin with would, kept back, only be later.
+        tail = min(job.tail, max(0.0, 1 - size * at_once / max(1, int(samples.sum()))))
+        shards = deal(costs, np.broadcast_to(together, costs.shape), size, tail, groups=group)
+        return Plan(lengths, cut, group, costs, 0.0, shards)
+    costs = cost.requests(lengths, new_tokens) * samples
+    buckets, least = lengths, 0.0
+    if len(pending):
+        chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
+        buckets = bucket.assign(lengths, chosen)
+        least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
+    shards = deal(costs, buckets, size, min(job.tail, MAX_TAIL_HF), least)
+    return Plan(buckets, cut, group, costs, least, shards)
+
+
+def _together(costs: Floats, group: Ints) -> Ints:
+    """Return numbers that order requests by the cost of the dearest of their group, equal within a group."""
+    dearest = costs.copy()
+    members = np.flatnonzero(group >= 0)
+    if len(members):
+        most = np.zeros(int(group.max()) + 1)
+        np.maximum.at(most, group[members], costs[members])
+        dearest[members] = most[group[members]]
+    order = np.lexsort((group, dearest))
+    changes = (np.diff(dearest[order], prepend=-1) != 0) | (np.diff(group[order], prepend=-2) != 0)
+    together = np.empty(len(costs), dtype=np.int64)
+    together[order] = np.cumsum(changes)
+    return together

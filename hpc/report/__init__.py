@@ -1,0 +1,1 @@
+"""What a run did, for a reader: status, summary, timeline, report page."""

@@ -1,0 +1,148 @@
+"""What a run came to: `summary.json` for programs, a few lines for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpc.corpus.files import BLOCK_BYTES, Blocks
+from hpc.corpus.row import RowError, decode_row
+from hpc.job import Job
+from hpc.output.write import Counts
+from hpc.rundir import atomic
+from hpc.rundir.directory import RunDirectory
+from hpc.rundir.progress import Progress, Work, duration, overall
+
+
+def summarise(
+    job: Job,
+    size: int,
+    work: Work,
+    counts: Counts,
+    ranks: Mapping[int, Progress],
+    seconds: Mapping[str, float],
+    padding: float,
+) -> dict[str, Any]:
+    """Return the figures of an attempt that accounted for every row. Times are in seconds."""
+    total = overall(ranks)
+    engines = {rank: progress.engine or job.engine for rank, progress in ranks.items()}
+    ended = max((progress.ended for progress in ranks.values()), default=0.0)
+    return {
+        "rows": counts.rows,
+        "errors": counts.errors,
+        "duplicates": work.duplicates,
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "generated_tokens": total.generated_tokens,
+        "guessed_tokens": total.guessed_tokens,
+        "accepted_tokens": total.accepted_tokens,
+        "cached_tokens": total.cached_tokens,
+        "ranks": size,
+        "engine": " and ".join(sorted(set(engines.values()))) or job.engine,
+        "rank_engines": [engines[rank] for rank in sorted(engines)],
+        "dtype": job.dtype,
+        "device": job.device,
+        "seconds": {
+            "load": round(max((progress.load_s for progress in ranks.values()), default=0.0), 3),
+            "tokenize": round(seconds["tokenize"], 3),
+            "generate": round(max(0.0, ended - total.began), 3),
+            "gather": round(seconds["gather"], 3),
+            "merge": round(seconds["merge"], 3),
+            "total": round(seconds["total"], 3),
+        },
+        "rank_busy_seconds": [round(ranks[rank].busy_s, 3) for rank in sorted(ranks)],
+        "padding": round(padding, 4),
+        "work": asdict(work),
+    }
+
+
+def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+
+    Where no rank has generated, what has is as an earlier attempt says.
+    """
+    try:
+        before = json.loads(path.read_text())
+        attempts = before["attempts"]
+    except (FileNotFoundError, ValueError, KeyError):
+        before, attempts = {}, []
+    if not values["rank_engines"]:
+        values = {**values, "engine": before.get("engine", values["engine"])}
+    own = {name: values[name] for name in ("generated_tokens", "ranks", "engine", "seconds", "rank_busy_seconds")}
+    whole = {**values, "attempts": [*attempts, {"attempt": attempt, **own}]}
+    atomic.write(path, json.dumps(whole, indent=2) + "\n")
+    return whole
+
+
+def show_summary(directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[Path]) -> None:
+    """Print the summary, after the first `examples` prompts with their completions."""
+    for prompt, text in _examples(directory, examples, files):
+        print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
+    seconds, generated = values["seconds"], values["generated_tokens"]
+    lines = [
+        f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
+        f"{values['duplicates']:,} duplicates",
+        f"{values['prompt_tokens']:,} prompt and {values['completion_tokens']:,} completion tokens",
+    ]
+    if generated:
+        rate = generated / seconds["generate"] if seconds["generate"] else 0.0
+        lines.append(
+            f"{generated:,} tokens generated in {duration(seconds['generate'])} on {values['ranks']} "
+            f"rank{'s' * (values['ranks'] > 1)}: {rate:,.0f} tokens/s; at most {values['padding']:.1%} padding"
+        )
+        if values["guessed_tokens"]:
+            lines.append(f"{values['guessed_tokens']:,} tokens guessed, {values['accepted_tokens']:,} of them right")
+        lines.append("seconds busy per rank: " + _some([f"{busy:.1f}" for busy in values["rank_busy_seconds"]]))
+        lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    else:
+        lines.append(nothing_generated(values["work"]))
+    lines.append(f"completions: {directory.completions}")
+    lines.append(f"the rest:    {directory.path}")
+    print("\n" + "\n".join(lines), flush=True)
+
+
+def nothing_generated(work: Mapping[str, int]) -> str:
+    """Say why an attempt has generated no token."""
+    if work["requests"]:
+        return "nothing was generated: every request ended in an error"
+    if work["done"]:
+        return "nothing to generate: all rows were finished by earlier attempts"
+    return "nothing to generate: every row of the corpus was refused"
+
+
+def first_error(path: Path) -> str:
+    """Return the message of the first error row of an output; empty if there is none."""
+    with open(path, "rb") as file:
+        for line in file:
+            error = json.loads(line)["error"]
+            if error is not None:
+                return str(error["message"])
+    return ""
+
+
+def _some(texts: list[str]) -> str:
+    return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
+
+
+def _examples(directory: RunDirectory, count: int, files: Sequence[Path]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if count == 0:
+        return found
+    rows = (text for block in Blocks(files, BLOCK_BYTES, count) for _, _, text in block.rows())
+    with open(directory.completions, "rb") as file:
+        for text, line in zip(rows, file, strict=False):
+            output = json.loads(line)
+            found.append((_prompt(text), output["text"] if output["error"] is None else output["error"]["message"]))
+    return found
+
+
+def _prompt(text: bytes) -> str:
+    try:
+        value = decode_row(text)
+    except RowError:
+        return text.decode(errors="replace")
+    messages = value.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        return str(messages[-1].get("content"))
+    return str(value.get("prompt") or value.get("prompt_token_ids"))

@@ -1,0 +1,331 @@
+"""The run directory: where a run keeps everything, and what binds its attempts to one another.
+
+Its files are described in the README under "The run directory". Only rank 0 takes the lock and
+writes `job.json`, `state` and the outputs.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc.exit import Refusal
+from hpc.job import Job, Share
+from hpc.rundir import atomic
+
+
+def run_path(job: Job, files: tuple[Path, ...]) -> Path:
+    """Return the run directory of a job."""
+    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+
+
+State = Literal["running", "drained", "done", "failed"]
+
+
+LOCK_PATIENCE_S = 2.0
+"""Somebody who only looks whether the lock is held holds it for a moment."""
+
+
+class RunDirectory:
+    """Paths and small files of a run.
+
+    Independent jobs that each generate a share of the rows have lock, state and attempts of their own
+    in it, and the number of their share stands for the rank.
+    """
+
+    def __init__(self, path: Path, share: Share | None = None) -> None:
+        self.path = path
+        self.share = share
+        self._suffix = "" if share is None else f"-{share.index}"
+        self._locks: list[int] = []
+
+    @property
+    def completions(self) -> Path:
+        """The output, once every row is accounted for."""
+        return self.path / "completions.jsonl"
+
+    @property
+    def partial(self) -> Path:
+        """The output of `merge` while rows are missing."""
+        return self.path / "completions.partial.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Figures of the run, for programs."""
+        return self.path / "summary.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """Is there since `cancel`, until the run is begun or submitted again: its job shall not requeue itself."""
+        return self.path / "cancelled"
+
+    def journal(self, attempt: int, rank: int) -> Path:
+        """One rank's journal of one attempt."""
+        return self.path / "journal" / f"{self._of(attempt, rank)}.jsonl"
+
+    def journals(self) -> list[Path]:
+        """All journals, the earliest attempt first."""
+        return sorted((self.path / "journal").glob("*.jsonl"), key=attempt_and_rank)
+
+    def journals_of(self, attempt: int) -> list[Path]:
+        """Return the journals of one attempt, of this share."""
+        rank = "*" if self.share is None else f"{self.share.index:05d}"
+        return sorted((self.path / "journal").glob(f"{attempt:04d}-{rank}.jsonl"))
+
+    def events(self, attempt: int, rank: int) -> Path:
+        """One rank's progress in one attempt."""
+        return self.path / "events" / f"{self._of(attempt, rank)}.jsonl"
+
+    def log(self, attempt: int, rank: int) -> Path:
+        """One rank's log of one attempt."""
+        return self.path / "log" / f"{self._of(attempt, rank)}.log"
+
+    def _of(self, attempt: int, rank: int) -> str:
+        return f"{attempt:04d}-{rank + (self.share.index if self.share else 0):05d}"
+
+    def create(self) -> None:
+        """Make the folders; raise `Refusal` where that cannot be done."""
+        try:
+            for name in ("journal", "events", "log"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refusal(_cannot_write(self.path, error)) from error
+
+    def acquire(self, force: bool = False, flock: Callable[[int, int], None] = fcntl.flock) -> None:
+        """Take the run directory, or its share of it, for this process until it ends, however it ends.
+
+        Raises `Refusal` if another process has it, or if the file system cannot tell (`force` goes on
+        then).
+        """
+        if self.share is None:
+            self._take("lock", fcntl.LOCK_EX, force, flock)
+        else:
+            self._take("lock", fcntl.LOCK_SH, force, flock)  # no run of the whole beside shares of it
+            self._take("lock" + self._suffix, fcntl.LOCK_EX, force, flock)
+
+    def _take(self, name: str, kind: int, force: bool, flock: Callable[[int, int], None]) -> None:
+        try:
+            lock = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise Refusal(_cannot_write(self.path, error)) from error
+        give_up = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                flock(lock, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < give_up:
+                    time.sleep(LOCK_PATIENCE_S / 20)
+                    continue
+                owner = os.pread(lock, 1000, 0).decode(errors="replace").strip()
+                os.close(lock)
+                raise Refusal(
+                    f"{self.path} is in use by {owner or 'another process'}; wait for it or stop it "
+                    f"(scattergen cancel {self.path}), or choose another --name"
+                ) from None
+            except OSError as error:
+                if force:
+                    break
+                os.close(lock)
+                raise Refusal(
+                    f"{self.path / name} cannot be locked ({error.strerror}), so a second run in this directory would "
+                    "go unseen. If you are sure that there is none, add --force"
+                ) from error
+        job = os.environ.get("SLURM_JOB_ID")
+        owner = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", Slurm job {job}" if job else "")
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{owner}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+        self._locks.append(lock)
+
+    def release(self) -> None:
+        """Give the run directory back."""
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def is_held(self, name: str = "lock") -> bool:
+        """Say whether a living process has the run directory, or a share of it, as far as the file system can tell."""
+        try:
+            try:
+                lock, kind = os.open(self.path / name, os.O_RDWR), fcntl.LOCK_EX
+            except PermissionError:  # somebody else's run: a reader's lock shows at least who has the whole of it
+                lock, kind = os.open(self.path / name, os.O_RDONLY), fcntl.LOCK_SH
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)
+        finally:
+            os.close(lock)
+        return False
+
+    @contextlib.contextmanager
+    def alone(self, what: str, give_up: Callable[[], bool]) -> Iterator[bool]:
+        """Be the only job of this run that does `what`; wait for the others, and yield False if that is given up."""
+        lock = os.open(self.path / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            taken = False
+            while not (taken or give_up()):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken = True
+                except BlockingIOError:
+                    time.sleep(LOCK_PATIENCE_S / 20)
+                except OSError:  # a file system without locks: `acquire` was told to go on
+                    taken = True
+            yield taken
+        finally:
+            os.close(lock)
+
+    @property
+    def state(self) -> str:
+        """What `state` says; "new" before the first attempt."""
+        try:
+            return (self.path / f"state{self._suffix}").read_text().strip()
+        except FileNotFoundError:
+            return "new"
+
+    def set_state(self, state: State) -> None:
+        """Write `state`; with shares, that of this one, and of the whole run what follows from it."""
+        atomic.write(self.path / f"state{self._suffix}", state + "\n")
+        if self.share is not None:
+            others = (f"lock-{index}" for index in range(self.share.count) if index != self.share.index)
+            if state == "running" or any(self.is_held(name) for name in others):
+                self.set_whole_state("running")
+            else:  # a share that is done leaves the rows of those that have not run
+                self.set_whole_state("drained" if state == "done" else state)
+
+    def set_whole_state(self, state: State) -> None:
+        """Write the state of the run, whatever the shares'."""
+        atomic.write(self.path / "state", state + "\n")
+
+    def restore_state(self, state: str, whole: str) -> None:
+        """Write the state that was before, and with shares that of the `whole`; a run that had none has failed."""
+        restored: Any = "failed" if state == "new" else state
+        self.set_state(restored)
+        if self.share is not None and whole == "done":  # else it follows from the shares
+            self.set_whole_state("done")
+
+    @property
+    def whole_state(self) -> str:
+        """What the `state` of the run says, whatever the shares'."""
+        return RunDirectory(self.path).state
+
+    def set_failed(self) -> None:
+        """Write that the run has failed, if that can be written at all: there is another error to be told."""
+        with contextlib.suppress(OSError):
+            self.set_state("failed")
+
+    def next_attempt(self) -> int:
+        """Return a number above those of all attempts that left anything, from 1."""
+        paths = [path for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
+        found = [attempt_and_rank(path) for path in paths]
+        return 1 + max((n for n, rank in found if self.share is None or rank == self.share.index), default=0)
+
+    def keep_completions(self, attempt: int) -> Path | None:
+        """Give the output, which another corpus is to replace, a name of its own; return it, None if there is none."""
+        kept = self.path / f"completions.before-{attempt}.jsonl"
+        try:
+            os.replace(self.completions, kept)
+        except FileNotFoundError:
+            return None
+        return kept
+
+    def note_slurm_job(self, job_id: str) -> None:
+        """Add a Slurm job to those of this run."""
+        if self.slurm_jobs()[-1:] != [job_id]:
+            with open(self.path / "slurm_jobs", "a") as file:
+                file.write(job_id + "\n")
+
+    def slurm_jobs(self) -> list[str]:
+        """Return the ids of the Slurm jobs that were submitted for this run, or have run in it; the latest last."""
+        try:
+            return (self.path / "slurm_jobs").read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def read_job(self) -> dict[str, Any] | None:
+        """Return what `job.json` holds, or None before the first attempt."""
+        try:
+            value: dict[str, Any] = json.loads((self.path / "job.json").read_text())
+        except FileNotFoundError:
+            return None
+        return value
+
+    def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
+        """Record the resolved job: what runs, on what, with which versions."""
+        value = {
+            "job": dataclasses.asdict(dataclasses.replace(job, share="")),
+            "files": [str(file) for file in files],
+            "model_path": str(model_path),
+            "bound": dict(bound),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+        }
+        atomic.write(self.path / "job.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def bind(self, name: str, value: str) -> None:
+        """Add to what a run that has been begun or submitted is bound to; what is there already stays."""
+        earlier = self.read_job()
+        if earlier is not None and name not in earlier["bound"]:
+            earlier["bound"][name] = value
+            atomic.write(self.path / "job.json", json.dumps(earlier, indent=2, ensure_ascii=False) + "\n")
+
+    def check_bound(self, bound: Mapping[str, str]) -> None:
+        """Raise `Refusal`, naming the field, if the run is bound to something else.
+
+        What was submitted and not yet begun is not bound to what only a node can resolve.
+        """
+        earlier = self.read_job()
+        for name, value in bound.items():
+            if earlier is not None and earlier["bound"].get(name, value) != value:
+                raise Refusal(
+                    f"{self.path} was begun with {name} {earlier['bound'][name]}, and this job has {name} "
+                    f"{value}: its completions would not belong together. Choose another --name, or remove "
+                    "the run directory"
+                )
+
+
+def attempt_and_rank(path: Path) -> tuple[int, int]:
+    """Return the numbers in the name of a journal, log or event file; zeros for another file's."""
+    attempt, _, rank = path.stem.partition("-")
+    return (int(attempt), int(rank)) if attempt.isdigit() and rank.isdigit() else (0, 0)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return f"cannot write to the run directory {path}: {error.strerror}; choose another --runs or --name"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("scattergen", "torch", "transformers", "tokenizers", "mpi4py", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the current folder's repository: the job file is usually in it."""
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip()

@@ -1,0 +1,124 @@
+"""How far a rank is, and the whole run: counters, the event file that `status` reads, the lines that `run` prints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ESTIMATE_S, ESTIMATE_SHARE, ESTIMATE_ROWS = 10.0, 0.05, 3
+"""After so many seconds, and so many of the rows, the rest of a run can be told from its beginning: the first rows to
+end say little, as those that take longest are begun first."""
+MESSAGE_S = 2.0
+LEAST_SPENT_S = 0.05
+"""What took less is not worth an event."""
+
+
+@dataclass
+class Progress:
+    """What a rank has done in this attempt."""
+
+    rows: int = 0
+    """Rows answered, those that share a completion too."""
+    errors: int = 0
+    """Rows among them that ended in an engine error."""
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    guessed_tokens: int = 0
+    """Tokens that an engine guessed, to compute several of a row at once."""
+    accepted_tokens: int = 0
+    """Those among them that the model chose."""
+    steps: int = 0
+    """Of the engine, where it tells; what they computed together is as in `hpc.engine.steps.StepTotals`."""
+    step_tokens: int = 0
+    step_prompt: int = 0
+    step_chosen: int = 0
+    step_pairs: float = 0.0
+    step_kv: int = 0
+    cached_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    load_s: float = 0.0
+    gpu: str = ""
+    """UUID of the GPU that computes, as torch says it."""
+    busy_s: float = 0.0
+    """From the first request until the last completion, less the waiting for work."""
+    waited_s: float = 0.0
+    began: float = 0.0
+    """When generation began and ended, in seconds of the clock; 0 while it has not."""
+    ended: float = 0.0
+    engine: str = ""
+    """What generates, by the name of its flag."""
+
+
+_COUNTS = (
+    "rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens",
+    "steps", "step_tokens", "step_prompt", "step_chosen", "step_pairs", "step_kv", "cached_tokens",
+    "prefill_s", "decode_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, as known after reading."""
+
+    rows: int
+    refused: int
+    done: int
+    """Rows answered by earlier attempts."""
+    requests: int
+    """Completions to be generated in this attempt."""
+    duplicates: int
+    """Rows that another row's completion answers."""
+
+
+def overall(ranks: Mapping[int, Progress]) -> Progress:
+    """Add up the progress of ranks."""
+    total = Progress()
+    for progress in ranks.values():
+        for name in _COUNTS:
+            setattr(total, name, getattr(total, name) + getattr(progress, name))
+    started = [progress.began for progress in ranks.values() if progress.began]
+    total.began = min(started, default=0.0)
+    return total
+
+
+def describe(work: Work, total: Progress, now: float, expected_end: float | None = None) -> str:
+    """Return the line that says how far a run is, at what rate, and when it will be over.
+
+    Until its own rows tell that, what was predicted does: `expected_end`, in seconds of the clock like `now`.
+    """
+    done = work.done + work.refused + total.rows
+    text = f"{done:,} of {work.rows:,} rows ({done / work.rows:.0%})"
+    elapsed = now - total.began if total.began else 0.0
+    if elapsed > 0 and total.generated_tokens:
+        text += f", {total.generated_tokens / elapsed:,.0f} tokens/s"
+    to_do = work.rows - work.done - work.refused
+    if 0 < total.rows < to_do and _tells(total.rows, to_do, elapsed):
+        text += f", about {duration(elapsed * (to_do - total.rows) / total.rows)} left"
+    elif expected_end is not None and total.rows < to_do and now < expected_end:
+        text += f", {duration(expected_end - now)} left as predicted"
+    return text
+
+
+def _tells(rows: int, to_do: int, elapsed: float) -> bool:
+    """Say whether so many rows in so many seconds tell how long the rest of those that were to do will take."""
+    return elapsed >= ESTIMATE_S and rows >= max(ESTIMATE_ROWS, ESTIMATE_SHARE * to_do)
+
+
+def left(work: Work, total: Progress, now: float) -> str:
+    """Return the line with which an attempt ends before the end: rows done and left, and how long they would take."""
+    done = work.done + work.refused + total.rows
+    text = f"{done:,} rows done, {total.rows:,} of them in this attempt; {work.rows - done:,} left"
+    elapsed = now - total.began if total.began else 0.0
+    if _tells(total.rows, total.rows + work.rows - done, elapsed):
+        text += f", about {duration(elapsed * (work.rows - done) / total.rows)} on these ranks"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Write seconds for people: 41 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

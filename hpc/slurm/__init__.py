@@ -1,0 +1,1 @@
+"""Batch scripts, submission, the queue. Submitit is imported here alone."""

@@ -1,0 +1,52 @@
+"""Cancel: stop a run so that nothing finished is lost, and take its job out of Slurm."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+from hpc.exit import OK, Refusal
+from hpc.rundir import atomic
+from hpc.rundir.directory import RunDirectory
+from hpc.slurm.queue import ask_slurm, cancel_job
+
+STOP_S = 60.0
+"""How long a run may take to flush its journals before its job is cancelled all the same."""
+
+
+def cancel(path: Path) -> int:
+    """Stop a run and cancel its Slurm jobs; return the exit code.
+
+    Raises `Refusal` for what is no run directory, and for a run that another machine must stop.
+    """
+    directory = RunDirectory(path)
+    if directory.read_job() is None:
+        raise Refusal(f"{path} is no run directory: it has no job.json")
+    jobs = [job_id for job_id in directory.slurm_jobs() if (found := ask_slurm(job_id)) is not None and found.live]
+    if not jobs and not directory.is_held():
+        print(f"{path}: nothing runs or waits; it is {directory.state}")
+        return OK
+    atomic.write(directory.cancelled, time.strftime("%Y-%m-%d %H:%M:%S\n"))  # or the job would requeue itself
+    if directory.is_held():
+        for job_id in jobs:
+            cancel_job(job_id, signal="USR2")
+        if not jobs:
+            _stop_process(directory)
+        end = time.monotonic() + STOP_S
+        while directory.is_held() and time.monotonic() < end:
+            time.sleep(0.2)
+    for job_id in jobs:
+        cancel_job(job_id)
+    print(f"{path}: {directory.state}" + "".join(f"; Slurm job {job_id} is cancelled" for job_id in jobs))
+    return OK
+
+
+def _stop_process(directory: RunDirectory) -> None:
+    """Send TERM to rank 0, which stops the others."""
+    owner = (directory.path / "lock").read_text(errors="replace")
+    found = re.match(r"host (\S+), pid (\d+)", owner)
+    if found is None or found[1] != socket.gethostname():
+        raise Refusal(f"{directory.path} is in use by {owner.strip()}; send its process SIGTERM there")
+    os.kill(int(found[2]), signal.SIGTERM)

@@ -1,0 +1,177 @@
+"""Slurm's side of a job: write its script, submit it. The only place that knows submitit.
+
+submitit writes the `#SBATCH` lines and submits; what runs is a command in shell, so that a script
+can be read, kept, changed and given to sbatch by hand.
+"""
+
+import pprint
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hpc.corpus import pipe
+from hpc.corpus.find import corpus_files
+from hpc.exit import Refusal
+from hpc.job import Job, Slurm, check_time
+from hpc.model.find import Model, as_bound
+from hpc.rundir import atomic
+from hpc.rundir.directory import RunDirectory, run_path
+from hpc.slurm.template import SiteProfile, find_profile, profile_parameters, read_profile
+
+PROGRAM = (sys.executable, "-m", "hpc")
+"""What runs on the nodes, where a template does not bring its own Python."""
+
+DEFAULT_TIME_MIN = 60
+
+SUBMITIT = {"tasks_per_node": "ntasks_per_node", "time_min": "time"}
+_PASSED = (
+    "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "time_min", "partition", "account", "qos",
+    "constraint", "gres", "mem", "nodelist", "exclude", "dependency",
+)  # fmt: skip
+
+
+def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = None, verb: str = "run") -> str:
+    """Write job.json, job.py and script.sbatch (doctor.sbatch) into the run directory; return the text of the script.
+
+    With a resolved `model` the run is bound to it. Raises `Refusal` for what must not or cannot run.
+    """
+    files = find_corpus(job)
+    directory = RunDirectory(run_path(job, files))
+    job = with_absolute_paths(job, files, directory.path)
+    text = render_script(job, directory, program, verb)
+    directory.create()
+    if directory.is_held():
+        raise Refusal(f"{directory.path} is in use; see `scattergen status {directory.path}`")
+    earlier = directory.read_job()
+    bound = dict(earlier["bound"]) if earlier else {}
+    if model is not None:
+        bound |= {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template}
+    if job.dtype != "auto":
+        bound["dtype"] = job.dtype
+    if job.chat_date:
+        bound["chat_date"] = job.chat_date
+    directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}) if model else bound)
+    directory.write_job(job, files, bound, model.path if model else Path(job.model))
+    atomic.write(directory.path / "job.py", record_job(job))
+    atomic.write(directory.path / ("script.sbatch" if verb == "run" else f"{verb}.sbatch"), text)
+    return text
+
+
+def find_corpus(job: Job) -> tuple[Path, ...]:
+    """Return the corpus files of a job, absolute; raise `Refusal` if there are none, or a node could not read them."""
+    files = corpus_files(job)
+    if any(map(pipe.is_pipe, files)):
+        raise Refusal("a batch job cannot read what comes through a pipe here; write it to a file")
+    return files
+
+
+def with_absolute_paths(job: Job, files: Sequence[Path], run: Path) -> Job:
+    """Return the job as it reads from any folder of any node."""
+    model = Path(job.model).expanduser()
+    return replace(
+        job,
+        model=str(model.absolute()) if model.exists() else job.model,
+        corpus=tuple(map(str, files)),
+        runs=str(run.parent),
+        name=run.name,
+    )
+
+
+def record_job(job: Job) -> str:
+    """Return the job as a job file."""
+    return (
+        f'"""What `scattergen submit` was asked for, on {job.name}; a record, and a job file."""\n\n'
+        f"from hpc import Job, SamplingParams, Slurm, Vllm, main\n\nJOB = {pprint.pformat(job, width=110)}\n\n"
+        'if __name__ == "__main__":\n    main(JOB)\n'
+    )
+
+
+def render_script(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, verb: str = "run") -> str:
+    """Return the text of the batch script of a job whose paths are absolute.
+
+    The ranks do `verb`; behind a "run" the script puts its job back into the queue while work is left.
+    Raises `Refusal` for a template that cannot be used.
+    """
+    from submitit.slurm import slurm
+
+    asked, profile = job.slurm, read_profile(find_profile(job.slurm.template))
+    if verb != "run":  # once, on the first of an array
+        asked = replace(asked, array=0)
+    parameters = _parameters(asked, profile)
+    try:
+        check_time(parameters["time"], asked.signal_delay_s)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    log = str(directory.path / "log" / ("slurm-%A_%a.log" if asked.array else "slurm-%j.log"))
+    name = log.rsplit("/", 1)[1]
+    additional: dict[str, Any] = {
+        "output": log.removesuffix(name).replace("%", "%%") + name,
+        "requeue": True,
+        **({"array": f"0-{asked.array - 1}"} if asked.array else {}),
+        **({"reservation": asked.reservation} if asked.reservation else {}),
+        **parameters.pop("additional_parameters", {}),
+        **asked.additional_parameters,
+    }
+    python = f"{profile.python} -m hpc" if profile.python else shlex.join(program)
+    share = f' --share "$SLURM_ARRAY_TASK_ID/{asked.array}"' if asked.array else ""
+    mpi = "none" if asked.array else asked.mpi or profile.mpi
+    srun = shlex.join(["srun", f"--mpi={mpi}", "--kill-on-bad-exit=1", *profile.srun_args])
+    path = shlex.quote(str(directory.path / "job.json"))
+    text = slurm._make_sbatch_string(
+        command=f"{srun} {python} {verb} --job {path}{share}",
+        folder=directory.path / "log",
+        job_name=job.name,
+        setup=list(profile.setup),
+        teardown=_ending(profile.teardown, f"{python} settle --job {path}{share}" if verb == "run" else None),
+        signal_delay_s=asked.signal_delay_s,
+        stderr_to_stdout=True,
+        use_srun=False,
+        additional_parameters=_flags(additional),
+        wckey=None,  # type: ignore[arg-type]  # many sites refuse a key that they do not know
+        **parameters,
+    )
+    return text + "\n"
+
+
+def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as submitit takes them: True for one without a value; what is false is left out.
+
+    One that submitit knows goes by its name there, and so before what else says it.
+    """
+    known = {name.replace("_", "-"): name for name in profile_parameters()}
+    values = {name: {"true": True, "false": False}.get(str(value).lower(), value) for name, value in options.items()}
+    return {known.get(name, name): value for name, value in values.items() if value is not False}
+
+
+def _ending(teardown: Sequence[str], settle: str | None) -> list[str]:
+    """Return the shell behind srun; without `settle` the script ends with srun's own code."""
+    if settle is None:
+        return ["code=$?", *teardown, 'exit "$code"']
+    return [
+        *teardown,
+        "# What the run directory says decides, and not srun, which mixes the codes of the ranks.",
+        settle,
+        "case $? in",
+        "  0) exit 0 ;;",
+        "  75)  # Work is left, and this attempt got on with it. An array's last element has the id of the whole.",
+        '    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}" ;;',
+        "  *) exit 1 ;;",
+        "esac",
+    ]
+
+
+def _parameters(asked: Slurm, profile: SiteProfile) -> dict[str, Any]:
+    """Return submitit's parameters: the template's, and before them what the job asks for."""
+    own = {SUBMITIT.get(name, name): getattr(asked, name) for name in _PASSED if getattr(asked, name) is not None}
+    values = {"time": DEFAULT_TIME_MIN, "nodes": 1, **profile.directives, **own}
+    if asked.exclusive:
+        values["exclusive"] = True
+    if asked.array:
+        values |= {"nodes": 1, "ntasks_per_node": 1}
+    elif "ntasks_per_node" not in own:
+        gpus = own.get("gpus_per_node")
+        values["ntasks_per_node"] = gpus or values.get("ntasks_per_node") or values.get("gpus_per_node", 1)
+    return values

@@ -1,0 +1,170 @@
+"""Reading in a whole run: corpora on a pipe, files of other formats, and the date of chat templates."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.exit import OK, UNFINISHED, Refusal
+from hpc.job import Job
+from hpc.model.find import Model
+from hpc.mpi.comm import Single
+from hpc.mpi.signals import Stop
+from hpc.output.verify import verify_run
+from hpc.pipeline import generate
+from hpc.sampling_params import SamplingParams
+from tests.conftest import finish, read_rows, start_echo, write_corpus
+from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer, EchoLoader
+
+
+class DatedLoader(EchoLoader):
+    """A model whose chat template writes the date."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
+
+    def resolve(self, model: str) -> Model:
+        return Model(self.folder, "dated:1", "bytes", "dated")
+
+    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+        class Dated(ByteTokenizer):
+            def render(self, messages: Any) -> str:
+                return job.chat_date + super().render(messages)
+
+        return Checker(file_names, job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
+
+
+def run(tmp_path: Path, *contents: str, **knobs: Any) -> int:
+    """Run chats in tmp_path/runs/rows."""
+    rows = [{"messages": [{"role": "user", "content": content}]} for content in contents]
+    corpus = write_corpus(tmp_path / "rows.jsonl", rows)
+    values = {"corpus": (str(corpus),), "runs": str(tmp_path / "runs"), "sampling": SamplingParams(max_new_tokens=4)}
+    job = Job(model="dated", **{**values, **knobs})
+    return generate(job, Single(), DatedLoader(tmp_path / "model"), Stop())
+
+
+def job_json(tmp_path: Path) -> Any:
+    return json.loads((tmp_path / "runs/rows/job.json").read_text())
+
+
+def generated(tmp_path: Path) -> int:
+    return int(json.loads((tmp_path / "runs/rows/summary.json").read_text())["generated_tokens"])
+
+
+def feed(path: Path, data: str) -> Path:
+    """Make a FIFO, and a thread that writes into it as soon as somebody reads."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    threading.Thread(target=lambda: path.write_text(data), daemon=True).start()
+    return path
+
+
+def line(text: str) -> str:
+    return json.dumps({"prompt": text}) + "\n"
+
+
+def test_a_run_goes_on_with_the_date_at_which_it_was_begun(tmp_path: Path) -> None:
+    run(tmp_path, "a", chat_date="2020-01-01")
+    run(tmp_path, "a", "b")
+    assert (generated(tmp_path), job_json(tmp_path)["job"]["chat_date"]) == (4, "2020-01-01T00:00:00")
+
+
+def test_the_date_is_fixed_at_the_first_attempt(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    first = job_json(tmp_path)
+    assert first["job"]["chat_date"] == first["bound"]["chat_date"] != ""
+
+
+def test_another_date_is_refused_with_both(tmp_path: Path) -> None:
+    run(tmp_path, "a", chat_date="2020-01-01")
+    with pytest.raises(Refusal, match="chat_date 2020-01-01T00:00:00, and this job has chat_date 2021-01-01T00:00:00"):
+        run(tmp_path, "a", chat_date="2021-01-01")
+
+
+def test_a_run_that_was_begun_without_a_date_goes_on_with_that_of_its_token_store(tmp_path: Path) -> None:
+    run(tmp_path, "a")
+    written = job_json(tmp_path)
+    del written["bound"]["chat_date"], written["job"]["chat_date"]
+    (tmp_path / "runs/rows/job.json").write_text(json.dumps(written))
+    os.utime(tmp_path / "runs/rows/store.json", (1_600_000_000, 1_600_000_000))
+    (tmp_path / "runs/rows/journal/0001-00000.jsonl").unlink()  # whose prompts are of now
+    run(tmp_path, "a")
+    assert job_json(tmp_path)["bound"]["chat_date"].startswith("2020-09-1")
+
+
+def test_all_shares_of_a_run_have_one_date(tmp_path: Path) -> None:
+    run(tmp_path, "a", "b", share="0/2", chat_date="2020-01-01")
+    assert run(tmp_path, "a", "b", share="1/2") == OK
+    assert len(read_rows(tmp_path / "runs/rows/completions.jsonl")) == 2
+
+
+def test_a_corpus_on_a_pipe_is_answered_and_can_be_verified(tmp_path: Path) -> None:
+    fifo = feed(tmp_path / "rows.jsonl.pipe", line("cat") + line("dog"))
+    assert run(tmp_path, corpus=(str(fifo),), name="rows") == OK
+    assert [row["text"] for row in read_rows(tmp_path / "runs/rows/completions.jsonl")] == ["catc", "dogd"]
+    assert verify_run(tmp_path / "runs/rows") == OK
+
+
+def test_a_second_run_reads_the_pipe_again_and_keeps_what_was_done(tmp_path: Path) -> None:
+    run(tmp_path, corpus=(str(feed(tmp_path / "pipe", line("cat"))),), name="rows")
+    run(tmp_path, corpus=(str(feed(tmp_path / "pipe", line("cat") + line("dog"))),), name="rows")
+    assert generated(tmp_path) == 4
+    assert len([path for path in (tmp_path / "runs/rows/corpus").rglob("*") if path.is_file()]) == 1
+
+
+def test_job_json_names_the_copy_so_that_it_can_be_run_without_the_pipe(tmp_path: Path) -> None:
+    run(tmp_path, corpus=(str(feed(tmp_path / "pipe", line("cat"))),), name="rows")
+    assert run(tmp_path, corpus=tuple(job_json(tmp_path)["job"]["corpus"]), name="rows") == OK
+    assert generated(tmp_path) == 0
+
+
+def test_a_pipe_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run(tmp_path, corpus=(str(feed(tmp_path / "pipe", line("cat"))),), name="rows")
+    with pytest.raises(Refusal, match="none of them is for a row of this corpus"):
+        run(tmp_path, corpus=(str(feed(tmp_path / "pipe", line("dog"))),), name="rows")
+    assert verify_run(tmp_path / "runs/rows") == OK
+
+
+def test_standard_input_needs_a_name(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="through a pipe gives no name to the run; add --name"):
+        run(tmp_path, corpus=("-",))
+
+
+def test_jobs_that_share_a_corpus_cannot_read_it_from_a_pipe(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="a pipe can be read once; write it to a file"):
+        run(tmp_path, corpus=("-",), name="rows", share="0/2")
+
+
+def test_a_file_of_another_format_is_refused_before_a_run_directory_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("id,prompt\n0,cat\n")
+    with pytest.raises(Refusal, match=r'corpus ".*c\.csv" cannot be read: it looks like CSV'):
+        run(tmp_path, corpus=(str(path),))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_format_on_a_pipe_is_refused(tmp_path: Path) -> None:
+    fifo = feed(tmp_path / "pipe", "id,prompt\n0,cat\n")
+    with pytest.raises(Refusal, match="it looks like CSV"):
+        run(tmp_path, corpus=(str(fifo),), name="rows")
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_signal_ends_the_wait_for_the_writer_of_a_fifo(tmp_path: Path, ranks: int) -> None:
+    os.mkfifo(tmp_path / "c.jsonl")
+    process = start_echo(tmp_path, tmp_path / "c.jsonl", ranks=ranks)
+    assert process.stderr is not None
+    while "which is copied into" not in (said := process.stderr.readline()):
+        assert said, "it ended by itself"
+    process.send_signal(signal.SIGTERM)
+    ended = finish(process, timeout_s=60)
+    assert (tmp_path / "runs/c/state").read_text() == "drained\n"
+    assert ranks or ended.code == UNFINISHED

@@ -1,0 +1,609 @@
+"""Every condition that would cost hours makes a line that says FIX, where it is and what to do."""
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from hpc.doctor.diagnose import CHECKS, Findings, diagnose
+from hpc.doctor.examine import Examination, answer_doctor, look, resolve, trial
+from hpc.doctor.probes import clock_offset, file_system, leave_file, read_ends, try_cache
+from hpc.job import Job
+from hpc.mpi.comm import Buffer, Message, Single, Tag, pack
+from hpc.rundir.directory import RunDirectory
+from hpc.slurm.allocation import Allocation
+from tests.conftest import write_corpus
+from tests.fakes import EchoLoader
+
+JOB = Job(model="m", corpus=("c.jsonl",))
+GIB = 2**30
+
+
+def greeting(host: str, *gpus: str) -> Buffer:
+    seen = {"gpus": list(gpus), "tokens": list(gpus), "variables": ["CUDA_VISIBLE_DEVICES"]}
+    return pack({"host": host, "cores": [0], "threads": 1, **seen})
+
+
+def of_rank(host: str = "node1", **changes: Any) -> dict[str, Any]:
+    facts = {
+        "host": host,
+        "library": "MPICH 4.3",
+        "cuda": None,
+        "unshared": "",
+        "seen": True,
+        "locked": True,
+        "caches": [{"name": "TMPDIR", "path": "/tmp", "type": "ext4", "error": ""}],
+        "model": {"files": 2, "bytes": 3 * GIB, "error": ""},
+        "temp": "/tmp",
+        "temp_free": 5 * GIB,
+        "clock": (0.0, 0.001),
+    }
+    return {**facts, **changes}
+
+
+def findings(*facts: dict[str, Any], gpus: tuple[str, ...] = (), **changes: Any) -> Findings:
+    """What is found where all is well, on ranks with these facts."""
+    given = facts or (of_rank("node1"), of_rank("node2"))
+    tried = {"folder": "/runs/c/doctor-1", "run": "/runs/c", "files": 1, "busy": False, "free": 9 * GIB}
+    found = Findings(
+        job=JOB,
+        size=len(given),
+        environment={},
+        hellos={rank: greeting(one["host"], *gpus) for rank, one in enumerate(given)},
+        facts=dict(enumerate(given)),
+        trial={**tried, "corpus": "", "error": "", "lock": ""},
+        model={"path": "/models/m", "error": ""},
+        allocation=None,
+        now=0.0,
+    )
+    return replace(found, **changes)
+
+
+def tried(**changes: Any) -> dict[str, Any]:
+    return {**(findings().trial or {}), **changes}
+
+
+def wrong(found: Findings) -> list[str]:
+    return [str(line) for line in diagnose(found) if not line.ok]
+
+
+def said(found: Findings, check: str) -> str:
+    [line] = [str(line) for line in diagnose(found) if line.what == check]
+    return line
+
+
+def test_where_all_is_well_every_check_has_one_line_that_says_ok() -> None:
+    lines = [str(line) for line in diagnose(findings())]
+    assert [line.split(": ")[0] for line in lines] == [f"ok    {check}" for check in CHECKS]
+
+
+def test_ranks_are_counted_for_each_node() -> None:
+    found = findings(of_rank("a"), of_rank("b"), of_rank("a"))
+    assert said(found, "ranks") == "ok    ranks: 3 on 2 nodes: 2 on a, 1 on b"
+
+
+def test_of_many_nodes_eight_are_listed() -> None:
+    found = findings(*[of_rank(f"node{number}") for number in range(20)])
+    assert said(found, "ranks").endswith("1 on node7 and 12 more")
+
+
+def test_a_rank_that_has_not_answered_is_named_with_its_node() -> None:
+    found = findings()
+    assert wrong(replace(found, facts={0: found.facts[0]})) == [
+        "FIX   ranks: no answer in time of rank 1 on node2; look at these nodes and their file systems, "
+        "or leave them out (--slurm.exclude)"
+    ]
+
+
+def test_where_no_rank_has_answered_there_still_are_lines() -> None:
+    found = replace(findings(), facts={}, hellos={}, trial=None, model=None)
+    assert [line.split(":")[0] for line in wrong(found)] == ["FIX   ranks", "FIX   run directory", "FIX   model"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"SLURM_NTASKS": "4"}, {"SLURM_NTASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "4"}],
+    ids=str,
+)
+def test_another_number_of_ranks_than_slurm_has_tasks_is_to_be_fixed(environment: dict[str, str]) -> None:
+    [line] = wrong(findings(environment=environment))
+    assert line.startswith(
+        f"FIX   ranks: 2 in MPI's world, but Slurm speaks of {next(iter(environment.values()))} tasks; "
+    )
+    assert "--mpi=pmi2 or pmix" in line
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
+    ],
+    ids=str,
+)
+def test_the_step_in_which_mpirun_starts_its_proxies_is_not_taken_for_that_of_the_ranks(
+    environment: dict[str, str],
+) -> None:
+    assert wrong(findings(environment=environment)) == []
+
+
+def test_different_mpi_libraries_are_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", library="Open MPI v5")))
+    assert line.startswith("FIX   MPI: not the same everywhere: MPICH 4.3 on a, Open MPI v5 on b; load one library")
+
+
+def test_the_mpi_type_is_said() -> None:
+    found = findings(environment={"SLURM_MPI_TYPE": "pmi2"})
+    assert said(found, "MPI") == "ok    MPI: MPICH 4.3, srun --mpi=pmi2"
+
+
+def test_two_ranks_on_one_gpu_are_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a", cuda=""), of_rank("a", cuda=""), gpus=("GPU-1",)))
+    assert line.startswith(
+        "FIX   GPUs: ranks 0 and 1 on a would share GPU GPU-1: 2 ranks run there. Start one rank for"
+    )
+
+
+def test_a_gpu_for_each_rank_is_well() -> None:
+    found = findings(of_rank("a", cuda=""), of_rank("a", cuda=""), gpus=("GPU-1", "GPU-2"))
+    assert said(found, "GPUs") == "ok    GPUs: one for each rank; torch can use CUDA on 2 of 2 ranks"
+
+
+def test_a_torch_that_cannot_use_cuda_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a", cuda="driver too old"), gpus=("GPU-1",)))
+    assert line.startswith("FIX   GPUs: on a: torch cannot use CUDA: driver too old; install a torch that fits")
+
+
+def test_a_node_without_gpus_among_others_is_to_be_fixed() -> None:
+    hellos = {0: greeting("a", "GPU-1"), 1: greeting("b")}
+    [line] = wrong(findings(of_rank("a", cuda=""), of_rank("b"), hellos=hellos))
+    assert line.startswith("FIX   GPUs: none visible on b; ask for them (--slurm.gpus-per-node)")
+
+
+def test_no_gpu_where_the_job_wants_one_is_to_be_fixed() -> None:
+    [line] = wrong(findings(job=replace(JOB, device="cuda")))
+    assert line.startswith("FIX   GPUs: none visible on node1, node2; ask for them")
+
+
+def test_gpus_that_the_job_does_not_use_may_be_shared() -> None:
+    found = findings(of_rank("a"), of_rank("a"), gpus=("GPU-1",), job=replace(JOB, device="cpu"))
+    assert said(found, "GPUs") == "ok    GPUs: none in use (--device cpu): the ranks run on the cores"
+
+
+def test_a_corpus_that_is_not_there_is_to_be_fixed() -> None:
+    assert wrong(findings(trial=tried(corpus='corpus "c": no such file'))) == [
+        'FIX   corpus: corpus "c": no such file; name it as the compute nodes see it'
+    ]
+
+
+def test_a_run_directory_that_cannot_be_written_is_to_be_fixed() -> None:
+    found = findings(of_rank(unshared=None, locked=None), trial=tried(folder=None, error="Permission denied"))
+    assert wrong(found) == ["FIX   run directory: /runs/c cannot be written: Permission denied; choose another --runs"]
+
+
+def test_a_run_directory_that_a_node_does_not_share_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", unshared="it is not there", locked=None)))
+    assert line == (
+        "FIX   run directory: on b: it is not there; "
+        "put --runs on a file system that every node mounts and may write to"
+    )
+
+
+def test_a_rank_whose_file_rank_0_does_not_see_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", seen=False)))
+    assert line.startswith("FIX   run directory: on b: rank 0 does not see what is written there; put --runs on")
+
+
+def test_a_file_system_that_does_not_answer_is_to_be_fixed() -> None:
+    found = findings(of_rank(unshared=None, locked=None), trial=None)
+    assert wrong(found) == ["FIX   run directory: no answer of its file system in time; choose another --runs"]
+
+
+def test_a_run_that_is_under_way_is_said_and_is_well() -> None:
+    assert said(findings(trial=tried(busy=True)), "run directory") == (
+        "ok    run directory: /runs/c, which every rank reads and writes; a run is under way there, and keeps its lock"
+    )
+
+
+def test_a_lock_that_a_node_does_not_see_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", locked=False)))
+    assert line.startswith(
+        "FIX   locks: on b: rank 0's lock on the run directory is not seen, so a second run in it would"
+    )
+
+
+def test_a_lock_that_cannot_be_taken_is_to_be_fixed_once() -> None:
+    [line] = wrong(findings(of_rank("a", locked=False), trial=tried(lock="no locks here; add --force")))
+    assert line == "FIX   locks: no locks here; add --force; or choose another --runs"
+
+
+def test_locks_that_were_not_tried_everywhere_are_not_said_to_be_well() -> None:
+    found = findings(of_rank("a"), of_rank("b", unshared="not there", locked=None))
+    assert [line for line in diagnose(found) if line.what == "locks"] == []
+
+
+def cache(**changes: str) -> dict[str, Any]:
+    return {"caches": [{"name": "TRITON_CACHE_DIR", "path": "/c", "type": "ext4", "error": "", **changes}]}
+
+
+def test_a_cache_that_cannot_be_written_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a", **cache(error="Read-only file system"))))
+    assert line == (
+        "FIX   caches: on a: TRITON_CACHE_DIR=/c cannot be written: Read-only file system; "
+        "set it to a folder on the node's own disk, in setup.sh"
+    )
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse.sshfs", "fuse.any"])
+def test_a_cache_on_a_shared_file_system_is_to_be_fixed(kind: str) -> None:
+    [line] = wrong(findings(of_rank("a", **cache(type=kind))))
+    assert line.startswith(f"FIX   caches: on a: TRITON_CACHE_DIR=/c is on {kind}, where ranks corrupt each other's")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs", "overlay", "btrfs", "zfs", "fuse.fuse-overlayfs"])
+def test_a_cache_on_a_file_system_of_the_node_is_well(kind: str) -> None:
+    assert said(findings(of_rank("a", **cache(type=kind))), "caches") == f"ok    caches: TRITON_CACHE_DIR=/c ({kind})"
+
+
+def test_what_is_wrong_on_several_nodes_is_one_line_that_names_them() -> None:
+    bad = cache(type="nfs")
+    [line] = wrong(findings(of_rank("a", **bad), of_rank("b", **bad), of_rank("b", **bad), of_rank("c")))
+    assert line.startswith("FIX   caches: on a, b: TRITON")
+
+
+def test_a_model_that_is_refused_is_to_be_fixed() -> None:
+    found = findings(of_rank(model=None), model={"path": None, "error": "no such model"})
+    assert wrong(found) == [
+        "FIX   model: no such model; name the folder that `scattergen fetch m` prints on the login node"
+    ]
+
+
+def test_a_model_that_is_not_found_in_time_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank(model=None), model=None))
+    assert line.startswith("FIX   model: m was not found in time; name the folder")
+
+
+def test_a_model_that_a_node_cannot_read_is_to_be_fixed() -> None:
+    bad = {"files": 0, "bytes": 0, "error": "No such file or directory: /models/m"}
+    [line] = wrong(findings(of_rank("a"), of_rank("b", model=bad)))
+    assert line == (
+        "FIX   model: on b: it cannot be read: No such file or directory: /models/m; "
+        "put it where every node can read it"
+    )
+
+
+def test_a_model_without_weights_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a", model={"files": 0, "bytes": 0, "error": ""})))
+    assert line.startswith("FIX   model: on a: it has no .safetensors or .bin file; name the folder")
+
+
+def test_a_model_that_differs_from_that_of_rank_0_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", model={"files": 1, "bytes": 7, "error": ""})))
+    assert line.startswith("FIX   model: on b: it has 1 weight files of 7 bytes, and at rank 0 others; put it where")
+
+
+def test_too_little_space_in_the_run_directory_is_to_be_fixed() -> None:
+    [line] = wrong(findings(trial=tried(free=GIB - 1)))
+    assert line == "FIX   space: 1.0 GiB are left in /runs/c; make room, or choose another --runs"
+
+
+def test_too_little_space_for_temporary_files_is_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a"), of_rank("b", temp_free=2**28 - 1)))
+    assert line.startswith("FIX   space: on b: 0.2 GiB are left in /tmp; clean it")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clocks_that_differ_by_more_than_2_s_are_to_be_fixed(sign: int) -> None:
+    [line] = wrong(findings(of_rank("a", clock=(0.0, 0.0)), of_rank("b", clock=(sign * 2.2, 0.1))))
+    first, last = ("b", "a") if sign > 0 else ("a", "b")
+    assert line.startswith(f"FIX   clocks: that of {first} is 2.1 s ahead of that of {last}; ")
+
+
+def test_clocks_are_not_said_to_differ_by_what_the_measurement_may_be_wrong() -> None:
+    found = findings(of_rank("a", clock=(0.0, 0.0)), of_rank("b", clock=(2.2, 0.3)))
+    assert said(found, "clocks") == "ok    clocks: 2.50 s apart at most"
+
+
+def test_the_end_of_the_allocation_is_said() -> None:
+    found = findings(allocation=Allocation("7", 0, ends_at=1000 + 3540), now=1000.0)
+    assert said(found, "time limit") == "ok    time limit: ends in 59 min 00 s"
+
+
+def test_the_difference_of_two_clocks_is_found_though_the_answer_took_long() -> None:
+    assert clock_offset(asked=100, received=161, sent=191, answered=132) == (60, 1)
+
+
+MOUNTS = """\
+/dev/sda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+systemd-1 /scratch autofs rw 0 0
+mds:/fs /scratch lustre rw 0 0
+/dev/sdb /home/my\\040disk xfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/tmp/x", "ext4"),
+        ("/home/me", "nfs4"),
+        ("/homeless", "ext4"),
+        ("/scratch", "lustre"),
+        ("/home/my disk/a", "xfs"),
+    ],
+)
+def test_a_path_is_on_the_file_system_that_is_mounted_nearest_above_it(path: str, kind: str) -> None:
+    assert file_system(Path(path), MOUNTS) == kind
+
+
+def job_in(folder: Path) -> Job:
+    corpus = write_corpus(folder / "c.jsonl", [{"prompt": "a"}])
+    return Job(model="m", corpus=(str(corpus),), runs=str(folder / "deep" / "runs"))
+
+
+def test_a_trial_removes_the_folders_that_it_made(tmp_path: Path) -> None:
+    with trial(job_in(tmp_path)) as found:
+        assert Path(found["folder"]).parent == tmp_path / "deep/runs/c"
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_a_trial_leaves_what_was_there(tmp_path: Path) -> None:
+    run = tmp_path / "deep/runs/c"
+    run.mkdir(parents=True)
+    (run / "job.json").write_text("kept")
+    with trial(job_in(tmp_path)):
+        pass
+    assert [(path.name, path.read_text()) for path in run.iterdir()] == [("job.json", "kept")]
+
+
+def test_a_trial_needs_no_corpus(tmp_path: Path) -> None:
+    with trial(Job(model="m", corpus=("missing.jsonl",), runs=str(tmp_path))) as found:
+        assert found["corpus"].startswith('corpus "missing.jsonl": no such file')
+        assert found["run"] == str(tmp_path / "missing")
+
+
+def test_a_trial_where_nothing_can_be_written_says_why(tmp_path: Path) -> None:
+    (tmp_path / "deep").write_text("a file")
+    with trial(job_in(tmp_path)) as found:
+        assert os.strerror(errno.ENOTDIR) in found["error"] or os.strerror(errno.EEXIST) in found["error"]
+        assert found["folder"] is None
+
+
+def test_a_trial_leaves_the_lock_of_a_run_alone(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "deep/runs/c")
+    run.create()
+    run.acquire()
+    with trial(job_in(tmp_path)) as found:
+        assert found["busy"]
+        assert not found["lock"]
+    assert run.is_held()
+    run.release()
+
+
+QUESTION = {"folder": None, "model": None}
+
+
+def test_a_rank_sees_the_lock_and_the_nonce_of_a_trial(tmp_path: Path) -> None:
+    with trial(job_in(tmp_path)) as found:
+        facts = look(3, {**QUESTION, "folder": found["folder"]}, False, {"TMPDIR": str(tmp_path)})
+        assert (facts["unshared"], facts["locked"]) == ("", True)
+        assert (Path(found["folder"]) / "3").exists()
+
+
+def test_a_lock_that_nobody_holds_is_seen_as_such(tmp_path: Path) -> None:
+    folder = tmp_path / "doctor-1"
+    folder.mkdir()
+    (folder / "nonce").write_text(folder.name)
+    assert look(1, {**QUESTION, "folder": str(folder)}, False, {})["locked"] is False
+
+
+@pytest.mark.parametrize("there", ["nothing", "another nonce"])
+def test_a_folder_that_is_not_that_of_rank_0_is_not_written_into(tmp_path: Path, there: str) -> None:
+    if there != "nothing":
+        (tmp_path / "nonce").write_text(there)
+    before = list(tmp_path.iterdir())
+    assert leave_file(tmp_path, 1) == f"{tmp_path.parent} has not what rank 0 wrote into it"
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_a_cache_that_is_missing_is_made(tmp_path: Path) -> None:
+    found = try_cache("TMPDIR", str(tmp_path / "a/b"))
+    assert not found["error"]
+    assert found["type"]
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    assert try_cache("TMPDIR", str(tmp_path / "a/b"))["error"] == os.strerror(errno.ENOTDIR)
+
+
+def test_the_caches_are_those_that_the_environment_names(tmp_path: Path) -> None:
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
+    facts = look(0, QUESTION, False, {name: str(tmp_path / name) for name in names})
+    assert [(one["name"], one["path"]) for one in facts["caches"]] == [(name, str(tmp_path / name)) for name in names]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model-1.safetensors").write_bytes(b"12345")
+    (folder / "model-2.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_a_model_is_read_at_its_ends(model: Path) -> None:
+    assert read_ends(model) == {"files": 2, "bytes": 5, "error": ""}
+
+
+def test_a_model_with_a_broken_link_cannot_be_read(model: Path) -> None:
+    (model / "model-3.safetensors").symlink_to(model / "blob")
+    assert read_ends(model)["error"] == f"No such file or directory: {model / 'model-3.safetensors'}"
+
+
+def test_a_model_without_configuration_cannot_be_read(model: Path) -> None:
+    (model / "config.json").unlink()
+    assert "config.json" in read_ends(model)["error"]
+
+
+class BrokenLoader(EchoLoader):
+    """Fails to resolve in a way that nobody has thought of."""
+
+    def find(self, model: str) -> Path:
+        raise ZeroDivisionError("by zero")
+
+
+def test_whatever_goes_wrong_with_the_model_is_said() -> None:
+    assert resolve(JOB, BrokenLoader()) == {"path": None, "error": "ZeroDivisionError: by zero"}
+
+
+class Aborted(Exception):
+    """A world was ended."""
+
+
+class DeafWorld:
+    """A rank of two; the other one says what it is told to, and nothing else."""
+
+    size = 2
+
+    def __init__(self, rank: int, *messages: Message) -> None:
+        self.rank = rank
+        self.messages = list(messages)
+        self.sent: list[int] = []
+
+    def send(self, dest: int, tag: int, array: Buffer) -> None:
+        self.sent.append(tag)
+
+    def poll(self) -> list[Message]:
+        messages, self.messages = self.messages, []
+        return messages
+
+    def abort(self, message: str) -> NoReturn:
+        raise Aborted(message)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_rank_that_never_answers_is_named_and_all_are_ended(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examination = Examination(job_in(tmp_path), DeafWorld(0, Message(1, Tag.HELLO, greeting("far"))), 3.0, 4.0)
+    with pytest.raises(Aborted):
+        examination.lead(EchoLoader(model=str(model)))
+    assert "FIX   ranks: no answer in time of rank 1 on far; " in capsys.readouterr().out
+    assert not (tmp_path / "deep").exists()
+
+
+class FarWorld(DeafWorld):
+    """Rank 0 of two; the other one answers at once, has a clock that is 100 s ahead, and writes into another folder."""
+
+    def __init__(self) -> None:
+        super().__init__(0, Message(1, Tag.HELLO, greeting("far")))
+
+    def send(self, dest: int, tag: int, array: Buffer) -> None:
+        super().send(dest, tag, array)
+        if tag == Tag.JOB:
+            facts = of_rank("far", model=None, received=time.time() + 100, sent=time.time() + 100)
+            self.messages.append(Message(1, Tag.DONE, pack(facts)))
+
+
+def test_rank_0_measures_the_clock_of_a_rank_and_looks_for_its_file(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = FarWorld()
+    assert Examination(job_in(tmp_path), world).lead(EchoLoader(model=str(model))) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"FIX   clocks: that of far is (99|100)\.\d s ahead of that of ", out)
+    assert "FIX   run directory: on far: rank 0 does not see what is written there; " in out
+    assert world.sent == [Tag.JOB, Tag.BYE]
+
+
+class SlowLoader(EchoLoader):
+    """Waits for a hub that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = threading.Event()
+
+    def find(self, model: str) -> Path:
+        self.answer.wait(60)
+        return super().find(model)
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowLoader]:
+    loader = SlowLoader()
+    yield loader
+    loader.answer.set()
+
+
+class LoneWorld(Single):
+    """A single process that can be seen to be ended."""
+
+    def abort(self, message: str) -> NoReturn:
+        raise Aborted(message)
+
+
+def test_a_model_that_is_waited_for_in_vain_does_not_keep_the_rest_from_being_checked(
+    tmp_path: Path, slow: SlowLoader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Aborted):
+        Examination(job_in(tmp_path), LoneWorld(), 1.0, 3.0).lead(slow)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("FIX")] == [
+        "FIX   model: m was not found in time; name the folder that `scattergen fetch m` prints on the login node"
+    ]
+
+
+def test_a_rank_that_hears_nothing_of_rank_0_ends_all() -> None:
+    with pytest.raises(Aborted, match=r"rank 1 on .*: no word of rank 0 in 0\.1 s"):
+        answer_doctor(JOB, DeafWorld(1), patience_s=0.1)
+
+
+def test_a_rank_answers_and_leaves_when_it_is_told_to() -> None:
+    world = DeafWorld(1, Message(0, Tag.JOB, pack(QUESTION)), Message(0, Tag.BYE, pack()))
+    assert answer_doctor(JOB, world) == 0
+    assert world.sent == [Tag.HELLO, Tag.DONE]
+
+
+VLLM = Job(model="m", corpus=("c.jsonl",), engine="vllm")
+
+
+def test_the_version_of_vllm_that_is_installed_and_was_tested_is_named() -> None:
+    found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": ""})), job=VLLM)
+    assert said(found, "vLLM") == "ok    vLLM: 0.32.0, which was tested"
+
+
+def test_a_vllm_that_cannot_be_imported_is_to_be_fixed_where_it_is() -> None:
+    found = findings(
+        of_rank("a", vllm={"version": "0.32.0", "error": ""}),
+        of_rank("b", vllm={"version": "0.32.0", "error": "no libcuda"}),
+    )
+    assert wrong(replace(found, job=VLLM)) == [
+        "FIX   vLLM: on b: 0.32.0 cannot be used: no libcuda; install one that fits the driver, "
+        "or choose another --engine"
+    ]
+
+
+def test_a_vllm_that_does_not_answer_in_time_is_said_to_be_untried() -> None:
+    found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": None})), job=VLLM)
+    assert said(found, "vLLM").startswith("ok    vLLM: 0.32.0, which was tested; whether it can be imported")
+
+
+def test_what_a_rank_finds_of_vllm_is_asked_only_where_it_is_to_generate() -> None:
+    question = {"folder": None, "model": None}
+    assert look(0, question, False, os.environ)["vllm"] is None
+    found = look(0, question, False, os.environ, vllm=True)["vllm"]
+    assert found["version"] is not None or "vLLM is not installed" in found["error"]

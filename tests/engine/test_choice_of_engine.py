@@ -1,0 +1,72 @@
+"""What generates is decided before there is a plan, and the summary says what it was."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc.job import Job
+from hpc.model.loader import Loader, Replica
+from hpc.mpi.binding import Binding
+from hpc.output.write import Counts
+from hpc.report.summary import summarise
+from hpc.rundir.progress import Progress, Work
+from hpc.sampling_params import SamplingParams
+from tests.conftest import make_tiny_model
+from tests.test_pipeline import run, summary
+
+ROWS: list[object] = [{"prompt": "x" * length} for length in range(1, 41)]
+
+
+class Counting(Loader):
+    """Notes how many rows each call of transformers' `generate` has."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def load(self, job: Job, path: Path, place: Binding) -> Replica:
+        replica = super().load(job, path, place)
+        model = replica.engine._model  # type: ignore[attr-defined]
+        generate = model.generate
+
+        def counted(**given: Any) -> Any:
+            self.calls.append(len(given["input_ids"]))
+            return generate(**given)
+
+        model.generate = counted
+        return replica
+
+
+class Hoping(Counting):
+    """Finds out at load alone that the native engine is not for the model."""
+
+    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
+        return job.engine, ""
+
+
+@pytest.fixture(scope="module")
+def tiny_xglm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-xglm"), "xglm")
+
+
+@pytest.mark.parametrize("loader", [Counting(), Hoping()], ids=["declared", "found at load"])
+def test_a_model_that_native_refuses_is_generated_in_full_batches(
+    tmp_path: Path, tiny_xglm: Path, loader: Counting
+) -> None:
+    run(tmp_path, ROWS, loader, model=str(tiny_xglm), device="cpu", sampling=SamplingParams(max_new_tokens=4))
+    # A call more may be for rows that stand alone, as rounding could have changed them.
+    assert (sum(count for count in loader.calls if count > 1), len(loader.calls) < 9) == (40, True), loader.calls
+    assert (summary(tmp_path)["engine"], summary(tmp_path)["rank_engines"]) == ("hf", ["hf"])
+
+
+def test_what_has_generated_is_still_said_when_nothing_is_left(tmp_path: Path, tiny_xglm: Path) -> None:
+    for _ in range(2):
+        run(tmp_path, ROWS[:2], Loader(), model=str(tiny_xglm), device="cpu", sampling=SamplingParams(max_new_tokens=1))
+    assert (summary(tmp_path)["generated_tokens"], summary(tmp_path)["engine"]) == (0, "hf")
+
+
+def test_ranks_that_generated_with_different_engines_are_told_apart() -> None:
+    seconds = dict.fromkeys(("tokenize", "gather", "merge", "total"), 0.0)
+    ranks = {0: Progress(engine="native"), 1: Progress(engine="hf"), 2: Progress(engine="native")}
+    values = summarise(Job("m", ("c",)), 3, Work(1, 0, 0, 1, 0), Counts(1), ranks, seconds, 0.0)
+    assert (values["engine"], values["rank_engines"]) == ("hf and native", ["native", "hf", "native"])

@@ -1,0 +1,106 @@
+"""Ranks are placed on the cores and GPUs that they have."""
+
+import os
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from hpc.exit import Refusal
+from hpc.mpi.binding import Binding, bind_ranks, host_info
+from hpc.mpi.comm import Buffer, pack, unpack
+
+
+def greeting(host: str, cores: set[int], threads: int | None = None, gpus: Sequence[str] = ()) -> Buffer:
+    seen = {"gpus": list(gpus), "tokens": list(gpus), "variables": ["CUDA_VISIBLE_DEVICES"]}
+    return pack({"host": host, "cores": sorted(cores), "threads": threads, **seen})
+
+
+def threads(*hellos: Buffer) -> list[int]:
+    return [place.threads for place in bind_ranks(hellos)]
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])
+def test_cores_that_ranks_share_are_split(ranks: int, expected: int) -> None:
+    assert threads(*[greeting("a", set(range(8)))] * ranks) == [expected] * ranks
+
+
+def test_cores_that_ranks_are_bound_to_are_not_split() -> None:
+    assert threads(greeting("a", {0, 1, 2}), greeting("a", {3, 4})) == [3, 2]
+
+
+def test_cores_of_different_nodes_are_not_split() -> None:
+    assert threads(greeting("a", {0, 1}), greeting("b", {0, 1})) == [2, 2]
+
+
+def test_cores_that_are_shared_in_part_are_split_in_part() -> None:
+    assert threads(greeting("a", {0, 1, 2, 3}), greeting("a", {2, 3})) == [3, 1]
+
+
+def test_every_core_of_three_sharing_ranks_is_used() -> None:
+    assert threads(*[greeting("a", {0, 1, 2})] * 3) == [1, 1, 1]
+
+
+def test_threads_that_are_asked_for_go_before() -> None:
+    assert threads(greeting("a", {0, 1, 2, 3}, threads=7), greeting("a", {0, 1, 2, 3})) == [7, 2]
+
+
+def test_ranks_are_numbered_on_each_node() -> None:
+    found = bind_ranks([greeting(host, {0}) for host in "abab"])
+    assert [(place.host, place.local_rank) for place in found] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+def test_a_greeting_says_host_and_cores() -> None:
+    values, _ = unpack(host_info())
+    assert (values["host"], values["cores"]) == (socket.gethostname(), sorted(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("variable", "asked"), [("3", 3), ("", None), ("0", None), ("4,2", None), ("all", None)])
+def test_a_greeting_says_the_threads_that_the_environment_asks_for(
+    monkeypatch: pytest.MonkeyPatch, variable: str, asked: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert unpack(host_info())[0]["threads"] == asked
+
+
+def test_a_greeting_without_a_wish_for_threads_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert bind_ranks([host_info()]) == [Binding(socket.gethostname(), 0, len(os.sched_getaffinity(0)), 1)]
+
+
+def gpus(*seen: Sequence[str]) -> list[tuple[int | None, str]]:
+    return [(place.gpu, place.gpu_name) for place in bind_ranks([greeting("a", {0}, gpus=names) for names in seen])]
+
+
+def test_ranks_that_see_all_gpus_take_one_each() -> None:
+    assert gpus(["0", "1"], ["0", "1"]) == [(0, "0"), (1, "1")]
+
+
+def test_ranks_that_see_only_their_own_gpu_take_it() -> None:
+    assert gpus(["0"], ["1"]) == [(0, "0"), (0, "1")]
+
+
+def test_ranks_on_different_nodes_may_have_gpus_of_the_same_name() -> None:
+    found = bind_ranks([greeting(host, {0}, gpus=["0"]) for host in "ab"])
+    assert [place.gpu for place in found] == [0, 0]
+
+
+@pytest.mark.parametrize("seen", [(["0"], ["0"]), (["0", "1"],) * 3, (["GPU-x"], ["GPU-x"])])
+def test_two_ranks_on_one_gpu_are_refused(seen: tuple[list[str], ...]) -> None:
+    with pytest.raises(Refusal, match="would share GPU"):
+        gpus(*seen)
+
+
+def test_ranks_that_use_no_gpu_are_bound_to_none() -> None:
+    found = bind_ranks([greeting("a", {0}, gpus=["0"])] * 2, bind_gpus=False)
+    assert [place.gpu for place in found] == [None, None]
+
+
+def test_a_rank_is_shown_its_own_gpu_alone() -> None:
+    found = bind_ranks([greeting("a", {0}, gpus=["GPU-x", "GPU-y"])] * 2)
+    assert [place.shows for place in found] == [{"CUDA_VISIBLE_DEVICES": uuid} for uuid in ("GPU-x", "GPU-y")]
+
+
+def test_a_rank_without_a_gpu_keeps_its_environment() -> None:
+    found = bind_ranks([greeting("a", {0}), greeting("b", {0}, gpus=["GPU-x"])][:1], bind_gpus=True)
+    assert [place.shows for place in found] == [{}]
