@@ -22,17 +22,17 @@ def corpus(name: str, rows: int = 1600) -> balance.Corpus:
 
 
 def test_even_rows_are_balanced_by_any_strategy() -> None:
-    *_, static, lpt, tail = balance.simulate(corpus("even"), 8)
+    *_, static, lpt, tail = balance.simulated_row(corpus("even"), 8)
     assert max(map(idle, (static, lpt, tail))) < 1
 
 
 def test_a_static_cut_leaves_ranks_idle_where_lengths_are_skewed_and_a_tail_does_not() -> None:
-    *_, static, _, tail = balance.simulate(corpus("lognormal"), 8)
+    *_, static, _, tail = balance.simulated_row(corpus("lognormal"), 8)
     assert idle(static) > 2 * idle(tail)
 
 
 def test_a_slow_rank_is_waited_for_with_lpt_and_not_with_a_tail() -> None:
-    *_, lpt, tail = balance.simulate(corpus("even, a rank at half speed"), 8)
+    *_, lpt, tail = balance.simulated_row(corpus("even, a rank at half speed"), 8)
     assert idle(lpt) > 30 > 10 > idle(tail)
 
 

@@ -14,7 +14,7 @@ import json, os, sys
 sys.path.insert(0, {root!r})
 
 from hpc import main
-from hpc.mpi.comm import launched_rank
+from hpc.mpi.world import launched_rank
 from tests.fakes import EchoLoader
 
 
