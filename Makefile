@@ -53,11 +53,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror hpc/engine/kernel/*.[ch]pp
+	$(CXX) -std=c++17 -fopenmp -march=native -fsyntax-only -Wall -Wextra -Werror hpc/engine/kernel/kernel.cpp
 	$(BIN)/shellcheck .ci/* slurm_templates/*/*.sh jobs/*.pbs
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i hpc/engine/kernel/*.[ch]pp
 
 clean:
 	rm -rf $(VENV) $(VLLM) .bench runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

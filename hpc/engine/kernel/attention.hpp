@@ -6,12 +6,17 @@
 
 #include "tile.hpp"
 
-struct Span { I row, count, position, start, prefix, cut; };
-struct Shape { I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned, alibi_row; float scale, softcap; int threads; };
+struct Span {
+  I row, count, position, start, prefix, cut;
+};
+struct Shape {
+  I heads, groups, k_dim, v_dim, v_pad, window, q_row, k_row, v_row, turned, alibi_row;
+  float scale, softcap;
+  int threads;
+};
 
 // The key or query x[k_dim] with its first `turned` dimensions turned to its position (rotary embedding, in halves).
-template <typename T>
-static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const Shape& sh) {
+template <typename T> static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const Shape& sh) {
   const I h = sh.turned / 2;
   cos += row * sh.turned, sin += row * sh.turned;
   for (I d = 0; d < h; d++) {
@@ -23,8 +28,12 @@ static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const
 }
 
 // Everything that attention reads and writes; `alibi` has rows of scores to add, by position, for each query head.
-template <typename T>
-struct Memory { const T *q, *k, *v, *cos, *sin; T *keys, *values; const float *sinks, *alibi; T* out; };
+template <typename T> struct Memory {
+  const T *q, *k, *v, *cos, *sin;
+  T *keys, *values;
+  const float *sinks, *alibi;
+  T* out;
+};
 
 // The dimensions of keys and queries as they are kept: an even number, the last may be 0.
 static inline I even(I dims) { return dims + dims % 2; }
@@ -55,14 +64,16 @@ static void write(const Memory<T>& io, const Span& s, I first, I count, const Sh
 
 // Attend with `count` positions of one span, from its `first` on, and the query heads of one key head.
 template <typename T>
-static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh, std::vector<float>& scratch) {
+static void attend(const Memory<T>& io, const Span& s, I first, I count, I head, I then, const Shape& sh,
+                   std::vector<float>& scratch) {
   typedef typename Unit<T>::left A;
   typedef typename Unit<T>::right B;
   typedef typename Unit<T>::number N;  // of queries and softmax: narrow numbers use half of the same memory
   constexpr int U = Unit<T>::size;
   const I G = sh.groups, R = count * G, D = even(sh.k_dim), P = sh.v_pad;
   scratch.assign(R * (D + BK + P + W + 1) + D + P, 0.f);
-  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *total = acc + R * P, *top = total + R * W;  // total: by lanes
+  float *qs = scratch.data(), *p = qs + R * D, *acc = p + R * BK, *total = acc + R * P,
+        *top = total + R * W;  // total: by lanes
   float *turned = top + R, *tail = turned + D;
   for (I r = 0; r < R; r++) {
     const I row = s.row + first + r / G;
@@ -81,12 +92,16 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
       const I left = to - k0 - BK, more = left > 0 ? std::min<I>(BK, left) : BK;
       const I next = left > 0 ? block + sh.heads * BK : after;  // is fetched while this one is computed with
       const B *keys = (const B*)(io.keys + block * D), *values = (const B*)(io.values + block * P);
-      const Ahead more_keys = {io.keys + next * D, more * D * I(sizeof(T))}, more_values = {io.values + next * P, more * P * I(sizeof(T))};
+      const Ahead more_keys = {io.keys + next * D, more * D * I(sizeof(T))},
+                  more_values = {io.values + next * P, more * P * I(sizeof(T))};
       product(R, (n + NR - 1) / NR * NR, (const A*)qs, D, keys, NR, D / U * NR, more_keys, p, BK, D / U, false);
       for (I r = 0; r < R; r++) {
         float* row = p + r * BK;
         const I at = begin + r / G, until = std::min(n, at + 1 - k0), since = sh.window ? at - sh.window + 1 - k0 : 0;
-        if (until <= 0 || since >= n) { memset(row, 0, BK * sizeof(float)); continue; }  // nothing here for this row
+        if (until <= 0 || since >= n) {
+          memset(row, 0, BK * sizeof(float));
+          continue;
+        }  // nothing here for this row
         const float* alibi = io.alibi ? io.alibi + (head * G + r % G) * sh.alibi_row + k0 : nullptr;
         V x[BK / W], most = V{} - INFINITY, sums = {};
         for (int j = 0; j < BK / W; j++) {
@@ -126,10 +141,11 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
   }
 }
 
-template <typename T>
-static void attention(const Memory<T>& io, const Span* spans, I num_spans, const Shape& sh) {
+template <typename T> static void attention(const Memory<T>& io, const Span* spans, I num_spans, const Shape& sh) {
   const I step = std::max<I>(1, ROWS / sh.groups);
-  struct Item { I span, first, count; };
+  struct Item {
+    I span, first, count;
+  };
   std::vector<Item> items;
   for (I s = 0; s < num_spans; s++)
     for (I i = 0; i < spans[s].count; i += step) items.push_back({s, i, std::min(step, spans[s].count - i)});
@@ -141,7 +157,8 @@ static void attention(const Memory<T>& io, const Span* spans, I num_spans, const
   {
     std::vector<float> scratch;
 #pragma omp for schedule(static)
-    for (I i = 0; i < I(items.size()); i++) write(io, spans[items[i].span], items[i].first, items[i].count, sh, scratch);
+    for (I i = 0; i < I(items.size()); i++)
+      write(io, spans[items[i].span], items[i].first, items[i].count, sh, scratch);
     for (I i; (i = next++) < I(items.size()) * sh.heads;) {  // all keys are stored: the loop above ends with a barrier
       const Item& it = items[i / sh.heads];
       const I soon = std::min<I>(i + sh.threads, I(items.size()) * sh.heads - 1);  // what this thread may take next

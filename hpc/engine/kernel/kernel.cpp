@@ -1,7 +1,7 @@
 // Matrix products and attention for CPUs whose sums do not depend on what else is in the batch: every output is
 // one chain of fused multiply-adds in a fixed order, whichever tile, chunk or thread computes it.
-// Sums are float32; weights and cache are float32 or bfloat16, and so is what is multiplied where the CPU multiplies pairs of
-// bfloat16 (else all is widened to float32 first). Plain C calls, compiled for the machine it runs on.
+// Sums are float32; weights and cache are float32 or bfloat16, and so is what is multiplied where the CPU multiplies
+// pairs of bfloat16 (else all is widened to float32 first). Plain C calls, compiled for the machine it runs on.
 #include <cmath>
 #include <vector>
 
@@ -9,15 +9,20 @@
 #include "tile.hpp"
 
 // Rows of x as what a tile multiplies, made anew where they are not that already: zeros behind an odd number.
-template <typename T>
-static void widen(const T* x, I k, float* to) { for (I i = 0; i < k; i++) to[i] = to_float(x[i]); }
-static void widen(const bf16* x, I k, pair* to) { to[k / 2] = {0}; memcpy(to, x, k * sizeof(bf16)); }
+template <typename T> static void widen(const T* x, I k, float* to) {
+  for (I i = 0; i < k; i++) to[i] = to_float(x[i]);
+}
+static void widen(const bf16* x, I k, pair* to) {
+  to[k / 2] = {0};
+  memcpy(to, x, k * sizeof(bf16));
+}
 
 // y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR] (of pairs [N/NR][K/2][NR][2]), `plus` something.
-// `gated`: y = silu(gate) * up instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded where a
-// model rounds.
+// `gated`: y = silu(gate) * up instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded
+// where a model rounds.
 template <typename T>
-static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I size, bool gated, int threads) {
+static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I size, bool gated,
+                   int threads) {
   typedef typename Unit<T>::left A;
   typedef typename Unit<T>::right B;
   constexpr bool narrow = sizeof(B) == 2;
@@ -43,7 +48,8 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
           const A* from = a + m0 * K + k0;
           // Of the panel that is next, here or on another thread, each block of rows fetches its part.
           const I bytes = k * NR * sizeof(B), then = p + (blocks > 1 ? 1 : threads), begin = m0 / MB * bytes / blocks;
-          const Ahead ahead = {(const char*)(panel + (then - p) * (1 + gated) * K * NR) + begin, then < panels ? bytes / blocks : 0};
+          const Ahead ahead = {(const char*)(panel + (then - p) * (1 + gated) * K * NR) + begin,
+                               then < panels ? bytes / blocks : 0};
           if constexpr (narrow) {
             if (m > MR) {  // widened once for all rows
               for (I i = 0; i < k * NR; i += W) store(b + i, load(panel + i));
@@ -75,12 +81,15 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
 }
 
 // A weight w[N], and what is added to the mean square.
-template <typename T>
-struct Norm { const T* w; I N; float eps; };
+template <typename T> struct Norm {
+  const T* w;
+  I N;
+  float eps;
+};
 
-// y = x / sqrt(mean(x^2) + eps) * w for `parts` vectors in each of M rows, which begin `row` apart; rounded where a model rounds
-template <typename T>
-static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row, int threads) {
+// y = x / sqrt(mean(x^2) + eps) * w for `parts` vectors in each of M rows, which begin `row` apart; rounded where a
+// model rounds
+template <typename T> static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row, int threads) {
   const I N = norm.N;
 #pragma omp parallel for num_threads(threads) schedule(static) if (M * parts * N > 1 << 15)
   for (I r = 0; r < M * parts; r++) {
@@ -88,7 +97,10 @@ static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row,
     V squares = {};
     float rest = 0;
     I i = 0;
-    for (; i + W <= N; i += W) { V v = load(x + at + i); squares += v * v; }
+    for (; i + W <= N; i += W) {
+      V v = load(x + at + i);
+      squares += v * v;
+    }
     for (; i < N; i++) rest += to_float(x[at + i]) * to_float(x[at + i]);
     const float scale = 1 / std::sqrt((sum(squares) + rest) / N + norm.eps);
     for (i = 0; i + W <= N; i += W) store(y + at + i, rounded<T>(load(x + at + i) * scale) * load(norm.w + i));
@@ -101,17 +113,25 @@ static void rms_norm(const T* x, const Norm<T>& norm, T* y, I M, I parts, I row,
 }
 
 // What a decoder layer consists of, beside its attention.
-template <typename T>
-struct Linear { const T *w, *bias; };
-template <typename T>
-struct Layer { Linear<T> qkv, o, gate_up, down; Norm<T> before, q, k, between; I size, inner, some, num_kept; const I* kept; };
+template <typename T> struct Linear {
+  const T *w, *bias;
+};
+template <typename T> struct Layer {
+  Linear<T> qkv, o, gate_up, down;
+  Norm<T> before, q, k, between;
+  I size, inner, some, num_kept;
+  const I* kept;
+};
 
-// y = x + o(attention(norm(x))), then y += down(gated(norm(y))); if `some`, of the rows `kept` alone, of which there may be none.
+// y = x + o(attention(norm(x))), then y += down(gated(norm(y))); if `some`, of the rows `kept` alone, of which there
+// may be none.
 template <typename T>
-static void layer(const Layer<T>& l, const T* x, T* y, I M, Memory<T> io, const Span* spans, I num_spans, Shape sh, T* scratch) {
+static void layer(const Layer<T>& l, const T* x, T* y, I M, Memory<T> io, const Span* spans, I num_spans, Shape sh,
+                  T* scratch) {
   const I q = sh.heads * sh.groups * sh.k_dim, k = sh.heads * sh.k_dim, wide = q + k + sh.heads * sh.v_dim;
   const I out = sh.heads * sh.groups * sh.v_dim, R = l.some ? l.num_kept : M;
-  T *normed = scratch, *qkv = normed + M * l.size, *attended = qkv + M * wide, *chosen = attended + M * out, *inner = chosen + M * out;
+  T *normed = scratch, *qkv = normed + M * l.size, *attended = qkv + M * wide, *chosen = attended + M * out,
+    *inner = chosen + M * out;
   rms_norm(x, l.before, normed, M, 1, l.size, sh.threads);
   linear<T>(normed, l.qkv.w, l.qkv.bias, nullptr, qkv, M, wide, l.size, false, sh.threads);
   if (l.q.w) rms_norm(qkv, l.q, qkv, M, q / l.q.N, wide, sh.threads);
@@ -129,19 +149,19 @@ static void layer(const Layer<T>& l, const T* x, T* y, I M, Memory<T> io, const 
   linear<T>(inner, l.down.w, l.down.bias, y, y, R, l.size, l.inner, false, sh.threads);
 }
 
-#define FUNCTIONS(T, NAME)                                                                                          \
-  void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, bool gated, int threads) {            \
-    linear<T>(x, w, b, nullptr, y, M, N, K, gated, threads);                                                        \
-  }                                                                                                                 \
-  void rms_norm_##NAME(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {                            \
-    rms_norm<T>(x, {w, N, eps}, y, M, 1, N, threads);                                                               \
-  }                                                                                                                 \
-  void attention_##NAME(const Memory<T>* io, const Span* spans, I num_spans, const Shape* shape) {                  \
-    attention(*io, spans, num_spans, *shape);                                                                       \
-  }                                                                                                                 \
-  void layer_##NAME(const Layer<T>* l, const T* x, T* y, I M, const Memory<T>* io, const Span* spans, I num_spans,  \
-                    const Shape* shape, T* scratch) {                                                               \
-    layer(*l, x, y, M, *io, spans, num_spans, *shape, scratch);                                                     \
+#define FUNCTIONS(T, NAME)                                                                                         \
+  void linear_##NAME(const T* x, const T* w, const T* b, T* y, I M, I N, I K, bool gated, int threads) {           \
+    linear<T>(x, w, b, nullptr, y, M, N, K, gated, threads);                                                       \
+  }                                                                                                                \
+  void rms_norm_##NAME(const T* x, const T* w, T* y, I M, I N, float eps, int threads) {                           \
+    rms_norm<T>(x, {w, N, eps}, y, M, 1, N, threads);                                                              \
+  }                                                                                                                \
+  void attention_##NAME(const Memory<T>* io, const Span* spans, I num_spans, const Shape* shape) {                 \
+    attention(*io, spans, num_spans, *shape);                                                                      \
+  }                                                                                                                \
+  void layer_##NAME(const Layer<T>* l, const T* x, T* y, I M, const Memory<T>* io, const Span* spans, I num_spans, \
+                    const Shape* shape, T* scratch) {                                                              \
+    layer(*l, x, y, M, *io, spans, num_spans, *shape, scratch);                                                    \
   }
 extern "C" {
 int panel() { return NR; }
