@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import Ended, Scattergen, finish, read_rows, scattergen, start_echo, write_corpus
 
 STEPS_PER_S = {"ECHO_STEPS_PER_S": "100"}
+LONG = {"ECHO_STEPS_PER_S": "25"}
+"""A run that is stopped, however long what is tried beside it takes."""
 FLAGS = ("--name", "run", "--sampling.max-new-tokens", "40")
 
 
@@ -227,7 +229,7 @@ def test_a_second_interrupt_leaves_at_once(corpus: Path, tmp_path: Path) -> None
 def test_a_second_run_in_the_same_directory_is_refused_naming_the_first(
     echo: Scattergen, corpus: Path, tmp_path: Path
 ) -> None:
-    first = start_echo(tmp_path, corpus, *FLAGS, ranks=2, **STEPS_PER_S)
+    first = start_echo(tmp_path, corpus, *FLAGS, ranks=2, **LONG)
     wait_until(run=tmp_path / "runs/run", at_least=1)
     second = echo(corpus, *FLAGS, ranks=2)
     first.send_signal(signal.SIGTERM)
@@ -237,7 +239,7 @@ def test_a_second_run_in_the_same_directory_is_refused_naming_the_first(
 
 
 def test_a_refused_second_run_leaves_the_state_of_the_first(echo: Scattergen, corpus: Path, tmp_path: Path) -> None:
-    first = start_echo(tmp_path, corpus, *FLAGS, **STEPS_PER_S)
+    first = start_echo(tmp_path, corpus, *FLAGS, **LONG)
     wait_until(run=tmp_path / "runs/run", at_least=1)
     echo(corpus, *FLAGS)
     state = (tmp_path / "runs/run/state").read_text()
