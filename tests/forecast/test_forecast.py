@@ -1,18 +1,27 @@
 """A forecast needs a corpus and a calibration, and no model; it changes nothing of a run but to read its corpus."""
 
+import io
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from hpc.cli import Plan, parse, plan
+from hpc.exit import Refusal
 from hpc.forecast.estimate import Estimator, Prediction
 from hpc.forecast.forecast import Advice, Forecast, advice, predict_all, show
-from tests.conftest import Ended, finish, scattergen, start, write_corpus
+from hpc.job import Job
+from hpc.model.loader import Loader
+from hpc.mpi.comm import Single
+from hpc.mpi.signals import Stop
+from hpc.pipeline import generate
+from tests.conftest import Ended, finish, own_cache, start, write_corpus
 
 ROWS = [{"prompt": f"row {index} " * (1 + index % 5)} for index in range(40)] + [{"prompt": ""}, {"prompt": "row 0 "}]
 
@@ -26,10 +35,20 @@ class Place:
         self.flags = ("--model", str(model), "--corpus", str(self.corpus), "--dtype", "float32", "--device", "cpu")
 
     def call(self, verb: str, *flags: str, ending: bool = False) -> Ended:
-        """Call a verb; rows are `ending` where they end, and not at their limits."""
+        """Call a verb in this process; rows are `ending` where they end, and not at their limits."""
         runs = ("--runs", str(self.folder / "runs"), "--sampling.max-new-tokens", "24")
         runs = runs if ending else (*runs, "--sampling.ignore-eos")
-        return scattergen(verb, *self.flags, *runs, *flags, XDG_CACHE_HOME=str(self.folder / "cache"))
+        command, out = parse([verb, *self.flags, *runs, *flags], None), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+            for name, value in own_cache(self.folder / "cache").items():
+                patch.setenv(name, value)
+            try:
+                if isinstance(command, Plan):
+                    return Ended(plan(command, Loader()), out.getvalue(), "")
+                assert isinstance(command, Job)
+                return Ended(generate(command, Single(), Loader(), Stop()), out.getvalue(), "")
+            except Refusal as refusal:
+                return Ended(2, out.getvalue(), str(refusal))
 
 
 @pytest.fixture(scope="module")

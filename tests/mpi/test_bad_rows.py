@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import read_rows, scattergen, write_corpus
+from tests.conftest import Scattergen, read_rows, run_here, run_jobs, scattergen, write_corpus
 
 BAD: dict[int, Any] = {
     7: "not JSON",
@@ -39,20 +39,30 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("bad") / "corpus.jsonl", rows)
 
 
+def job(corpus: Path, model: str = "echo") -> dict[str, Any]:
+    return {"model": model, "corpus": [str(corpus)], "dtype": "float32", "sampling": {"max_new_tokens": 12}}
+
+
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_model: Path) -> dict[int, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    for ranks in (1, 2, 3):
-        ended = scattergen(
-            "run", "--model", str(tiny_model), "--corpus", str(corpus), "--runs", str(folder), "--name", str(ranks),
-            "--dtype", "float32", "--sampling.max-new-tokens", "12", ranks=ranks,
-        )  # fmt: skip
-        assert ended.code == 0, ended.err
-    return {ranks: folder / str(ranks) / "completions.jsonl" for ranks in (1, 2, 3)}
+def outputs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[int, Path]:
+    found = {1: run_here(tmp_path_factory.mktemp("run"), **job(corpus))}
+    for ranks in (2, 3):
+        [found[ranks]] = run_jobs(tmp_path_factory.mktemp("runs"), [{**job(corpus), "name": "run"}], ranks).values()
+    return found
+
+
+def bad_rows(output: Path) -> list[int]:
+    return [n for n, row in enumerate(read_rows(output)) if row["error"] is not None]
 
 
 def test_exactly_the_bad_rows_are_error_rows(outputs: dict[int, Path]) -> None:
-    assert [n for n, row in enumerate(read_rows(outputs[1])) if row["error"] is not None] == sorted(BAD)
+    assert bad_rows(outputs[1]) == sorted(BAD)
+
+
+def test_exactly_the_bad_rows_are_error_rows_with_a_model_and_its_tokenizer(
+    tmp_path: Path, corpus: Path, tiny_model: Path
+) -> None:
+    assert bad_rows(run_here(tmp_path, **job(corpus, str(tiny_model)))) == sorted(BAD)
 
 
 def test_every_error_names_its_line(outputs: dict[int, Path]) -> None:
@@ -69,9 +79,6 @@ def test_verify_finds_the_run_right(outputs: dict[int, Path]) -> None:
     assert scattergen("verify", str(outputs[3].parent)).code == 0
 
 
-def test_too_many_error_rows_are_a_fault(tmp_path: Path, corpus: Path, tiny_model: Path) -> None:
-    ended = scattergen(
-        "run", "--model", str(tiny_model), "--corpus", str(corpus), "--runs", str(tmp_path), "--limit", "8",
-        "--sampling.max-new-tokens", "2", "--max-error-rate", "0.1",
-    )  # fmt: skip
-    assert (ended.code, (tmp_path / "corpus" / "state").read_text()) == (1, "failed\n")
+def test_too_many_error_rows_are_a_fault(tmp_path: Path, echo: Scattergen, corpus: Path) -> None:
+    ended = echo(corpus, "--limit", "8", "--sampling.max-new-tokens", "2", "--max-error-rate", "0.1")
+    assert (ended.code, (tmp_path / "runs/corpus/state").read_text()) == (1, "failed\n")

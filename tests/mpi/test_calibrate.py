@@ -1,44 +1,59 @@
 """Calibrating: all ranks of a node measure at once, and what they found is kept for plans."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Ended, finish, scattergen, start
+from tests.conftest import ROOT, Ended, finish, own_cache, scattergen, start, write_corpus
 
 
 def calibrate(cache: Path, model: Path, ranks: int = 0, *flags: str) -> Ended:
-    given = ("--model", str(model), "--dtype", "float32", "--device", "cpu", *flags)
-    return scattergen("calibrate", *given, ranks=ranks, XDG_CACHE_HOME=str(cache))
+    given = ("--model", str(model), "--dtype", "float32", "--device", "cpu", "--seconds", "0.5", *flags)
+    return scattergen("calibrate", *given, ranks=ranks, **own_cache(cache))
 
 
 def kept(cache: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((cache / "scattergen/calibrations").glob("*.json"))]
 
 
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[[int], tuple[Path, Ended]]:
+    """A user's cache after so many ranks have measured, and what they said."""
+
+    @functools.cache
+    def launch(ranks: int) -> tuple[Path, Ended]:
+        cache = tmp_path_factory.mktemp("cache")
+        return cache, calibrate(cache, tiny_model, ranks)
+
+    return launch
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_ranks_that_measured_together_are_kept_as_such(tmp_path: Path, tiny_model: Path, ranks: int) -> None:
-    ended = calibrate(tmp_path, tiny_model, ranks)
+def test_ranks_that_measured_together_are_kept_as_such(
+    calibrated: Callable[[int], tuple[Path, Ended]], ranks: int
+) -> None:
+    cache, ended = calibrated(ranks)
     assert ended.code == 0, ended.err
-    [found] = kept(tmp_path)
+    [found] = kept(cache)
     assert (found["kind"]["ranks_on_node"], found["kind"]["threads"]) == (max(1, ranks), 1)
     assert found["steps"] == len(found["trial"]) > 16
     assert found["speed"]["bytes_per_s"] > 0
 
 
-def test_what_was_found_is_printed_once(tmp_path: Path, tiny_model: Path) -> None:
-    ended = calibrate(tmp_path, tiny_model, 2)
-    assert ended.out.count("prefill, 512 tokens behind 0") == 1
+def test_what_was_found_is_printed_once(calibrated: Callable[[int], tuple[Path, Ended]]) -> None:
+    assert calibrated(2)[1].out.count("prefill, 512 tokens behind 0") == 1
 
 
-def test_a_plan_follows_without_a_pilot(tmp_path: Path, tiny_model: Path) -> None:
-    assert calibrate(tmp_path, tiny_model).code == 0
-    corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps({"prompt": f"row {index}"}) + "\n" for index in range(50)))
+def test_a_plan_follows_without_a_pilot(
+    calibrated: Callable[[int], tuple[Path, Ended]], tmp_path: Path, tiny_model: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", [{"prompt": f"row {index}"} for index in range(50)])
     flags = ("--model", str(tiny_model), "--corpus", str(corpus), "--runs", str(tmp_path / "runs"), "--json")
-    ended = scattergen("plan", *flags, XDG_CACHE_HOME=str(tmp_path))
+    ended = scattergen("plan", *flags, **own_cache(calibrated(0)[0]))
     assert len(json.loads(ended.out)["predictions"]) > 1
 
 

@@ -2,9 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from tests.conftest import Ended, Scattergen, finish, read_rows, scattergen, start_echo, write_corpus
 
 STEPS_PER_S = {"ECHO_STEPS_PER_S": "100"}
+LONG = {"ECHO_STEPS_PER_S": "25"}
+"""A run that is stopped, however long what is tried beside it takes."""
 FLAGS = ("--name", "run", "--sampling.max-new-tokens", "40")
 
 
@@ -22,10 +26,46 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> bytes:
-    folder = tmp_path_factory.mktemp("expected")
+def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The folder of a run that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
     assert finish(start_echo(folder, corpus, *FLAGS)).code == 0
-    return (folder / "runs/run/completions.jsonl").read_bytes()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(finished: Path) -> bytes:
+    return (finished / "runs/run/completions.jsonl").read_bytes()
+
+
+def copy_runs(folder: Path, to: Path) -> None:
+    """Copy the run directories of a folder that tests share, for one that goes on with them."""
+    shutil.copytree(folder / "runs", to / "runs")
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Ended, Path]:
+    """A run whose engine breaks on one of three ranks, and its folder."""
+    folder = tmp_path_factory.mktemp("failed")
+    return finish(start_echo(folder, corpus, *FLAGS, ranks=3, ECHO_RAISE_AT="row-5")), folder
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Ended, Path]:
+    """A run on two ranks whose disk is full after 8 kB, and its folder."""
+    folder = tmp_path_factory.mktemp("filled")
+    return finish(start_echo(folder, corpus, *FLAGS, ranks=2, ECHO_FILE_BYTES="8000")), folder
+
+
+@pytest.fixture(scope="module")
+def drained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The folder of a run that was told to stop once some rows were done."""
+    folder = tmp_path_factory.mktemp("drained")
+    process = start_echo(folder, corpus, *FLAGS, ranks=2, **STEPS_PER_S)
+    wait_until(run=folder / "runs/run", at_least=10)
+    process.send_signal(signal.SIGTERM)
+    finish(process, timeout_s=30)
+    return folder
 
 
 def records(run: Path) -> int:
@@ -66,63 +106,73 @@ def is_gone(pid: int) -> bool:
 
 
 def test_an_exception_on_one_rank_ends_all_with_one_message_naming_rank_request_and_cause(
-    echo: Scattergen, corpus: Path
+    failed: tuple[Ended, Path],
 ) -> None:
-    ended = echo(corpus, *FLAGS, ranks=3, ECHO_RAISE_AT="row-5")
+    ended, _ = failed
     said = [line for line in ended.err.splitlines() if line.startswith("scattergen: ")]
     assert ended.code == 1
     assert len(said) == 1
     assert "of 3 failed: RuntimeError: the engine broke on request 'row-5'" in said[0]
 
 
-def test_a_failed_run_says_so_in_its_state(echo: Scattergen, corpus: Path, tmp_path: Path) -> None:
-    echo(corpus, *FLAGS, ranks=2, ECHO_RAISE_AT="row-5")
-    assert (tmp_path / "runs/run/state").read_text() == "failed\n"
+def test_a_failed_run_says_so_in_its_state(failed: tuple[Ended, Path]) -> None:
+    assert (failed[1] / "runs/run/state").read_text() == "failed\n"
 
 
-def test_the_traceback_is_in_the_log_of_the_rank_that_failed(echo: Scattergen, corpus: Path, tmp_path: Path) -> None:
-    echo(corpus, *FLAGS, ranks=2, ECHO_RAISE_AT="row-5")
-    logs = [path.read_text() for path in (tmp_path / "runs/run/log").iterdir()]
+def test_the_traceback_is_in_the_log_of_the_rank_that_failed(failed: tuple[Ended, Path]) -> None:
+    logs = [path.read_text() for path in (failed[1] / "runs/run/log").iterdir()]
     assert sum("Traceback" in log for log in logs) == 1
 
 
 def test_after_a_fault_the_same_command_goes_on(
-    echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
+    failed: tuple[Ended, Path], echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
 ) -> None:
-    echo(corpus, *FLAGS, ranks=2, ECHO_RAISE_AT="row-5")
-    assert echo(corpus, *FLAGS, ranks=3).code == 0
+    copy_runs(failed[1], tmp_path)
+    assert echo(corpus, *FLAGS, ranks=2).code == 0
     assert (tmp_path / "runs/run/completions.jsonl").read_bytes() == expected
 
 
-@pytest.fixture(params=[0, 1])
-def killed(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> tuple[Ended, dict[int, int], float]:
+@dataclass(frozen=True)
+class Killed:
     """A run of three ranks of which one was killed by SIGKILL once some rows were done."""
-    process = start_echo(tmp_path, corpus, *FLAGS, ranks=3, **STEPS_PER_S)
-    wait_until(run=tmp_path / "runs/run", at_least=20)
-    ranks = ranks_of(tmp_path)
+
+    folder: Path
+    ended: Ended
+    seconds: float
+    """From the kill to the end of mpirun."""
+    left: list[int]
+    """Process ids of ranks that were there five seconds later."""
+
+
+@pytest.fixture(params=[0, 1], scope="module")
+def killed(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    process = start_echo(folder, corpus, *FLAGS, ranks=3, **STEPS_PER_S)
+    wait_until(run=folder / "runs/run", at_least=20)
+    ranks = ranks_of(folder)
     began = time.monotonic()
     os.kill(ranks[request.param], signal.SIGKILL)
     ended = finish(process, timeout_s=30)
-    return ended, ranks, time.monotonic() - began
-
-
-def test_kill_9_of_a_rank_ends_the_run_within_5_s(killed: tuple[Ended, dict[int, int], float]) -> None:
-    ended, _, seconds = killed
-    assert ended.code != 0
-    assert seconds < 5
-
-
-def test_kill_9_of_a_rank_leaves_no_rank_behind(killed: tuple[Ended, dict[int, int], float]) -> None:
-    _, ranks, _ = killed
+    seconds = time.monotonic() - began
     deadline = time.monotonic() + 5
-    while not all(is_gone(pid) for pid in ranks.values()) and time.monotonic() < deadline:
+    while (left := [pid for pid in ranks.values() if not is_gone(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert [pid for pid in ranks.values() if not is_gone(pid)] == []
+    return Killed(folder, ended, seconds, left)
+
+
+def test_kill_9_of_a_rank_ends_the_run_within_5_s(killed: Killed) -> None:
+    assert killed.ended.code != 0
+    assert killed.seconds < 5
+
+
+def test_kill_9_of_a_rank_leaves_no_rank_behind(killed: Killed) -> None:
+    assert killed.left == []
 
 
 def test_after_kill_9_the_rows_in_the_journal_are_not_generated_again(
-    killed: tuple[Ended, dict[int, int], float], echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
+    killed: Killed, echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
 ) -> None:
+    copy_runs(killed.folder, tmp_path)
     before = records(tmp_path / "runs/run")
     assert echo(corpus, *FLAGS, ranks=2).code == 0
     assert records(tmp_path / "runs/run") == len(set(read_rows_text(tmp_path))) >= before
@@ -134,10 +184,8 @@ def read_rows_text(folder: Path) -> list[str]:
     return [row["key"] for path in (folder / "runs/run/journal").iterdir() for row in read_rows(path)]
 
 
-def test_a_run_whose_process_is_gone_is_shown_as_interrupted(
-    killed: tuple[Ended, dict[int, int], float], tmp_path: Path
-) -> None:
-    assert "interrupted" in scattergen("status", str(tmp_path / "runs/run")).out
+def test_a_run_whose_process_is_gone_is_shown_as_interrupted(killed: Killed) -> None:
+    assert "interrupted" in scattergen("status", str(killed.folder / "runs/run")).out
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -158,12 +206,9 @@ def test_usr2_to_a_single_rank_stops_all_ranks(corpus: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("ranks", [0, 1, 3])
 def test_a_drained_run_goes_on_with_any_number_of_ranks(
-    corpus: Path, tmp_path: Path, echo: Scattergen, expected: bytes, ranks: int
+    drained: Path, corpus: Path, tmp_path: Path, echo: Scattergen, expected: bytes, ranks: int
 ) -> None:
-    process = start_echo(tmp_path, corpus, *FLAGS, ranks=2, **STEPS_PER_S)
-    wait_until(run=tmp_path / "runs/run", at_least=10)
-    process.send_signal(signal.SIGTERM)
-    finish(process, timeout_s=30)
+    copy_runs(drained, tmp_path)
     assert echo(corpus, *FLAGS, ranks=ranks).code == 0
     assert (tmp_path / "runs/run/completions.jsonl").read_bytes() == expected
 
@@ -184,7 +229,7 @@ def test_a_second_interrupt_leaves_at_once(corpus: Path, tmp_path: Path) -> None
 def test_a_second_run_in_the_same_directory_is_refused_naming_the_first(
     echo: Scattergen, corpus: Path, tmp_path: Path
 ) -> None:
-    first = start_echo(tmp_path, corpus, *FLAGS, ranks=2, **STEPS_PER_S)
+    first = start_echo(tmp_path, corpus, *FLAGS, ranks=2, **LONG)
     wait_until(run=tmp_path / "runs/run", at_least=1)
     second = echo(corpus, *FLAGS, ranks=2)
     first.send_signal(signal.SIGTERM)
@@ -194,7 +239,7 @@ def test_a_second_run_in_the_same_directory_is_refused_naming_the_first(
 
 
 def test_a_refused_second_run_leaves_the_state_of_the_first(echo: Scattergen, corpus: Path, tmp_path: Path) -> None:
-    first = start_echo(tmp_path, corpus, *FLAGS, **STEPS_PER_S)
+    first = start_echo(tmp_path, corpus, *FLAGS, **LONG)
     wait_until(run=tmp_path / "runs/run", at_least=1)
     echo(corpus, *FLAGS)
     state = (tmp_path / "runs/run/state").read_text()
@@ -203,16 +248,15 @@ def test_a_refused_second_run_leaves_the_state_of_the_first(echo: Scattergen, co
     assert state == "running\n"
 
 
-def test_a_full_disk_is_a_clear_fault(echo: Scattergen, corpus: Path) -> None:
-    ended = echo(corpus, *FLAGS, ECHO_FILE_BYTES="8000")
-    assert ended.code == 1
-    assert "cannot write the journal" in ended.err
+def test_a_full_disk_is_a_clear_fault(filled: tuple[Ended, Path]) -> None:
+    assert filled[0].code == 1
+    assert "cannot write the journal" in filled[0].err
 
 
 def test_after_a_full_disk_the_journal_is_valid_and_the_run_goes_on(
-    echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
+    filled: tuple[Ended, Path], echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
 ) -> None:
-    echo(corpus, *FLAGS, ranks=2, ECHO_FILE_BYTES="8000")
+    copy_runs(filled[1], tmp_path)
     assert echo(corpus, *FLAGS, ranks=2).code == 0
     assert (tmp_path / "runs/run/completions.jsonl").read_bytes() == expected
 
@@ -267,26 +311,28 @@ def test_a_refusal_is_said_once_however_many_ranks(echo: Scattergen, tmp_path: P
 
 
 def test_a_corpus_that_shares_no_row_with_the_journal_is_refused(
-    echo: Scattergen, corpus: Path, tmp_path: Path
+    finished: Path, echo: Scattergen, tmp_path: Path
 ) -> None:
-    echo(corpus, *FLAGS)
+    copy_runs(finished, tmp_path)
     other = write_corpus(tmp_path / "other.jsonl", [{"prompt": "quite another"}])
     ended = echo(other, *FLAGS, ranks=2)
     assert ended.code == 2
     assert "none of them is for a row of this corpus" in ended.err
 
 
-def test_another_dtype_in_the_same_directory_is_refused_naming_it(echo: Scattergen, corpus: Path) -> None:
-    echo(corpus, *FLAGS, "--dtype", "float32")
+def test_another_dtype_in_the_same_directory_is_refused_naming_it(
+    finished: Path, echo: Scattergen, corpus: Path, tmp_path: Path
+) -> None:
+    copy_runs(finished, tmp_path)
     ended = echo(corpus, *FLAGS, "--dtype", "float16")
     assert ended.code == 2
     assert "dtype float32" in ended.err
 
 
 def test_a_damaged_record_is_reported_and_its_row_generated_again(
-    echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
+    finished: Path, echo: Scattergen, corpus: Path, tmp_path: Path, expected: bytes
 ) -> None:
-    echo(corpus, *FLAGS)
+    copy_runs(finished, tmp_path)
     [journal] = (tmp_path / "runs/run/journal").iterdir()
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3].replace(b'"row":', b'"rov":')
@@ -297,11 +343,8 @@ def test_a_damaged_record_is_reported_and_its_row_generated_again(
     assert (tmp_path / "runs/run/completions.jsonl").read_bytes() == expected
 
 
-def test_merge_writes_what_is_there_while_rows_are_missing(corpus: Path, tmp_path: Path) -> None:
-    process = start_echo(tmp_path, corpus, *FLAGS, **STEPS_PER_S)
-    wait_until(run=tmp_path / "runs/run", at_least=10)
-    process.send_signal(signal.SIGTERM)
-    finish(process)
+def test_merge_writes_what_is_there_while_rows_are_missing(drained: Path, tmp_path: Path) -> None:
+    copy_runs(drained, tmp_path)
     done = records(tmp_path / "runs/run")
     assert scattergen("merge", str(tmp_path / "runs/run")).code == 75
     assert len(read_rows(tmp_path / "runs/run/completions.partial.jsonl")) == done

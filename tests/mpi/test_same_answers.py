@@ -1,13 +1,15 @@
 """The number of ranks, the tail and the order of the rows change nothing in the output."""
 
+import functools
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import DEMO_MODEL, Scattergen, read_rows, scattergen, write_corpus
+from tests.conftest import DEMO_MODEL, Scattergen, read_rows, run_here, run_jobs, write_corpus
 
 LENGTHS = [1, 3, 7, 20, 50, 120, 300]
 
@@ -32,69 +34,86 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus") / "rows.jsonl", some_rows(60))
 
 
-FEW_AT_ONCE = ("--max-num-seqs", "2")
+DEMO = [{"prompt": f"Question {n}: " + "why is the sky blue? " * n} for n in (1, 2, 5, 9)]
+DEMO += [{"id": "drawn", "prompt": "Once upon a time", "sampling": {"temperature": 0.8, "top_k": 40}}]
+TAILS = [0.0, 0.15, 1.0]
+FEW_AT_ONCE = {"max_num_seqs": 2}
 """What all ranks can begin with at once is not kept back."""
 
 
-@pytest.mark.parametrize("tail", ["0", "0.15", "1"])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_echoes_are_the_same_bytes_on_any_number_of_ranks_with_any_tail(
-    echo: Scattergen, tmp_path: Path, corpus: Path, ranks: int, tail: str
-) -> None:
-    alone = echo(corpus, "--name", "alone")
-    spread = echo(corpus, "--name", "spread", "--tail", tail, *FEW_AT_ONCE, ranks=ranks)
-    assert (alone.code, spread.code) == (0, 0), spread.err
-    assert (tmp_path / "runs/spread/completions.jsonl").read_bytes() == (
-        tmp_path / "runs/alone/completions.jsonl"
-    ).read_bytes()
+@pytest.fixture(scope="module")
+def launched(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, demo_model: Path, corpus: Path
+) -> Callable[[int], dict[str, Path]]:
+    """The outputs of one launch with so many ranks: with an echo and a tiny model and each tail, and the demo model."""
+    demo = write_corpus(corpus.parent / "demo.jsonl", DEMO)
+    shuffled = write_corpus(corpus.parent / "shuffled.jsonl", random.Random(2).sample(some_rows(60), 60))
+
+    @functools.cache
+    def launch(ranks: int) -> dict[str, Path]:
+        echo = {"model": "echo", "corpus": [str(corpus)]}
+        tiny = model_job(tiny_model, corpus)
+        jobs = [
+            *({**echo, "name": f"echo {tail}", "tail": tail, **FEW_AT_ONCE} for tail in TAILS),
+            *({**tiny, "name": f"tiny {tail}", "tail": tail, **FEW_AT_ONCE} for tail in TAILS),
+            {**model_job(tiny_model, shuffled), "name": "shuffled"},
+            {**model_job(DEMO_MODEL, demo), "name": "demo", "sampling": {"max_new_tokens": 8}},
+        ]
+        return run_jobs(tmp_path_factory.mktemp(f"on {ranks} ranks"), jobs, ranks)
+
+    return launch
+
+
+def model_job(model: Path, corpus: Path) -> dict[str, Any]:
+    return {
+        "model": str(model), "corpus": [str(corpus)], "dtype": "float32", "sampling": {"max_new_tokens": 20}
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def echo_alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> bytes:
+    return run_here(tmp_path_factory.mktemp("echo"), model="echo", corpus=[str(corpus)]).read_bytes()
 
 
 @pytest.fixture(scope="module")
 def tiny_alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> bytes:
-    return complete(tmp_path_factory.mktemp("alone"), tiny_model, corpus)
+    return run_here(tmp_path_factory.mktemp("tiny"), **model_job(tiny_model, corpus)).read_bytes()
 
 
-def complete(folder: Path, model: Path, corpus: Path, *flags: str, ranks: int = 0) -> bytes:
-    """Run a model over a corpus in float32 and return the bytes of the output."""
-    ended = scattergen(
-        "run", "--model", str(model), "--corpus", str(corpus), "--runs", str(folder), "--name", "run",
-        "--dtype", "float32", "--sampling.max-new-tokens", "20", *flags, ranks=ranks,
-    )  # fmt: skip
-    assert ended.code == 0, ended.err
-    return (folder / "run" / "completions.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize(("ranks", "tail"), [(1, "0.15"), (2, "0.15"), (3, "0"), (3, "1")])
-def test_a_models_completions_are_the_same_bytes_on_any_number_of_ranks(
-    tmp_path: Path, tiny_model: Path, corpus: Path, tiny_alone: bytes, ranks: int, tail: str
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_echoes_are_the_same_bytes_on_any_number_of_ranks_with_any_tail(
+    launched: Callable[[int], dict[str, Path]], echo_alone: bytes, ranks: int, tail: float
 ) -> None:
-    assert complete(tmp_path, tiny_model, corpus, "--tail", tail, *FEW_AT_ONCE, ranks=ranks) == tiny_alone
+    assert launched(ranks)[f"echo {tail}"].read_bytes() == echo_alone
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_models_completions_are_the_same_bytes_on_any_number_of_ranks_with_any_tail(
+    launched: Callable[[int], dict[str, Path]], tiny_alone: bytes, ranks: int, tail: float
+) -> None:
+    assert launched(ranks)[f"tiny {tail}"].read_bytes() == tiny_alone
 
 
 def test_a_shuffled_corpus_gives_every_id_the_same_completion(
-    tmp_path: Path, tiny_model: Path, tiny_alone: bytes
+    launched: Callable[[int], dict[str, Path]], tiny_alone: bytes
 ) -> None:
-    rows = some_rows(60)
-    random.Random(2).shuffle(rows)
-    shuffled = complete(tmp_path, tiny_model, write_corpus(tmp_path / "shuffled.jsonl", rows), ranks=2)
+    shuffled = launched(2)["shuffled"].read_bytes()
+    assert shuffled != tiny_alone
     by_id = sorted(shuffled.splitlines(), key=lambda line: str(json.loads(line)["id"]))
     assert by_id == sorted(tiny_alone.splitlines(), key=lambda line: str(json.loads(line)["id"]))
 
 
 def test_the_batch_size_changes_nothing(tmp_path: Path, tiny_model: Path, corpus: Path, tiny_alone: bytes) -> None:
-    assert complete(tmp_path, tiny_model, corpus, "--batch-tokens", "700", "--buckets", "2") == tiny_alone
+    job = {**model_job(tiny_model, corpus), "batch_tokens": 700, "buckets": 2}
+    assert run_here(tmp_path, **job).read_bytes() == tiny_alone
 
 
-@pytest.mark.timeout(600)
-def test_the_demo_models_completions_are_the_same_bytes_on_1_2_and_3_ranks(tmp_path: Path, demo_model: Path) -> None:
-    rows = [{"prompt": f"Question {n}: " + "why is the sky blue? " * n} for n in (1, 2, 5, 9)]
-    rows += [{"id": "drawn", "prompt": "Once upon a time", "sampling": {"temperature": 0.8, "top_k": 40}}]
-    corpus = write_corpus(tmp_path / "rows.jsonl", rows)
-    outputs = {
-        complete(tmp_path / str(ranks), DEMO_MODEL, corpus, "--sampling.max-new-tokens", "8", ranks=ranks)
-        for ranks in (1, 2, 3)
-    }
-    assert len(outputs) == 1
+def test_the_demo_models_completions_are_the_same_bytes_on_1_2_and_3_ranks(
+    launched: Callable[[int], dict[str, Path]],
+) -> None:
+    assert len({launched(ranks)["demo"].read_bytes() for ranks in (1, 2, 3)}) == 1
 
 
 @pytest.mark.slow

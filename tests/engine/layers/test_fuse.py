@@ -18,7 +18,7 @@ from hpc.engine.layers.experts import Expert, Experts
 from hpc.engine.layers.fuse import fuse
 from hpc.engine.layers.fused import Attention, DecoderLayer, GatedMLP, PackedLinear, RMSNorm
 from hpc.engine.native.build import prepare
-from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiny
+from tests.engine.models import CONFIGS, VOCABULARY, kernel_of, tiered, tiny
 
 IDS = torch.arange(40)[None] * 7 % VOCABULARY
 
@@ -60,7 +60,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", tiered(CONFIGS))
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=["float32", "bfloat16"]
 )
@@ -71,7 +71,7 @@ def test_a_fused_model_gives_the_same_logits(cpu: Kernel, kind: str, dtype: torc
     assert (got - exact).abs().max() <= close * exact.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("kind", tiered(["llama", "qwen2", "qwen3", "phi3"]))
 def test_the_gated_mlp_of_every_layer_is_replaced(cpu: Kernel, kind: str) -> None:
     assert count(fused(cpu, kind), GatedMLP) == 2
 
@@ -159,12 +159,12 @@ def attention_fused(cpu: Kernel, model: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "mixtral", "olmoe"])
+@pytest.mark.parametrize("kind", tiered(["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "mixtral", "olmoe"]))
 def test_the_attention_of_every_layer_is_replaced(cpu: Kernel, kind: str, dtype: torch.dtype) -> None:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind], dtype)), Attention) == 2
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm"])
+@pytest.mark.parametrize("kind", tiered(["gpt_oss", "gpt2", "gpt_neox", "opt", "bloom", "falcon", "stablelm"]))
 def test_an_attention_that_is_made_otherwise_is_left(cpu: Kernel, kind: str) -> None:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind])), Attention) == 0
 
@@ -182,12 +182,12 @@ def test_an_attention_that_does_something_more_is_left(cpu: Kernel, more: Any) -
     assert count(attention_fused(cpu, model), Attention) == 1
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("kind", tiered(["llama", "qwen2", "qwen3", "phi3"]))
 def test_every_decoder_layer_is_one_call(cpu: Kernel, kind: str) -> None:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind])), DecoderLayer) == 2
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "mixtral", "olmoe", "gpt_oss", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("kind", tiered(["gemma2", "gemma3", "mixtral", "olmoe", "gpt_oss", "gpt2", "gpt_neox", "opt"]))
 def test_decoder_layers_that_are_made_otherwise_are_left(cpu: Kernel, kind: str) -> None:
     assert count(attention_fused(cpu, tiny(CONFIGS[kind])), DecoderLayer) == 0
 
@@ -240,7 +240,7 @@ def test_torchs_own_rms_norm_is_replaced(cpu: Kernel) -> None:
     assert type(model[0]) is RMSNorm
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", tiered(CONFIGS))
 def test_no_linear_layer_is_left_unpacked(cpu: Kernel, kind: str) -> None:
     model = fused(cpu, kind)
     assert [type(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D)] == []

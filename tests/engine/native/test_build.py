@@ -24,7 +24,18 @@ from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding
 from hpc.sampling_params import SamplingParams
 from tests.conftest import make_tiny_model
-from tests.engine.models import CONFIGS, ROOMY, VOCABULARY, WAYS, build_engine, kernel_of, plain_of, tiny, with_rope
+from tests.engine.models import (
+    CONFIGS,
+    ROOMY,
+    VOCABULARY,
+    WAYS,
+    build_engine,
+    kernel_of,
+    plain_of,
+    tiered,
+    tiny,
+    with_rope,
+)
 from tests.engine.oracle import Plain, generated, letters, prompts, request
 
 SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "bos_token_id": None, "eos_token_id": None}
@@ -63,13 +74,13 @@ def test_a_hybrid_of_attention_and_recurrence_is_unsupported() -> None:
     assert "conv" in reason_of(tiny(lfm, scale=1.0))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", tiered(CONFIGS))
 def test_the_architectures_of_the_tests_are_declared_as_supported(kind: str) -> None:
     model = tiny(CONFIGS[kind])
     check_supported(model, 512)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", tiered(CONFIGS))
 def test_a_layer_is_found_for_every_layer_of_the_model(kind: str) -> None:
     assert sorted(prepare(tiny(CONFIGS[kind]))) == [0, 1]
 

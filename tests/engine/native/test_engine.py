@@ -30,6 +30,7 @@ from tests.engine.models import (
     engine_of,
     greedy_of,
     model_of,
+    tiered,
     tiny,
 )
 from tests.engine.oracle import Steps, generated, grow, letters, request
@@ -39,7 +40,7 @@ NEW = 8
 FEW_SLOTS = EngineLimits(max_seqs=3, step_tokens=64, cache_bytes=32 << 20)
 ONE_SLOT = EngineLimits(max_seqs=1, step_tokens=512, cache_bytes=32 << 20)
 KINDS = [*CONFIGS, *WINDOWED]
-CASES = [pytest.param(kind, way, id=f"{kind}-{way}") for kind in KINDS for way in WAYS]
+CASES = tiered((kind, way) for kind in KINDS for way in WAYS)
 
 
 def numbers(length: int, seed: int) -> list[int]:
@@ -150,7 +151,7 @@ def test_greedy_output_behind_a_shared_prefix_equals_plain_generate(kind: str, w
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "bloom", "mpt", "falcon_alibi", "gpt_neo"]
+    "kind", tiered(["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "bloom", "mpt", "falcon_alibi", "gpt_neo"])
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_greedy_output_of_prompts_longer_than_a_chunk_equals_plain_generate(kind: str, way: str) -> None:
@@ -291,7 +292,7 @@ def guessed(kind: str = CIRCLING, limits: EngineLimits = GUESSING, **others: Any
     return sorted(grow(engine_of(kind, "kernel", limits), ListSource(requests)), key=lambda grown: grown.request.row)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gpt2", "phi3_windowed", "mistral"])
+@pytest.mark.parametrize("kind", tiered(["llama", "qwen3", "gemma3", "gpt2", "phi3_windowed", "mistral"]))
 def test_with_guesses_greedy_output_equals_plain_generate(kind: str) -> None:
     kind = f"repetitive {kind}"
     assert [grown.token_ids for grown in guessed(kind)] == expected(PROMPTS, kind, LOOPING)
@@ -857,13 +858,12 @@ CROWDS = {
 }
 DENSE = ["llama", "gemma2", "gpt2", "qwen3", "gpt_neox", "bloom", "falcon_alibi"]
 EXPERTS = ["mixtral", "olmoe", "gpt_oss"]
-INDEPENDENT = [
-    *(pytest.param(kind, way, torch.float32, id=f"{kind}-{way}-float32") for kind in DENSE + EXPERTS for way in WAYS),
-    *(
-        pytest.param(kind, "kernel", torch.bfloat16, id=f"{kind}-kernel-bfloat16")
-        for kind in (*DENSE[:3], "bloom", EXPERTS[0])
-    ),
-]
+INDEPENDENT = tiered(
+    [
+        *((kind, way, torch.float32) for kind in DENSE + EXPERTS for way in WAYS),
+        *((kind, "kernel", torch.bfloat16) for kind in (*DENSE[:3], "bloom", EXPERTS[0])),
+    ]
+)
 
 
 def blas() -> str:
