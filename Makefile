@@ -29,7 +29,8 @@ test: $(VENV)/.dev $(MODEL)
 	$(PYTEST) -m "not slow" tests
 
 test-slow: $(VENV)/.dev $(MODEL)
-	$(PYTEST) -m slow tests
+	$(PYTEST) -m slow --ignore tests/slurm tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/slurm
 	$(MAKE) test-vllm
 
 # The real vLLM inside the ranks, on the cores.
