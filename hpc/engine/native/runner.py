@@ -302,6 +302,8 @@ class ModelRunner:
         sequence.error = "it does not fit in memory, even alone" if out_of_memory else failure
         if out_of_memory:
             self.scheduler.restore()
+            if self._graphs is not None:
+                self._graphs.restore()
         self.scheduler.excuse()
         LOGGER.warning("request %r failed alone: %s", sequence.request.id, failure)
         self._faults += not out_of_memory
