@@ -89,7 +89,7 @@ def test_a_launcher_says_the_rank_before_mpi_does(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_a_launcher_the_rank_is_0() -> None:
-    script = ["-c", "from hpc.mpi.comm import launched_rank; print(launched_rank())"]
+    script = ["-c", "from hpc.mpi.world import launched_rank; print(launched_rank())"]
     ended = finish(start(script, PMI_RANK="", OMPI_COMM_WORLD_RANK="", SLURM_PROCID=""))
     assert json.loads(ended.out) == 0
 

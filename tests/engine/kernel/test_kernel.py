@@ -419,7 +419,7 @@ import logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import torch
-from hpc.engine.interface import compiler
+from hpc.engine.kernel import compiler
 from hpc.engine.alibi import Alibi, slopes
 found = compiler.load(Path(sys.argv[1]))
 weight = torch.arange(12.0).view(4, 3)
