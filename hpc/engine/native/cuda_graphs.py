@@ -79,11 +79,8 @@ class DecodeGraphs:
         self._drops += 1
 
     def restore(self) -> None:
-        """Let there be graphs of as many rows as at first, when they are wanted: what took their memory is gone.
-
-        Not of fixed sizes, which stay as they have become.
-        """
-        if self._drops and not self._fixed:
+        """Let there be graphs of as many rows as at first, when they are wanted: what took their memory is gone."""
+        if self._drops:
             self._graphs, self._pool, self._logits = {}, None, None
             self._max_rows, self._drops = len(self._all), 0
 
