@@ -1,7 +1,9 @@
 """What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +72,14 @@ class Loader:
         """Return the dtype that the job's stands for on this machine."""
         from hpc.model.device import resolve_dtype
 
-        return resolve_dtype(job.dtype, job.device)
+        with _refusing():
+            return resolve_dtype(job.dtype, job.device)
 
     def check(self, job: Job, path: Path, place: Binding) -> None:
         """Raise `Refusal` if the job's engine would not start, as far as that can be told without loading."""
+        if job.device == "cuda" and place.gpu is None:
+            with _refusing():
+                _device(job, place)
         if job.engine == "vllm":
             from hpc.engine.vllm.engine import check_vllm
 
@@ -221,6 +227,15 @@ def _device(job: Job, place: Binding) -> Any:
     from hpc.model.device import resolve_device
 
     return resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse the job where there is no such device; for rank 0, before the others begin."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refusal(str(error)) from error
 
 
 def _engine_arguments(job: Job, path: Path, place: Binding) -> dict[str, Any]:

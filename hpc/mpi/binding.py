@@ -3,7 +3,7 @@
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 from hpc.exit import Refusal
@@ -30,7 +30,7 @@ class Binding:
 
     def __str__(self) -> str:
         """Return it in words."""
-        gpu = f", GPU {self.gpu_name}" if self.gpu is not None else ""
+        gpu = f", GPU {self.gpu_name or self.gpu}" if self.gpu is not None else ""
         return f"rank {self.local_rank} of {self.ranks_on_node} on {self.host}, {self.threads} threads{gpu}"
 
 
@@ -68,7 +68,7 @@ def bind_ranks(hellos: Sequence[Buffer], bind_gpus: bool = True) -> list[Binding
         seen[host] += 1
         share = sum(1 / sharing[host, core] for core in value["cores"])
         threads = value["threads"] or max(1, int(share + 1e-9))
-        gpu = local % len(names) if names else None
+        gpu = _free(names, local, {name for at, name in taken if at == host})
         name = names[gpu] if gpu is not None else ""
         shows = {} if gpu is None else dict.fromkeys(value["variables"], value["tokens"][gpu])
         if name and (other := taken.setdefault((host, name), rank)) != rank:
@@ -79,6 +79,12 @@ def bind_ranks(hellos: Sequence[Buffer], bind_gpus: bool = True) -> list[Binding
             )
         found.append(Binding(host, local, threads, ranks[host], gpu, name, shows))
     return found
+
+
+def _free(names: Sequence[str], local: int, taken: Collection[str]) -> int | None:
+    """Return which GPU a rank gets: from that of its place among the ranks on, the first that no other has."""
+    order = [(local + more) % len(names) for more in range(len(names))]
+    return next((index for index in order if names[index] not in taken), order[0] if order else None)
 
 
 def bind_process(own: Binding) -> None:

@@ -18,7 +18,7 @@ class Gpus:
     """GPUs in the order in which CUDA, or HIP, counts them."""
 
     names: tuple[str, ...] = ()
-    """What tells them apart: UUIDs where they are known."""
+    """What tells them apart: UUIDs where they are known, nothing where other ranks may call other GPUs the same."""
     tokens: tuple[str, ...] = ()
     """What each is called in the variables that show it."""
     variables: tuple[str, ...] = (CUDA,)
@@ -63,9 +63,13 @@ def nvidia_gpus(visible: str | None, listed: Sequence[Sequence[str]], files: Seq
     # CUDA shows of a GPU that is cut into parts the first, if it is asked for by index.
     indexed = [gpu[0] for gpu in listed]
     whole = [gpu[0] for gpu in listed if gpu[0].startswith("GPU-")]
-    tokens = _valid(visible)
+    tokens = _valid(visible, len(listed) or None)
     names = [_name(token, indexed, [*whole, *parts]) for token in tokens]
-    return Gpus(tuple(names), tuple(tokens))
+    # A UUID in full: not everybody knows what its beginning stands for.
+    full = [token if token.isdigit() else name for token, name in zip(tokens, names, strict=True)]
+    if not listed and len(tokens) == 1 and tokens[0].isdigit():  # control groups may hide others from this rank
+        names = [""]
+    return Gpus(tuple(names), tuple(full))
 
 
 def amd_gpus(environment: Mapping[str, str], listed: Sequence[str]) -> Gpus:
@@ -98,11 +102,13 @@ def kfd_gpus(folder: Path) -> list[str]:
     return found
 
 
-def _valid(visible: str) -> list[str]:
-    """Return the tokens before the first that is none: there CUDA stops reading."""
+def _valid(visible: str, count: int | None = None) -> list[str]:
+    """Return the tokens before the first that is none, or an index that none of `count` GPUs has: CUDA stops there."""
     tokens: list[str] = []
     for token in (text.strip() for text in visible.split(",")):
         if not (token.isdigit() or token.startswith(("GPU-", "MIG-"))):
+            break
+        if token.isdigit() and count is not None and int(token) >= count:
             break
         tokens.append(token)
     return tokens

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hpc.model.find import resolve
 from hpc.model.load import describe, load, weights
 from hpc.model.loader import Loader
 from hpc.model.tokenizer import Tokenizer
+from hpc.mpi.binding import Binding
 from tests.conftest import DEMO_MODEL, make_tiny_model
 from tests.engine.models import CONFIGS, VOCABULARY, tiny
 from tests.engine.oracle import CPU
@@ -208,6 +210,15 @@ def test_without_a_gpu_the_device_auto_is_the_cpu() -> None:
 def test_without_a_gpu_the_device_cuda_is_refused() -> None:
     with pytest.raises(ValueError, match=r'"device" is "cuda", but .* no CUDA GPU; .* use auto'):
         resolve_device("cuda", 0)
+
+
+@no_gpu
+def test_a_job_for_a_gpu_where_there_is_none_is_refused_before_anything_is_loaded() -> None:
+    job = Job("model", ("corpus",), device="cuda", dtype="float32")
+    with pytest.raises(Refusal, match="no CUDA GPU"):
+        Loader().check(job, Path("model"), Binding("here", 0, 1))
+    with pytest.raises(Refusal, match="no CUDA GPU"):
+        Loader().dtype(replace(job, dtype="auto"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

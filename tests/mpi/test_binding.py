@@ -80,6 +80,15 @@ def test_ranks_that_see_only_their_own_gpu_take_it() -> None:
     assert gpus(["0"], ["1"]) == [(0, "0"), (0, "1")]
 
 
+def test_ranks_that_see_some_of_the_gpus_take_those_that_no_other_has() -> None:
+    assert gpus(["0", "1"], ["1", "0"]) == [(0, "0"), (0, "1")]
+    assert gpus(*[["0", "1", "2"]] * 2, ["3"], ["0", "1", "2"]) == [(0, "0"), (1, "1"), (0, "3"), (2, "2")]
+
+
+def test_gpus_that_nothing_names_are_not_held_to_be_one() -> None:
+    assert gpus([""], [""]) == [(0, ""), (0, "")]
+
+
 def test_ranks_on_different_nodes_may_have_gpus_of_the_same_name() -> None:
     found = bind_ranks([greeting(host, {0}, gpus=["0"]) for host in "ab"])
     assert [place.gpu for place in found] == [0, 0]

@@ -39,14 +39,16 @@ def test_a_driver_that_says_something_else_lists_no_gpu(text: str) -> None:
         ("0", [["GPU-b2"]], ["GPU-b2"], ["0"]),
         ("0,1", CUT, ["MIG-1", "GPU-b2"], ["0", "1"]),
         ("GPU-b2, GPU-a1", TWO, ["GPU-b2", "GPU-a1"], ["GPU-b2", "GPU-a1"]),
-        ("GPU-b", TWO, ["GPU-b2"], ["GPU-b"]),
+        ("GPU-b", TWO, ["GPU-b2"], ["GPU-b2"]),
         ("gpu-b", TWO, [], []),
         ("GPU-", TWO, ["GPU-"], ["GPU-"]),
         ("MIG-2", CUT, ["MIG-2"], ["MIG-2"]),
         ("MIG-GPU-a1/2/0", TWO, ["MIG-GPU-a1/2/0"], ["MIG-GPU-a1/2/0"]),
         ("", TWO, [], []),
         ("-1", TWO, [], []),
-        ("1,-1,0", [], ["1"], ["1"]),
+        ("1,0,-1,2", [], ["1", "0"], ["1", "0"]),
+        ("1,2,0", TWO, ["GPU-b2"], ["1"]),
+        ("2", TWO, [], []),
         ("NoDevFiles", [], [], []),
     ],
 )
@@ -54,6 +56,10 @@ def test_visible_gpus_are_named_as_cuda_counts_them(
     visible: str | None, listed: list[list[str]], names: list[str], tokens: list[str]
 ) -> None:
     assert nvidia_gpus(visible, listed) == Gpus(tuple(names), tuple(tokens), (CUDA,))
+
+
+def test_where_no_driver_can_be_asked_an_index_alone_names_no_gpu() -> None:
+    assert nvidia_gpus("0", []) == Gpus(("",), ("0",))
 
 
 def test_where_no_driver_can_be_asked_the_device_files_are_counted() -> None:

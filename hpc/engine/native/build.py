@@ -44,6 +44,8 @@ def build_native(
     After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
     """
     check_supported(model, limits.context_tokens)
+    if model.device.type == "cuda":  # streams are the current device's
+        torch.cuda.set_device(model.device)
     if model.dtype not in Kernel.dtypes:
         kernel = None
     linears: Kernel | OneDnn | None = kernel

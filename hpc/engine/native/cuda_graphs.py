@@ -78,6 +78,12 @@ class DecodeGraphs:
         self._max_rows = min(self._max_rows, SIZES[bisect.bisect_left(SIZES, max_seqs)])
         self._drops += 1
 
+    def restore(self) -> None:
+        """Let there be graphs of as many rows as at first, when they are wanted: what took their memory is gone."""
+        if self._drops:
+            self._graphs, self._pool, self._logits = {}, None, None
+            self._max_rows, self._drops = len(self._all), 0
+
     def can_run(self, spans: Spans) -> bool:
         """Whether such a step can be replayed: further keys than a graph was told of may not be read."""
         return self._drops < MAX_DROPS and len(spans) <= self._max_rows and int(spans[:, 2].max()) < self._max_keys
@@ -114,8 +120,8 @@ class DecodeGraphs:
             try:
                 self._capture(size, shares)
             except Exception as error:
-                if is_out_of_memory(error):
-                    raise
+                if is_out_of_memory(error):  # without graphs it may do
+                    self.drop(self._max_rows)
                 raise CaptureError(one_line(error)) from None
         self._graphs[size, shares].replay()
         assert self._logits is not None

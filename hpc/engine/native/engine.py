@@ -8,6 +8,7 @@ in the step.
 
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,8 +90,13 @@ class NativeEngine:
         if self.device.type == "cuda":
             cache.forget()
             self._kept = cache, graphs
+        limits = self._limits
+        if graphs is None:  # no step is replayed, and those that wait gain nothing
+            limits = replace(limits, refill=0.0)
+        else:
+            graphs.restore()
         return ModelRunner(
-            self._model, cache, self._limits, self._eos_token_ids, self._decode, self._kernel, self.flash, graphs
+            self._model, cache, limits, self._eos_token_ids, self._decode, self._kernel, self.flash, graphs
         )
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:

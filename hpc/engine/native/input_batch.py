@@ -42,6 +42,9 @@ class InputBatchBuilder:
     _latest: InputBatch | None = field(default=None, init=False)
     """The latest step, if each of its rows decoded a token and nothing else was done."""
 
+    def __post_init__(self) -> None:
+        self._first_fixed = self.fixed
+
     def pack(self, plan: ScheduledStep, guesses: Sequence[Sequence[int]] = ()) -> InputBatch:
         """Lay out a step that computes something. `guesses` follow the newest token of each row that decodes."""
         decodes_only, latest = not plan.prompts and not guesses, self._latest
@@ -102,6 +105,10 @@ class InputBatchBuilder:
             return False
         self.fixed = max(1, self.fixed[0] // 2), max(1, self.fixed[1] // 2)
         return True
+
+    def restore(self) -> None:
+        """Make the fixed sizes as large as at first: what did not fit is gone."""
+        self.fixed = self._first_fixed
 
     def _size(self, count: int, prompts: bool) -> int:
         """Return to how many so many tokens are filled up, in a step with or without prompts."""

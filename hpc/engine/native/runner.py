@@ -287,7 +287,7 @@ class ModelRunner:
             )  # fmt: skip
         if out_of_memory and self.shape is not None and self._packer.halve(self.shape):
             LOGGER.warning(
-                "out of memory: the fixed sizes of steps are half as large from now on, so that by rounding other "
+                "out of memory: the fixed sizes of steps are half as large for now, so that by rounding other "
                 "tokens may come than with more memory"
             )
             return
@@ -302,6 +302,9 @@ class ModelRunner:
         sequence.error = "it does not fit in memory, even alone" if out_of_memory else failure
         if out_of_memory:
             self.scheduler.restore()
+            self._packer.restore()
+            if self._graphs is not None:
+                self._graphs.restore()
         self.scheduler.excuse()
         LOGGER.warning("request %r failed alone: %s", sequence.request.id, failure)
         self._faults += not out_of_memory

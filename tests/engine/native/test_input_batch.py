@@ -7,6 +7,7 @@ from hpc.engine.layers.attention import Span
 from hpc.engine.native.input_batch import InputBatch, InputBatchBuilder
 from hpc.engine.native.scheduler import Chunk, LiveSequence, ScheduledStep
 from hpc.engine.sequence import Sequence
+from hpc.engine.steps import StepShape
 from hpc.sampling_params import SamplingParams
 from tests.engine.oracle import request
 
@@ -121,6 +122,13 @@ def test_fixed_sizes_are_halved_until_a_step_fills_its_own() -> None:
     plan.prompts = [Chunk(PROMPT, 0, 7, True)]
     halved = [packer.halve(packer.pack(plan).shape) for _ in range(3)]
     assert (halved, len(packer.pack(plan).token_ids)) == ([True, False, False], 8)
+
+
+def test_fixed_sizes_are_as_at_first_when_what_did_not_fit_is_gone() -> None:
+    packer = InputBatchBuilder(share=False, known=False, multiple=1, fixed=(8, 64))
+    packer.halve(StepShape(1, 0, 1, 0.0, 1))
+    packer.restore()
+    assert packer.fixed == (8, 64)
 
 
 def test_a_step_larger_than_its_fixed_size_has_its_own() -> None:
