@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hpc.rundir import terminal
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("hpc")
+"""Above those of all modules, which are named after them."""
 
 
 class _Terminal(logging.Handler):
