@@ -8,6 +8,7 @@ from pathlib import Path
 from hpc.rundir import terminal
 
 LOGGER = logging.getLogger("hpc")
+"""Above those of all modules, which are named after them."""
 
 
 class _Terminal(logging.Handler):
