@@ -147,22 +147,22 @@ class Job:
     dtype: DType = "auto"
     """Type of the weights; auto is resolved at the first attempt and kept in job.json."""
     tail: float = 0.5
-    """Share of the predicted work that rank 0 keeps back and hands out on demand, but nothing that all ranks can begin
-    with at once (hf: 0.15 at most); 0 is static."""
+    """Share of the predicted work that rank 0 hands out on demand; 0 is static. What all ranks can begin with at
+    once is not kept back, nor more than 0.15 for hf."""
     buckets: int = 16
-    """hf: most length buckets; within one, prompts are padded to its longest."""
+    """Most length buckets for hf; within one, prompts are padded to its longest."""
     batch_tokens: int = 16384
-    """hf: most tokens (padded prompt and completion) in one batch; it bounds the memory."""
+    """Most tokens (padded prompt and completion) in one batch of hf; it bounds the memory."""
     max_num_seqs: int = 0
     """native, vllm: most sequences that are generated at a time; 0 is 128 on a CPU, 256 on a GPU."""
     cache_gib: float = 0.0
     """native, vllm: memory of a rank for keys and values; 0 is four fifths of what is left (vllm: what
     --vllm.gpu-memory-utilization leaves; on a CPU 2)."""
     deterministic: bool = False
-    """native, bfloat16: the same numbers whatever is computed together, at some cost in speed; on a CPU it is
-    always so in float32, and where the kernel multiplies bfloat16."""
+    """The same numbers whatever is computed together, in bfloat16; at some cost in speed. On a CPU it is always so
+    in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
-    """native, on a CPU: guess tokens of greedy rows while few rows are left; the output is the same."""
+    """On a CPU, guess tokens of greedy rows while few rows are left; the output is the same."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -178,8 +178,8 @@ class Job:
     retry_errors: bool = False
     """Generate again the rows that an engine error ended in an earlier attempt."""
     force: bool = False
-    """Take the run directory even where its lock cannot be tested, or where it was begun with another corpus: the
-    output so far is then kept under another name."""
+    """Take the run directory although its lock cannot be tested, or another corpus began it; the output so far is
+    then kept under another name."""
     share: str = ""
     """I/N: only the rows whose index is I modulo N, generated here alone; the last of the N shares merges."""
     show: int = 0

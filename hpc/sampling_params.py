@@ -43,7 +43,7 @@ class SamplingParams:
     max_new_tokens: int = 256
     """Most tokens to generate for a row; less where the model's context leaves less."""
     temperature: float = 0.0
-    """0 is greedy; above 0 the logits are divided by it and a token is drawn."""
+    """Divides the logits before a token is drawn; 0 is greedy."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probability reaches this; 1 is all."""
     top_k: int = 0

@@ -29,7 +29,7 @@ ONLY_IN = {
     "transformers": ("engine/", "model/"),
     "mpi4py": ("mpi/world.py",),
     "vllm": ("engine/vllm/engine.py",),
-    "tyro": ("cli.py",),
+    "tyro": ("cli/",),
     "submitit": ("slurm/",),
     "rich": ("report/", "forecast/"),
     "matplotlib": ("report/", "forecast/"),

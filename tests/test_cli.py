@@ -1,15 +1,26 @@
 """The command line: its flags are frozen, its refusals are exit code 2, its help is quick."""
 
+import contextlib
+import io
+import itertools
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from hpc import Job, SamplingParams, Slurm, Vllm
+from hpc.cli.flags import GROUPS
+from hpc.cli.main import parse
+from hpc.cli.verbs import Settle
 from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_corpus
 
 FLAGS = {
-    "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail", "--buckets",
+    "--job", "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail",
+    "--buckets",
     "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
     "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
     "--max-error-rate", "--retry-errors", "--force",
@@ -28,16 +39,121 @@ FLAGS = {
 }  # fmt: skip
 
 
+OWN_FLAGS = {
+    "run": set(),
+    "plan": {"--json", "--deadline-min", "--calibration", "--plot", "--ranks-on-node"},
+    "script": set(),
+    "submit": {"--doctor"},
+}
+SMALL = {
+    "doctor": {"--job", "--model", "--device", "--corpus", "--name", "--runs", "--engine"},
+    "calibrate": {
+        "--job", "--model", "--device", "--dtype", "--context-tokens", "--trust-remote-code", "--engine",
+        "--max-num-seqs", "--cache-gib", "--deterministic", "--drafts", "--seconds",
+    } | {flag for flag in FLAGS if flag.startswith("--vllm.")},
+    "settle": {"--job", "--share"},
+}  # fmt: skip
+VERBS = "run,plan,script,submit,doctor,calibrate,status,verify,merge,report,cancel,fetch"
+
+
+Help = Callable[..., str]
+
+
+def flags_in(text: str) -> list[str]:
+    return [line.split()[1].rstrip(",") for line in text.splitlines() if line.startswith("│ --")]
+
+
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch) -> Help:
+    """What a verb's --help prints at 120 columns, on a terminal of UTF-8."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def ask(verb: str, flag: str = "--help") -> str:
+        printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
+            parse([verb, flag], None)
+        printed.seek(0)
+        return printed.read()
+
+    return ask
+
+
 def test_the_flags_of_run_are_those_of_the_list() -> None:
-    options = [line for line in scattergen("run", "--help", COLUMNS="200").out.splitlines() if line.startswith("│ --")]
-    assert {line.split()[1].rstrip(",") for line in options} == FLAGS
+    assert sorted(flags_in(scattergen("run", "--help", COLUMNS="120").out)) == sorted(FLAGS)
+
+
+@pytest.mark.parametrize("verb", ["plan", "script", "submit"])
+def test_a_verb_about_a_job_has_the_flags_of_run_and_its_own(verb: str, help_of: Help) -> None:
+    assert sorted(flags_in(help_of(verb))) == sorted(FLAGS | OWN_FLAGS[verb])
+
+
+@pytest.mark.parametrize("verb", SMALL)
+def test_a_verb_that_needs_little_of_a_job_has_no_other_flags(verb: str, help_of: Help) -> None:
+    assert sorted(flags_in(help_of(verb))) == sorted(SMALL[verb])
+
+
+def test_every_field_of_a_job_is_in_one_group_of_flags() -> None:
+    assert sorted(itertools.chain(*GROUPS.values())) == sorted(each.name for each in fields(Job))
+
+
+def test_the_help_of_run_fits_two_screens(help_of: Help) -> None:
+    assert len(help_of("run").splitlines()) <= 105
+
+
+def test_the_help_of_run_shows_its_flags_in_groups(help_of: Help) -> None:
+    titles = re.findall("^╭─ (.*?) options ─", help_of("run"), re.MULTILINE)
+    assert titles == list(GROUPS)
+
+
+def test_the_help_says_of_a_flag_what_fits_its_line(help_of: Help) -> None:
+    [line] = [line for line in help_of("run").splitlines() if "--tail" in line]
+    said = "Share of the predicted work that rank 0 hands out on demand (0.5)"
+    assert line.strip("│ ").split(maxsplit=2) == ["--tail", "FLOAT", said]
+
+
+def test_the_verbose_help_says_all_of_a_flag(help_of: Help) -> None:
+    said = " ".join(help_of("run", "-H").replace("│", "").split())
+    assert "nor more than 0.15 for hf. (default: 0.5)" in said
 
 
 def test_the_verbs_are_those_of_the_list() -> None:
-    assert (
-        "{run,plan,script,submit,doctor,calibrate,settle,status,verify,merge,report,cancel,fetch}"
-        in scattergen("--help", COLUMNS="200").out
-    )
+    assert f"{{{VERBS}}}" in scattergen("--help", COLUMNS="200").out
+
+
+def test_a_job_file_gives_a_verb_what_its_flags_do_not() -> None:
+    base = Job("m", ("c.jsonl",), runs="/r", name="n", slurm=Slurm(max_requeues=3))
+    verb, command = parse(["settle", "--share", "1/2"], base)
+    assert (verb.takes, command.job) == (Settle, replace(base, share="1/2"))
+
+
+def test_flags_go_before_the_job_of_a_job_file() -> None:
+    base = Job("m", ("c.jsonl",), limit=3, deterministic=True, sampling=SamplingParams(stop=("x",), seed=9))
+    given = ["run", "--limit", "None", "--no-deterministic", "--sampling.seed", "1", "--vllm.no-enable-prefix-caching"]
+    _, command = parse(given, base)
+    changed = {"limit": None, "deterministic": False, "vllm": Vllm(enable_prefix_caching=False)}
+    assert command.job == replace(base, **changed, sampling=SamplingParams(stop=("x",), seed=1))
+
+
+def test_flags_make_the_job_that_python_makes() -> None:
+    given = ["submit", "--doctor", "--model", "m", "--corpus", "a", "b", "--slurm.additional-parameters", "x", "1"]
+    _, command = parse([*given, "--vllm.extra", "block_size", "32"], None)
+    own = {"slurm": Slurm(additional_parameters={"x": "1"}), "vllm": Vllm(extra={"block_size": "32"})}
+    assert (command.doctor, command.job) == (True, Job("m", ("a", "b"), **own))
+
+
+def test_calibrate_needs_no_corpus() -> None:
+    _, command = parse(["calibrate", "--model", "m", "--dtype", "float32"], None)
+    assert (command.job.model, command.job.dtype) == ("m", "float32")
+
+
+def test_settle_without_the_job_of_a_run_is_exit_code_2() -> None:
+    ended = scattergen("settle")
+    assert (ended.code, "--job RUN/job.json" in ended.err) == (2, True)
+
+
+def test_a_flag_that_a_verb_does_not_use_is_exit_code_2() -> None:
+    ended = scattergen("calibrate", "--model", "m", "--slurm.nodes", "2")
+    assert (ended.code, "--slurm.nodes" in ended.err) == (2, True)
 
 
 def test_a_mistyped_flag_is_exit_code_2_with_a_suggestion() -> None:
@@ -49,10 +165,7 @@ def test_a_mistyped_flag_is_exit_code_2_with_a_suggestion() -> None:
 def test_a_mistyped_verb_is_exit_code_2_with_the_verbs() -> None:
     ended = scattergen("verfy", "runs/x")
     assert ended.code == 2
-    assert (
-        "run, plan, script, submit, doctor, calibrate, settle, status, verify, merge, report, cancel, fetch"
-        in ended.err
-    )
+    assert VERBS.replace(",", ", ") in ended.err
 
 
 @pytest.mark.parametrize(

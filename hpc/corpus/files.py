@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc.corpus.row import STDIN
+from hpc.exit import Refusal
 
 _BOM = b"\xef\xbb\xbf"
 
 
-class CorpusError(ValueError):
+class CorpusError(Refusal):
     """The corpus as a whole cannot be read: it is not there, empty, or not a file."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hpc.corpus import formats, pipe
-from hpc.corpus.files import CorpusError, find_files
+from hpc.corpus.files import find_files
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
@@ -12,10 +12,7 @@ from hpc.rundir.directory import RunDirectory
 
 def corpus_files(job: Job) -> tuple[Path, ...]:
     """Return the corpus files of a job, absolute; raise `Refusal` for what is none, or of a format that is not read."""
-    try:
-        files = find_files(job.corpus)
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
+    files = find_files(job.corpus)
     if not job.name and pipe.is_nameless(files[0]):
         raise Refusal("a corpus that comes through a pipe gives no name to the run; add --name")
     if job.share and any(map(pipe.is_pipe, files)):
@@ -33,8 +30,6 @@ def keep_corpus(files: Sequence[Path], directory: RunDirectory, give_up: Callabl
     """
     try:
         kept = pipe.keep(files, directory.path / "corpus", give_up)
-    except CorpusError as error:
-        raise Refusal(str(error)) from error
     except OSError as error:
         raise RuntimeError(f"cannot copy the corpus into {directory.path}: {error}; make room and run again") from error
     for file, copy in zip(files, kept or files, strict=True):

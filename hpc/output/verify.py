@@ -31,9 +31,7 @@ class RecordedRun:
     def open(cls, path: Path) -> "RecordedRun":
         """Open a run directory; raise `Refusal` if it is none, or its corpus was never read to the end."""
         directory = RunDirectory(path)
-        values = directory.read_job()
-        if values is None:
-            raise Refusal(f"{path} is no run directory: it has no job.json")
+        values = directory.recorded_job()
         try:
             tokens = TokenStore(path)
         except StoreError as error:

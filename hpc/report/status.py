@@ -129,8 +129,7 @@ def draw(picture: Picture) -> Group:
 
 def status(path: Path, follow: bool) -> int:
     """Print how far a run is, once or until it ends."""
-    if RunDirectory(path).read_job() is None:
-        raise Refusal(f"{path} is no run directory: it has no job.json")
+    RunDirectory(path).recorded_job()
     if follow:
         watch(RunDirectory(path))
     else:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from hpc.arrays import Floats
-from hpc.exit import Refusal
 from hpc.report.spans import Span, Spans
 from hpc.rundir.directory import RunDirectory, attempt_and_rank
 from hpc.rundir.progress import Progress, Work, overall
@@ -334,12 +333,7 @@ def _waits(progress: Progress, counts: Sequence[tuple[float, float, int]]) -> li
 def read(path: Path) -> History:
     """Read the history of a run; raise `Refusal` if the path is no run directory."""
     directory = RunDirectory(path)
-    try:
-        job = directory.read_job()
-    except (ValueError, OSError) as error:
-        raise Refusal(f"{path / 'job.json'} cannot be read: {error}") from error
-    if job is None:
-        raise Refusal(f"{path} is no run directory: it has no job.json")
+    job = directory.recorded_job()
     summary = _read_summary(directory.summary)
     logs: dict[int, list[_Log]] = {}
     damaged = 0

@@ -261,6 +261,16 @@ class RunDirectory:
             return None
         return value
 
+    def recorded_job(self) -> dict[str, Any]:
+        """Return what `job.json` holds; raise `Refusal` if the path is no run directory, or the file is damaged."""
+        try:
+            value = self.read_job()
+        except (ValueError, OSError) as error:
+            raise Refusal(f"{self.path / 'job.json'} cannot be read: {error}") from error
+        if value is None:
+            raise Refusal(f"{self.path} is no run directory: it has no job.json")
+        return value
+
     def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
         """Record the resolved job: what runs, on what, with which versions."""
         value = {

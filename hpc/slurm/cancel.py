@@ -22,8 +22,7 @@ def cancel(path: Path) -> int:
     Raises `Refusal` for what is no run directory, and for a run that another machine must stop.
     """
     directory = RunDirectory(path)
-    if directory.read_job() is None:
-        raise Refusal(f"{path} is no run directory: it has no job.json")
+    directory.recorded_job()
     jobs = [job_id for job_id in directory.slurm_jobs() if (found := ask_slurm(job_id)) is not None and found.live]
     if not jobs and not directory.is_held():
         print(f"{path}: nothing runs or waits; it is {directory.state}")

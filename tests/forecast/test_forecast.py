@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from hpc.cli import Plan, parse, plan
+from hpc.cli.actions import plan
+from hpc.cli.main import parse
+from hpc.cli.verbs import Plan
 from hpc.exit import Refusal
 from hpc.forecast.estimate import Estimator, Prediction
 from hpc.forecast.forecast import Advice, Forecast, advice, predict_all, show
-from hpc.job import Job
 from hpc.model.loader import Loader
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
@@ -38,15 +39,14 @@ class Place:
         """Call a verb in this process; rows are `ending` where they end, and not at their limits."""
         runs = ("--runs", str(self.folder / "runs"), "--sampling.max-new-tokens", "24")
         runs = runs if ending else (*runs, "--sampling.ignore-eos")
-        command, out = parse([verb, *self.flags, *runs, *flags], None), io.StringIO()
+        (_, command), out = parse([verb, *self.flags, *runs, *flags], None), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
             for name, value in own_cache(self.folder / "cache").items():
                 patch.setenv(name, value)
             try:
                 if isinstance(command, Plan):
                     return Ended(plan(command, Loader()), out.getvalue(), "")
-                assert isinstance(command, Job)
-                return Ended(generate(command, Single(), Loader(), Stop()), out.getvalue(), "")
+                return Ended(generate(command.job, Single(), Loader(), Stop()), out.getvalue(), "")
             except Refusal as refusal:
                 return Ended(2, out.getvalue(), str(refusal))
 

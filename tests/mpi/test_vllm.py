@@ -278,12 +278,11 @@ def test_what_vllm_does_not_know_is_refused_before_the_corpus_is_read(
 
 def test_it_can_be_calibrated_and_then_planned_for(tmp_path: Path, wide_model: Path, corpus: Path) -> None:
     flags = ["--model", str(wide_model), "--engine", "vllm", "--cache-gib", "0.25", "--dtype", "float32"]
-    flags += ["--runs", str(tmp_path / "runs")]
-    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    own, runs = {"XDG_CACHE_HOME": str(tmp_path / "cache")}, ("--runs", str(tmp_path / "runs"))
     measured = finish(start(["-m", "hpc", "calibrate", *flags, "--max-num-seqs", "16"], **own))
     assert measured.code == 0, measured.err
     assert "vllm on " in measured.out
-    planned = finish(start(["-m", "hpc", "plan", *flags, "--corpus", str(corpus), "--json"], **own))
+    planned = finish(start(["-m", "hpc", "plan", *flags, "--corpus", str(corpus), "--json", *runs], **own))
     assert planned.code == 0, planned.err
     values = json.loads(planned.out)
     assert values["predictions"]

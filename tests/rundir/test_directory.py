@@ -198,3 +198,14 @@ def test_the_record_of_a_job_has_the_versions_it_ran_with(directory: RunDirector
     found = directory.read_job()
     assert found is not None
     assert {"scattergen", "torch", "transformers", "mpi4py", "numpy"} <= set(found["versions"])
+
+
+def test_what_has_no_job_json_is_refused_as_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=f"{tmp_path} is no run directory: it has no job.json"):
+        RunDirectory(tmp_path).recorded_job()
+
+
+def test_a_damaged_job_json_is_refused_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"job": ')
+    with pytest.raises(Refusal, match=r"job\.json cannot be read"):
+        RunDirectory(tmp_path).recorded_job()

@@ -1,0 +1,130 @@
+"""The verbs: what each takes. A verb about a job has that job, and flags for the fields that it uses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from hpc.cli.flags import Uses
+from hpc.job import Job
+
+
+@dataclass(frozen=True)
+class Run:
+    """Generate a completion for every row of a corpus."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a job will take on 1, 2, 4, … ranks: from its corpus, and from what the steps of earlier runs took."""
+
+    job: Job
+    json: bool = False
+    """Print it for programs."""
+    deadline_min: float | None = None
+    """Minutes within which the job is to end: find the cheapest number of ranks that does."""
+    calibration: Path | None = None
+    """File of a calibration; else one of this model in the user's cache."""
+    plot: Path | None = None
+    """File for a picture of time and efficiency over ranks: .svg, .png or .pdf."""
+    ranks_on_node: int | None = None
+    """Ranks that share a node, as when it was calibrated; else --slurm.tasks-per-node."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """Print the batch script of a job, and write what it needs into the run directory: give it to sbatch."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Submit a job to Slurm: the bytes that `script` prints; print Slurm's id and the run directory."""
+
+    job: Job
+    doctor: bool = False
+    """Submit a check of the allocation instead, wait for it, and print what it says."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Check the allocation it runs in, under srun or mpirun: every line is ok, or says how to mend it."""
+
+    job: Annotated[Job, Uses(("model", "device", "corpus", "name", "runs", "engine"))]
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Measure what the steps of a model cost on this node, for `plan`: with as many ranks as it is to have."""
+
+    job: Annotated[
+        Job,
+        Uses(
+            ("model", "device", "dtype", "context_tokens", "trust_remote_code", "engine", "max_num_seqs", "cache_gib",
+             "deterministic", "drafts", "vllm"),
+            instead={"corpus": ("-",)},
+        ),
+    ]  # fmt: skip
+    seconds: float | None = None
+    """Measure for so many seconds; else 9 on cores and 2.5 on a GPU."""
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The end of a batch script: exit 0 if the run is done, 75 if its job is to be requeued, 1 if not."""
+
+    job: Annotated[Job, Uses(("share",))]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how far a run is, from its run directory alone."""
+
+    run: Path
+    """The run directory."""
+    follow: bool = False
+    """Keep showing it until it ends."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Prove the accounting of a run: exit 0 if every row is right, 1 if one is wrong, 75 if it is unfinished."""
+
+    run: Path
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Write the completions of a run from its journals, completions.partial.jsonl while rows are missing."""
+
+    run: Path
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Say where the time of a run went, on the terminal and as report.html; of two runs, compare them."""
+
+    runs: tuple[Path, ...]
+    """The run directory, or two."""
+    html: bool = True
+    """Write the page."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a run, so that nothing finished is lost, and cancel its Slurm job."""
+
+    run: Path
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Resolve and store a model, on a machine that has a way to the hub; print where it is."""
+
+    model: str
+    """A hub id, a model directory or a .gguf file."""
