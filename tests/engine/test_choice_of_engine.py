@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hpc.engine.registry import Choice
 from hpc.job import Job
 from hpc.model.loader import Loader, Replica
 from hpc.mpi.binding import Binding
@@ -40,8 +41,8 @@ class Counting(Loader):
 class Hoping(Counting):
     """Finds out at load alone that the native engine is not for the model."""
 
-    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
-        return job.engine, ""
+    def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
+        return Choice("native")
 
 
 @pytest.fixture(scope="module")
