@@ -162,6 +162,11 @@ def candidates(asked: str) -> list[EngineKind]:
     return [kind, *([ENGINES[kind.fallback]] if kind.fallback else [])]
 
 
+def traits(engine: str) -> EngineKind:
+    """Return the kind of an engine; of `auto`, which stays where nothing is left to generate, that of the first choice."""
+    return candidates(engine)[0]
+
+
 def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None]) -> Choice:
     """Return the engine that is to generate on a type of device: the first candidate that nothing speaks against.
 

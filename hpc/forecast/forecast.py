@@ -17,7 +17,7 @@ from hpc.arrays import Ints
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import Prompts, TokenStore
 from hpc.engine import bucket
-from hpc.engine.registry import ENGINES, measurable
+from hpc.engine.registry import measurable, traits
 from hpc.executor.attempt import Attempt, chat_date
 from hpc.executor.read import read_corpus
 from hpc.executor.root import Root
@@ -138,7 +138,8 @@ def forecast(
         reason = ""
         engine: Any = found.kind.engine if found is not None else None  # what was measured can generate
         if found is None and find_pending(tokens, index).work.requests:
-            choice = loader.choose_engine(job, model.path, attempt.place)
+            gpus = job.device == "auto" and job.slurm.gpus_per_node  # which this machine may not have
+            choice = loader.choose_engine(replace(job, device="cuda") if gpus else job, model.path, attempt.place)
             engine, reason = choice.engine, choice.reason
         if engine is not None:
             job = replace(job, engine=engine)
@@ -275,7 +276,7 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
     if found.engine_reason:
         console.print(found.engine_reason)
-    which = "" if ENGINES[found.engine].pads else "none; with --engine hf "
+    which = "" if traits(found.engine).pads else "none; with --engine hf "
     console.print(f"padding: {which}{found.padding:.1%}, to {padded} tokens")
     if found.memory is not None:
         weights, cache, everything = (
@@ -286,7 +287,7 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
         )
     if found.calibration is not None:
         console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
-        if not ENGINES[found.engine].simulated:
+        if not traits(found.engine).simulated:
             console.print(
                 f"{found.engine} is predicted as if it took prompts in as the native engine does, with all that they "
                 "share in its prefix cache"

@@ -14,7 +14,7 @@ from hpc.corpus.store import Prompts
 from hpc.engine import bucket
 from hpc.engine.bounds import MAX_SEQS
 from hpc.engine.cost import CostModel
-from hpc.engine.registry import ENGINES
+from hpc.engine.registry import traits
 from hpc.job import Job
 from hpc.plan import prefix
 from hpc.plan.shard import Deal, deal
@@ -40,7 +40,7 @@ class Plan:
 
 def cuts(prompts: Prompts, job: Job) -> tuple[Ints, Ints]:
     """Return for each prompt how many of its first tokens it shares, and with which group; 0 and -1 for none."""
-    if ENGINES[job.engine].shares_prefixes:
+    if traits(job.engine).shares_prefixes:
         return prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
     count = len(prompts.lengths)
     return np.zeros(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
@@ -63,7 +63,7 @@ def make_plan(
     lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
     cost = CostModel()
     cut, group = map(of_pending, shared or cuts(prompts, job))
-    kind = ENGINES[job.engine]
+    kind = traits(job.engine)
     if not kind.pads:
         costs = cost.requests(lengths - cut, new_tokens * samples)
         together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
