@@ -163,7 +163,7 @@ def candidates(asked: str) -> list[EngineKind]:
 
 
 def traits(engine: str) -> EngineKind:
-    """Return the kind of an engine; of `auto`, which stays where nothing is left to generate, that of the first choice."""
+    """Return the traits of an engine; of `auto`, which stays where nothing is left to generate, of its first choice."""
     return candidates(engine)[0]
 
 
