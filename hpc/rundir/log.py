@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpc.rundir import terminal
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("hpc")
 
 
 class _Terminal(logging.Handler):
