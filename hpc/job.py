@@ -139,9 +139,10 @@ class Job:
     """Folder that holds the run directories."""
     limit: int | None = None
     """Only the first so many rows."""
-    engine: Literal["native", "hf", "vllm"] = "native"
+    engine: Literal["auto", "native", "hf", "vllm"] = "auto"
     """What generates: native is continuous batching; hf is transformers' generate on length buckets, and
-    what generates for a model that native does not support; vllm is vLLM, inside each rank."""
+    what generates for a model that native does not support; vllm is vLLM, inside each rank. auto is, on a GPU,
+    vllm where it is installed and has the model; else native where it supports the model; else hf."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lives; auto is a GPU where there is one."""
     dtype: DType = "auto"

@@ -15,7 +15,7 @@ import numpy as np
 from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
-from hpc.engine.bounds import MAX_SEQS, MAX_SEQS_GPU
+from hpc.engine.bounds import seqs_at_once
 from hpc.executor import scatter
 from hpc.executor.attempt import Attempt, begin
 from hpc.executor.gather import Gathering, OwnRecords
@@ -122,7 +122,7 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
         job = attempt.job
     # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
     asked = tokens.prompts(found.asked)
-    at_once = job.max_num_seqs or (MAX_SEQS if attempt.place.gpu is None else MAX_SEQS_GPU)
+    at_once = seqs_at_once(job.max_num_seqs, attempt.place.gpu is not None)
     arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
     padded = int(arranged.buckets.sum())
     attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
@@ -133,13 +133,14 @@ def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[W
 def decide_engine(attempt: Attempt) -> None:
     """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
     began = time.monotonic()
-    name, reason = attempt.loader.choose_engine(attempt.job, attempt.model.path)
+    choice = attempt.loader.choose_engine(attempt.job, attempt.model.path, attempt.place)
     took = time.monotonic() - began
     attempt.imports_s += took
     attempt.events.spent([("import", time.time() - took, time.time())])
-    if reason:
-        LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
-    engine: Any = name
+    if choice.reason:
+        LOGGER.log(logging.WARNING if choice.fell_back else logging.INFO, "%s", choice.reason)
+    engine: Any = choice.engine
+    attempt.engine_asked, attempt.engine_reason = attempt.job.engine, choice.reason
     attempt.job = replace(attempt.job, engine=engine)
 
 
@@ -237,6 +238,8 @@ def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
     leader = attempt.leader
     values = summarise(attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding)
     values["predicted_seconds"] = attempt.predicted_s
+    values["engine_asked"] = attempt.engine_asked or attempt.job.engine
+    values["engine_reason"] = attempt.engine_reason
     values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
     values = write_summary(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows

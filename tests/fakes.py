@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.registry import AUTO, Choice
 from hpc.engine.sequence import Sequence as Growing
 from hpc.engine.steps import StepLog
 from hpc.job import Job
@@ -137,8 +138,8 @@ class EchoLoader(Loader):
     def dtype(self, job: Job) -> str:
         return "float32" if job.dtype == "auto" else job.dtype
 
-    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
-        return job.engine, ""
+    def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
+        return Choice("native" if job.engine == AUTO else job.engine)
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
         limits = PromptLimits(VOCABULARY, CONTEXT, job.truncate_prompts)

@@ -28,7 +28,7 @@ ONLY_IN = {
     "torch": ("engine/", "model/"),
     "transformers": ("engine/", "model/"),
     "mpi4py": ("mpi/world.py",),
-    "vllm": ("engine/vllm/engine.py",),
+    "vllm": ("engine/vllm/engine.py", "engine/vllm/load.py"),
     "tyro": ("cli/",),
     "submitit": ("slurm/",),
     "rich": ("report/", "forecast/"),

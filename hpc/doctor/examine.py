@@ -19,6 +19,7 @@ from typing import Any
 from hpc.corpus.files import CorpusError, find_files
 from hpc.doctor.diagnose import Facts, Findings, diagnose, may_use_gpus
 from hpc.doctor.probes import ASK_TORCH, SHARED_S, ask, ask_vllm, clock_offset, leave_file, read_ends, try_cache
+from hpc.engine.registry import AUTO, ENGINES
 from hpc.engine.vllm import installed
 from hpc.exit import Refusal
 from hpc.job import Job
@@ -91,7 +92,7 @@ class Examination:
         for rank in range(1, self.world.size):
             self.world.send(rank, Tag.JOB, pack(question))
         gpus = 0 in self.hellos and may_use_gpus(self.job, self.hellos[0])
-        self._begin("look", lambda: look(0, question, gpus, os.environ, self.job.engine == "vllm"))
+        self._begin("look", lambda: look(0, question, gpus, os.environ, wants_vllm(self.job, gpus)))
 
     def _wait(self, condition: Callable[[], bool], until: float) -> None:
         """Take what comes in until the condition is true; `until` is a second of the monotonic clock."""
@@ -138,9 +139,8 @@ def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> in
         for message in world.poll():
             received, left = time.time(), message.tag == Tag.BYE
             if message.tag == Tag.JOB:
-                facts = look(
-                    world.rank, unpack(message.array)[0], may_use_gpus(job, hello), os.environ, job.engine == "vllm"
-                )
+                gpus = may_use_gpus(job, hello)
+                facts = look(world.rank, unpack(message.array)[0], gpus, os.environ, wants_vllm(job, gpus))
                 world.send(0, Tag.DONE, pack({**facts, "received": received, "sent": time.time()}))
         return left or time.monotonic() > until
 
@@ -149,6 +149,13 @@ def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> in
         world.abort(f"scattergen: rank {world.rank} on {socket.gethostname()}: no word of rank 0 in {patience_s:g} s")
     world.close()
     return 0
+
+
+def wants_vllm(job: Job, gpus: bool) -> bool:
+    """Say whether to look at vLLM: where the job names it, or would choose it as it is installed."""
+    if job.engine == AUTO:
+        return gpus and installed.version() is not None
+    return ENGINES[job.engine].optional
 
 
 def resolve(job: Job, loader: Loader) -> Facts:

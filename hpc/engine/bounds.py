@@ -33,6 +33,11 @@ MAX_SEQS, MAX_SEQS_GPU = 128, 256
 """Sequences that a rank has under way at once where the job does not say, on cores and on a GPU."""
 
 
+def seqs_at_once(max_num_seqs: int, gpu: bool) -> int:
+    """Return how many sequences a rank has under way at once; `max_num_seqs` is the job's, 0 leaves it to us."""
+    return max_num_seqs or (MAX_SEQS_GPU if gpu else MAX_SEQS)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What bounds the steps of an engine."""

@@ -6,7 +6,6 @@ rounding alone, and a row with a choice that rounding could have changed is gene
 """
 
 import contextlib
-import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -17,11 +16,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from hpc.engine import bucket
+from hpc.engine import bucket, memory
+from hpc.engine.bounds import Bounds
 from hpc.engine.cost import CostModel
 from hpc.engine.failure import Bisector, is_out_of_memory
 from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
+from hpc.engine.registry import Checkpoint, Loaded
 from hpc.engine.sampling.choice import SamplerOutput
 from hpc.engine.sampling.sampler import Sampler
 from hpc.engine.sequence import Sequence
@@ -35,6 +36,18 @@ LOGGER = logging.getLogger(__name__)
 NOISE = 1e-5
 """How far rounding in float32 moves the difference of two logits from one batch to another, as a share
 of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
+
+
+def load(checkpoint: Checkpoint) -> Loaded:
+    """Load the model and make an engine of it."""
+    model = checkpoint.load()
+    return Loaded(of_model(checkpoint, model), "hf", checkpoint.size(model))
+
+
+def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEngine":
+    """Return the engine of a loaded model, which makes so many length buckets itself where the plan has none."""
+    batch_tokens = checkpoint.job.batch_tokens
+    return HFEngine(model, checkpoint.eos_token_ids, checkpoint.decode, batch_tokens, num_buckets=num_buckets)
 
 
 class HFEngine:
@@ -64,7 +77,7 @@ class HFEngine:
         self._num_buckets = num_buckets
         self._most_together = tokens_before_change(model.config.get_text_config())
         self.steps = StepLog()  # `generate` does not tell of its steps
-        self.bounds = None
+        self.bounds: Bounds | None = None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
@@ -119,9 +132,7 @@ class HFEngine:
     def _shrink(self) -> None:
         self._batch_tokens = max(1, self._batch_tokens // 2)
         LOGGER.warning("out of memory: batches have at most %d tokens from now on", self._batch_tokens)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        memory.free()
 
 
 def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> list[Request]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from hpc.engine.bounds import Bounds
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
 from hpc.request import Request
@@ -41,8 +42,8 @@ class Engine(Protocol):
         """Steps so far; none where the engine does not see them."""
 
     @property
-    def bounds(self) -> tuple[int, int, int, int, float] | None:
-        """The values of `hpc.engine.bounds.Bounds`; None where it has no such."""
+    def bounds(self) -> Bounds | None:
+        """What bounds its steps; None where it has no such."""
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""

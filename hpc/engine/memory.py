@@ -95,3 +95,10 @@ def _group_files() -> list[Path]:
         elif "memory" in controllers.split(","):
             files += [root / "memory" / folder / "memory.limit_in_bytes" for folder in folders]
     return files
+
+
+def free() -> None:
+    """Give back what is no longer used: of a model that was dropped, before another is loaded beside it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

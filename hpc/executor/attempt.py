@@ -47,6 +47,10 @@ class Attempt:
     """What loading, generating and merging should take; None where nothing is known of it."""
     padding: float = 0.0
     """Share of padding in the prompts of full buckets."""
+    engine_asked: str = ""
+    """What the job asked for, once `job.engine` is what was chosen."""
+    engine_reason: str = ""
+    """Why another engine generates, or why that one where `auto` chose it."""
 
     @property
     def file_names(self) -> tuple[str, ...]:

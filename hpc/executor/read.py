@@ -11,6 +11,7 @@ import numpy as np
 from hpc.corpus.chat_date import tells_date
 from hpc.corpus.files import BLOCK_BYTES, Block, Blocks
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
+from hpc.engine.registry import asked_context
 from hpc.executor.attempt import Attempt
 from hpc.executor.bound import CorpusBinding, real_paths
 from hpc.exit import Refusal
@@ -165,5 +166,5 @@ def store_inputs(attempt: Attempt) -> dict[str, Any]:
         "context_tokens": attempt.job.context_tokens,
         "chat_date": attempt.job.chat_date if tells_date(attempt.model.path) else "",
         "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
-        **({"context": attempt.job.vllm.max_model_len} if attempt.job.engine == "vllm" else {}),
+        **({"context": context} if (context := asked_context(attempt.job)) is not None else {}),
     }

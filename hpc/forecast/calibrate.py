@@ -1,13 +1,15 @@
 """Calibrate: measure what the steps of a model cost on this node, all of its ranks at once, and keep it."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from hpc.engine.bounds import Bounds, Speed
+from hpc.engine.bounds import Speed
+from hpc.engine.registry import ENGINES
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.forecast.calibration import Calibration, Kind, add_steps
@@ -61,7 +63,12 @@ def lead_calibration(job: Job, world: Comm, loader: Loader, seconds: float | Non
     bind_process(places[0])
     model = loader.resolve(job.model)
     loader.examine(job, model.path)
-    job = Job(**{**vars(job), "dtype": loader.dtype(job)})
+    dtype: Any = loader.dtype(job)
+    job = replace(job, dtype=dtype)
+    engine: Any = loader.choose_engine(job, model.path, places[0]).engine
+    job = replace(job, engine=engine)
+    if not ENGINES[job.engine].reports_steps:
+        raise Refusal(f"the steps of {job.model} cannot be measured: {job.engine} generates with it")
     for rank in others:
         values = {
             "job": asdict(job), "model_path": str(model.path), "place": asdict(places[rank]), "seconds": seconds
@@ -72,14 +79,16 @@ def lead_calibration(job: Job, world: Comm, loader: Loader, seconds: float | Non
     load_s = time.monotonic() - began
     wait_for_all()
     if replica.engine.bounds is None or replica.size is None:
-        raise Refusal(f"the steps of {job.model} cannot be measured: hf generates with it, or it is quantized")
+        raise Refusal(
+            f"the steps of {job.model} cannot be measured: another engine generates with it, or it is quantized"
+        )
     for rank in others:
         world.send(rank, Tag.START, pack())
     samples, speed = loader.trial(replica, seconds or _seconds(places[0]))
     for buffer in wait_for_all():
         samples += [tuple(row) for row in unpack(buffer)[1]["samples"].tolist()]
     kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node, job.engine)
-    bounds = Bounds(*replica.engine.bounds)
+    bounds = replica.engine.bounds
     return add_steps(user_cache() / "calibrations", kind, bounds, replica.size, load_s, trial=samples, speed=speed)
 
 

@@ -36,6 +36,7 @@ class Kind:
     threads: int
     ranks_on_node: int
     engine: str = "native"
+    """Files of before there was another do not say it."""
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -99,9 +100,9 @@ def add_steps(
 
 
 def find_calibration(
-    folder: Path, model: str, dtype: str, ranks_on_node: int = 0, threads: int = 0, engine: str = "native"
+    folder: Path, model: str, dtype: str, engines: Sequence[str], ranks_on_node: int = 0, threads: int = 0
 ) -> Calibration | None:
-    """Return the calibration of a model and an engine that suits best: ranks on a node, threads, the newest.
+    """Return the calibration of a model and one of the engines that suits best: ranks on a node, threads, the newest.
 
     Of any dtype where that is "auto"; None if there is none.
     """
@@ -113,7 +114,7 @@ def find_calibration(
             LOGGER.debug("%s", error)
             continue
         kind = calibration.kind
-        if (kind.model, kind.engine) == (model, engine) and dtype in ("auto", kind.dtype):
+        if kind.model == model and kind.engine in engines and dtype in ("auto", kind.dtype):
             fits = ranks_on_node == kind.ranks_on_node, threads == kind.threads
             found.append((fits, calibration.time, calibration))
     return max(found, key=lambda entry: entry[:2])[2] if found else None

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from hpc.corpus.store import TokenStore
-from hpc.engine.bounds import Bounds
 from hpc.executor.attempt import Attempt
 from hpc.executor.scatter import Dispatcher
 from hpc.forecast import calibration
@@ -33,7 +32,7 @@ def predict_attempt(
     place, job = attempt.place, attempt.job
     folder = user_cache() / "calibrations"
     found = calibration.find_calibration(
-        folder, attempt.model.revision, job.dtype, place.ranks_on_node, place.threads, job.engine
+        folder, attempt.model.revision, job.dtype, (job.engine,), place.ranks_on_node, place.threads
     )
     known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
     if found is None or not known:
@@ -58,7 +57,7 @@ def record_steps(attempt: Attempt, replica: Replica, load_s: float) -> None:
     """Keep what the steps of this rank cost, for predictions; a run with few steps says nothing."""
     if replica.engine.bounds is None or replica.size is None:
         return
-    place, bounds = attempt.place, Bounds(*replica.engine.bounds)
+    place, bounds = attempt.place, replica.engine.bounds
     kind = Kind(
         attempt.model.revision,
         attempt.job.dtype,

@@ -17,6 +17,7 @@ from hpc.arrays import Ints
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import Prompts, TokenStore
 from hpc.engine import bucket
+from hpc.engine.registry import measurable, traits
 from hpc.executor.attempt import Attempt, chat_date
 from hpc.executor.read import read_corpus
 from hpc.executor.root import Root
@@ -90,10 +91,10 @@ class Forecast:
     """Lengths in tokens, and how many prompts are as long at most and longer than the one before."""
     engine: str
     """What will generate."""
-    not_native: str
-    """Why not the native engine, if the job asks for it."""
+    engine_reason: str
+    """Why that one, where the job does not name it."""
     buckets: list[tuple[int, int]]
-    """Lengths to which the hf engine pads, or would, and how many prompts to each; the native engine pads nothing."""
+    """Lengths to which an engine that pads would, and how many prompts to each."""
     padding: float
     """Share of padding in them."""
     lengths_from: str
@@ -135,9 +136,12 @@ def forecast(
         if tokens is None:
             raise Refusal("stopped")
         reason = ""
-        if found is None and find_pending(tokens, index).work.requests:  # one that was measured is native
-            engine: Any
-            engine, reason = loader.choose_engine(job, model.path)
+        engine: Any = found.kind.engine if found is not None else None  # what was measured can generate
+        if found is None and find_pending(tokens, index).work.requests:
+            gpus = job.device == "auto" and job.slurm.gpus_per_node  # which this machine may not have
+            choice = loader.choose_engine(replace(job, device="cuda") if gpus else job, model.path, attempt.place)
+            engine, reason = choice.engine, choice.reason
+        if engine is not None:
             job = replace(job, engine=engine)
         return _put_together(job, tokens, index, found, deadline_min, reason)
     finally:
@@ -149,7 +153,7 @@ def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int 
     if given is None:
         folder = user_cache() / "calibrations"
         return calibration.find_calibration(
-            folder, model.revision, job.dtype, ranks_on_node or job.slurm.tasks_per_node or 1, engine=job.engine
+            folder, model.revision, job.dtype, measurable(job.engine), ranks_on_node or job.slurm.tasks_per_node or 1
         )
     try:
         return calibration.read_calibration(given)
@@ -163,7 +167,7 @@ def _put_together(
     index: JournalIndex,
     found: Calibration | None,
     deadline_min: float | None,
-    not_native: str,
+    engine_reason: str,
 ) -> Forecast:
     outlined = find_pending(tokens, index)
     asked = tokens.prompts(outlined.asked)
@@ -181,7 +185,7 @@ def _put_together(
     return Forecast(
         **_counted(tokens, outlined, prompts, shared[0], job),
         engine=job.engine,
-        not_native=not_native,
+        engine_reason=engine_reason,
         lengths_from=lengths_from,
         calibration=str(found) if found else None,
         load_s=found.load_s if found else 0.0,
@@ -270,9 +274,9 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     for end, count in found.histogram:
         console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-BAR * count // most)}")
     padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
-    if found.not_native:
-        console.print(f"the native engine does not support this model: {found.not_native}; the hf engine generates")
-    which = "none; with --engine hf " if found.engine == "native" else ""
+    if found.engine_reason:
+        console.print(found.engine_reason)
+    which = "" if traits(found.engine).pads else "none; with --engine hf "
     console.print(f"padding: {which}{found.padding:.1%}, to {padded} tokens")
     if found.memory is not None:
         weights, cache, everything = (
@@ -283,10 +287,10 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
         )
     if found.calibration is not None:
         console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
-        if found.calibration.startswith("vllm"):
+        if not traits(found.engine).simulated:
             console.print(
-                "vllm is predicted as if it took prompts in as the native engine does, with all that they share in "
-                "its prefix cache"
+                f"{found.engine} is predicted as if it took prompts in as the native engine does, with all that they "
+                "share in its prefix cache"
             )
         table = Table(box=box.SIMPLE_HEAD)
         for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):

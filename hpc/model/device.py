@@ -1,6 +1,5 @@
 """Choose the device and the dtype of a model."""
 
-import gc
 import platform
 from pathlib import Path
 
@@ -55,10 +54,3 @@ def resolve_dtype(dtype: str, device: str) -> str:
         return "float32"
     # Not where it is emulated, as on a V100 or T4: several times slower.
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-
-
-def free_memory() -> None:
-    """Give back what is no longer used: of a model that was dropped, before another is loaded beside it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -5,13 +5,14 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.corpus.tokenize import Checker, PromptLimits
-from hpc.engine.admission import REFILL, SHARE_FROM
-from hpc.engine.bounds import CPU_STEP_TOKENS, MAX_SEQS, MAX_SEQS_GPU, Size, Speed
+from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
+from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, choose
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.job import Job
@@ -20,15 +21,12 @@ from hpc.mpi.binding import Binding
 from hpc.trim import Decode
 
 if TYPE_CHECKING:
+    import torch
+
     from hpc.model.load import Description
+    from hpc.model.tokenizer import Tokenizer
 
 LOGGER = logging.getLogger(__name__)
-
-
-UNLIMITED_TOKENS = 32768
-"""Longest sequence, in tokens, of a model that sets no limit: what the native engine makes room for."""
-VLLM_CPU_GIB = 2
-"""Memory for keys and values of vLLM on a CPU, where the job does not say."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,85 @@ class Replica:
     """What the time went to that is not loading: a kind of `hpc.report.timeline`, beginning and end by the clock, s."""
     gpu: str = ""
     """The UUID of its GPU, as torch says it; nothing where it was known before."""
+
+
+@dataclass
+class Checkpoint:
+    """A model directory, the job, and the place of a rank: see `hpc.engine.registry.Checkpoint`."""
+
+    job: Job
+    path: Path
+    place: Binding
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """The device of the rank; where nothing named GPUs, torch may still see some: the ranks' in their order."""
+        from hpc.model.device import resolve_device
+
+        return resolve_device(self.job.device, self.place.local_rank if self.place.gpu is None else self.place.gpu)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is for a GPU, which this process need not see."""
+        return self.job.device == "cuda" or self.device.type == "cuda"
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration."""
+        from hpc.model import load
+
+        return load.configuration(self.path, self.job.trust_remote_code)
+
+    @cached_property
+    def described(self) -> "Description":
+        """What the configuration says of the tokens that the model takes."""
+        from hpc.model import load
+
+        return load.describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer."""
+        from hpc.model.tokenizer import Tokenizer
+
+        return Tokenizer(self.path, self.job.trust_remote_code)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens."""
+        return self.described.eos_token_ids
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of prompt and completion together; None where the model sets no limit."""
+        return self.described.context_tokens
+
+    @property
+    def decode(self) -> Decode:
+        """What makes text of tokens."""
+        return self.tokenizer.decode
+
+    @property
+    def kernels(self) -> Path:
+        """The folder of compiled kernels."""
+        return user_cache() / "kernels"
+
+    def load(self) -> Any:
+        """Load the model onto the device of the rank."""
+        from hpc.model import load
+
+        job, threads = self.job, self.place.threads
+        model = load.load(self.path, self.device, job.dtype, threads, job.trust_remote_code)
+        LOGGER.info("loaded %s as %s on %s, %d threads", self.path.name, job.dtype, self.device, threads)
+        return model
+
+    def size(self, model: Any = None) -> Size | None:
+        """Return what a loaded model holds; of none, what it will hold; None for one that is quantized."""
+        from hpc.engine import memory
+        from hpc.model import load
+
+        counted = load.weights(model) if model is not None else load.weights_of(self.path, self.job.dtype)
+        return counted and Size(*counted, memory.device_bytes(self.device, self.place.ranks_on_node))
 
 
 class Loader:
@@ -76,15 +153,14 @@ class Loader:
             return resolve_dtype(job.dtype, job.device)
 
     def check(self, job: Job, path: Path, place: Binding) -> None:
-        """Raise `Refusal` if the job's engine would not start, as far as that can be told without loading."""
+        """Raise `Refusal` if the engine that the job names would not start, as far as can be told without loading."""
+        checkpoint = Checkpoint(job, path, place)
         if job.device == "cuda" and place.gpu is None:
             with _refusing():
-                _device(job, place)
-        if job.engine == "vllm":
-            from hpc.engine.vllm.engine import check_vllm
-
-            if problem := check_vllm(_engine_arguments(job, path, place)):
-                raise Refusal(problem)
+                _ = checkpoint.device
+        kind = ENGINES.get(job.engine)  # none where it is still to be chosen
+        if kind is not None and kind.optional and (problem := kind.maker.check(checkpoint)):
+            raise Refusal(problem)
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
         """Return what checks and tokenizes rows for the model at `path`."""
@@ -96,137 +172,47 @@ class Loader:
         with load.refusing(path):
             tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date)
         ending = tokenizer.chat_ending(described.eos_token_ids)
-        limits = PromptLimits(described.vocab_size, context_tokens(job, described), job.truncate_prompts, ending)
-        return Checker(file_names, job.sampling, limits, tokenizer)
+        context = min((n for n in (asked_context(job), described.context_tokens) if n is not None), default=None)
+        return Checker(
+            file_names,
+            job.sampling,
+            PromptLimits(described.vocab_size, context, job.truncate_prompts, ending),
+            tokenizer,
+        )
 
-    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
-        """Return the engine that is to generate with the model at `path`, and why not the job's, if it is not."""
-        from hpc.engine.native.build import choose_engine
+    def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
+        """Return the engine that is to generate with the model at `path`, and why."""
         from hpc.model import load
 
         load.quiet()
-        described = load.describe(path, job.trust_remote_code, job.context_tokens)
-        config = load.configuration(path, job.trust_remote_code)
-        context = described.context_tokens or UNLIMITED_TOKENS
-        return choose_engine(job.engine, config, context, job.trust_remote_code)
+        checkpoint = Checkpoint(job, path, place)
+        device = "cuda" if job.engine == AUTO and checkpoint.cuda else "cpu"
+        return choose(job.engine, device, lambda kind: kind.maker.supports(checkpoint))
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
-        """Load the model onto the device of the rank at `place`."""
+        """Load the model onto the device of the rank at `place`, for the engine that was chosen."""
         began = time.time()
-        from hpc.engine import memory
-        from hpc.engine.hf import HFEngine
         from hpc.model import endings, load
-        from hpc.model.device import cpu_name, device_name, free_memory, gpu_uuid
-        from hpc.model.tokenizer import Tokenizer
+        from hpc.model.device import cpu_name, device_name, gpu_uuid
 
         load.quiet()
-        spent = [("import", began, time.time())]
-        device = _device(job, place)
-        tokenizer = Tokenizer(path, job.trust_remote_code)
-        described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        maker = ENGINES[job.engine].maker
+        spent = ("import", began, time.time())
+        checkpoint = Checkpoint(job, path, place)
+        device, tokenizer, described = checkpoint.device, checkpoint.tokenizer, checkpoint.described
         of_chats = tokenizer.chat_ending(described.eos_token_ids)
         LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
         gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else gpu_uuid(device)
         made = device_name(device) if device.type == "cuda" else cpu_name()
-        if job.engine == "vllm":
-            from hpc.engine.vllm.engine import VllmEngine, start_vllm
-
-            index = device.index if device.type == "cuda" else None
-            started = VllmEngine(
-                start_vllm(_engine_arguments(job, path, place), index, place.threads),
-                described.eos_token_ids,
-                tokenizer.decode,
-            )
-            counted = _size(job, path, device, place)
-            return Replica(started, described.eos_token_ids, tokenizer.decode, made, counted, "vllm", tuple(spent), gpu)
-        model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
-        size = Size(*load.weights(model), memory.device_bytes(device, place.ranks_on_node))
-        LOGGER.info("loaded %s as %s on %s, %d threads", path.name, job.dtype, device, place.threads)
-        engine: Engine | None = None
-        num_buckets = 0
-        if job.engine == "native":
-            engine, intact = native(job, model, described, tokenizer.decode, place, spent)
-            if not intact:  # what was tried has changed the model: it goes before another comes
-                model = None
-                free_memory()
-                model = load.load(path, device, job.dtype, place.threads, job.trust_remote_code)
-            if engine is None:
-                num_buckets = job.buckets  # the plan has none
-        name = "native" if engine else "hf"
-        engine = engine or HFEngine(
-            model, described.eos_token_ids, tokenizer.decode, job.batch_tokens, num_buckets=num_buckets
-        )
-        return Replica(engine, described.eos_token_ids, tokenizer.decode, made, size, name, tuple(spent), gpu)
+        loaded = maker.load(checkpoint)
+        return Replica(
+            loaded.engine, described.eos_token_ids, tokenizer.decode, made, loaded.size, loaded.name,
+            (spent, *loaded.spent), gpu,
+        )  # fmt: skip
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Measured], Speed | None]:
-        """Measure steps of all shapes, and the device, for about so many seconds; the hf engine tells of none."""
-        from hpc.engine.native.engine import NativeEngine
-        from hpc.engine.native.trial import bytes_per_second, flops_per_second, served, trial
-        from hpc.engine.vllm.engine import VllmEngine
-
-        engine = replica.engine
-        if isinstance(engine, VllmEngine):
-            return served(engine, seconds), None
-        assert isinstance(engine, NativeEngine)
-        speed = Speed(bytes_per_second(engine.device), flops_per_second(engine.device, engine.dtype))
-        return trial(engine, seconds), speed
-
-
-def native(
-    job: Job,
-    model: Any,
-    described: "Description",
-    decode: Decode,
-    place: Binding,
-    spent: list[tuple[str, float, float]],
-) -> tuple[Engine | None, bool]:
-    """Return the native engine of a model; None, and a message, where it does not support the model.
-
-    And whether the model is as it was, or the engine's. What building the kernel took is added to `spent`.
-    """
-    from hpc.engine import memory
-    from hpc.engine.kernel import compiler
-    from hpc.engine.layers.attention import Unsupported
-    from hpc.engine.native.build import build_native, check_supported
-    from hpc.engine.native.runner import EngineLimits
-
-    cuda, intact = model.device.type == "cuda", True
-    try:
-        context = described.context_tokens or UNLIMITED_TOKENS
-        check_supported(model, context)
-        intact = False
-        began = time.time()
-        compiled = None if cuda else compiler.load(user_cache() / "kernels")
-        spent.append(("build", began, time.time()))
-        limits = EngineLimits(
-            max_seqs=job.max_num_seqs or (MAX_SEQS_GPU if cuda else MAX_SEQS),
-            step_tokens=8192 if cuda else CPU_STEP_TOKENS,
-            # Of a GPU 0: what is left is measured, with the engine at work.
-            cache_bytes=int(job.cache_gib * 2**30) or (0 if cuda else memory.cache_bytes(place.ranks_on_node)),
-            context_tokens=context,
-            deterministic=job.deterministic,
-            refill=REFILL if cuda else 0.0,
-            share_from=SHARE_FROM if cuda else None,
-            drafts=job.drafts,
-        )
-        return build_native(model, described.eos_token_ids, decode, limits, compiled), True
-    except Unsupported as error:
-        reason = str(error)  # as text: the exception holds the model
-    LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
-    return None, intact
-
-
-def context_tokens(job: Job, described: "Description") -> int | None:
-    """Return the most tokens of prompt and completion together: the model's, or fewer where vLLM is told so."""
-    asked = job.vllm.max_model_len if job.engine == "vllm" else None
-    return min((limit for limit in (asked, described.context_tokens) if limit is not None), default=None)
-
-
-def _device(job: Job, place: Binding) -> Any:
-    """Return the device of a rank; where nothing named GPUs, torch may still see some: the ranks' in their order."""
-    from hpc.model.device import resolve_device
-
-    return resolve_device(job.device, place.local_rank if place.gpu is None else place.gpu)
+        """Measure steps of all shapes, and the device, for about so many seconds, of an engine that reports steps."""
+        return ENGINES[replica.engine_name].maker.trial(replica.engine, seconds)
 
 
 @contextlib.contextmanager
@@ -236,28 +222,3 @@ def _refusing() -> Iterator[None]:
         yield
     except ValueError as error:
         raise Refusal(str(error)) from error
-
-
-def _engine_arguments(job: Job, path: Path, place: Binding) -> dict[str, Any]:
-    """Return what vLLM is started with."""
-    from hpc.engine.vllm.engine import engine_arguments
-    from hpc.model import load
-
-    cuda = _device(job, place).type == "cuda"
-    max_seqs = job.max_num_seqs or (MAX_SEQS_GPU if cuda else MAX_SEQS)
-    # On a CPU vLLM would take most of the machine's memory, whoever else is there.
-    cache_bytes = int((job.cache_gib or (0 if cuda else VLLM_CPU_GIB)) * 2**30)
-    context = context_tokens(job, load.describe(path, job.trust_remote_code, job.context_tokens))
-    values = engine_arguments(path, job.dtype, max_seqs, cache_bytes, context, cuda, job.vllm)
-    return {**values, "trust_remote_code": True} if job.trust_remote_code else values
-
-
-def _size(job: Job, path: Path, device: Any, place: Binding) -> Size | None:
-    """Return what a model holds that somebody else loads; None for one that is quantized."""
-    from hpc.engine import memory
-    from hpc.model import load
-
-    if job.vllm.quantization is not None:
-        return None
-    counted = load.weights_of(path, job.dtype)
-    return counted and Size(*counted, memory.device_bytes(device, place.ranks_on_node))

@@ -1,7 +1,7 @@
 """Plan: which requests are computed together, by which rank and in which order. Pure.
 
-The `hf` engine pads within a bucket; the others pad nothing, share prefixes, and take their requests
-longest predicted first.
+An engine that pads does so within a bucket; one that does not takes its requests longest predicted
+first, with those that share a prefix adjacent. Which it is, its traits say.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,10 @@ from hpc.corpus.store import Prompts
 from hpc.engine import bucket
 from hpc.engine.bounds import MAX_SEQS
 from hpc.engine.cost import CostModel
+from hpc.engine.registry import traits
 from hpc.job import Job
 from hpc.plan import prefix
 from hpc.plan.shard import Deal, deal
-
-MAX_TAIL_HF = 0.15
-"""Most that is kept back for the hf engine, whose batches want many rows of one bucket."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Plan:
 
 def cuts(prompts: Prompts, job: Job) -> tuple[Ints, Ints]:
     """Return for each prompt how many of its first tokens it shares, and with which group; 0 and -1 for none."""
-    if job.engine != "hf":
+    if traits(job.engine).shares_prefixes:
         return prefix.cuts(prompts.tokens, prompts.starts, prompts.lengths)
     count = len(prompts.lengths)
     return np.zeros(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
@@ -65,11 +63,12 @@ def make_plan(
     lengths, new_tokens, samples = map(of_pending, (prompts.lengths, prompts.new_tokens, prompts.samples))
     cost = CostModel()
     cut, group = map(of_pending, shared or cuts(prompts, job))
-    if job.engine != "hf":
+    kind = traits(job.engine)
+    if not kind.pads:
         costs = cost.requests(lengths - cut, new_tokens * samples)
         together = _together(costs, group) if (group >= 0).any() else np.zeros(1, dtype=np.int64)
         # What all ranks could begin with would, kept back, only be later.
-        tail = min(job.tail, max(0.0, 1 - size * at_once / max(1, int(samples.sum()))))
+        tail = min(job.tail, kind.max_tail, max(0.0, 1 - size * at_once / max(1, int(samples.sum()))))
         shards = deal(costs, np.broadcast_to(together, costs.shape), size, tail, groups=group)
         return Plan(lengths, cut, group, costs, 0.0, shards)
     costs = cost.requests(lengths, new_tokens) * samples
@@ -78,7 +77,7 @@ def make_plan(
         chosen = bucket.choose(lengths, new_tokens, job.buckets, size, job.batch_tokens, cost.prefill_token, cost.step)
         buckets = bucket.assign(lengths, chosen)
         least = cost.step * float(new_tokens.max())  # what a batch costs, be it full or not
-    shards = deal(costs, buckets, size, min(job.tail, MAX_TAIL_HF), least)
+    shards = deal(costs, buckets, size, min(job.tail, kind.max_tail), least)
     return Plan(buckets, cut, group, costs, least, shards)
 
 

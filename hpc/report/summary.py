@@ -68,7 +68,7 @@ def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str,
     except (FileNotFoundError, ValueError, KeyError):
         before, attempts = {}, []
     if not values["rank_engines"]:
-        values = {**values, "engine": before.get("engine", values["engine"])}
+        values = {**values, **{name: before[name] for name in ("engine", "engine_reason") if name in before}}
     own = {name: values[name] for name in ("generated_tokens", "ranks", "engine", "seconds", "rank_busy_seconds")}
     whole = {**values, "attempts": [*attempts, {"attempt": attempt, **own}]}
     atomic.write(path, json.dumps(whole, indent=2) + "\n")

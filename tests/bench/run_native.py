@@ -23,7 +23,7 @@ from tests.fakes import ListSource
 
 def load(options: Options) -> Generate:
     """Load the model as a rank does."""
-    fields: dict[str, Any] = {"dtype": options.dtype, "device": "cpu", **options.settings}
+    fields: dict[str, Any] = {"dtype": options.dtype, "device": "cpu", "engine": "native", **options.settings}
     job = Job(model=str(options.model), corpus=("unused",), **fields)
     place = Binding("localhost", 0, options.threads, options.processes)
     replica = Loader().load(job, options.model, place)

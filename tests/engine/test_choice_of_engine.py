@@ -1,10 +1,12 @@
 """What generates is decided before there is a plan, and the summary says what it was."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpc.engine.registry import Choice
 from hpc.job import Job
 from hpc.model.loader import Loader, Replica
 from hpc.mpi.binding import Binding
@@ -40,8 +42,8 @@ class Counting(Loader):
 class Hoping(Counting):
     """Finds out at load alone that the native engine is not for the model."""
 
-    def choose_engine(self, job: Job, path: Path) -> tuple[str, str]:
-        return job.engine, ""
+    def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
+        return Choice("native")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,29 @@ def test_a_model_that_native_refuses_is_generated_in_full_batches(
     assert (summary(tmp_path)["engine"], summary(tmp_path)["rank_engines"]) == ("hf", ["hf"])
 
 
-def test_what_has_generated_is_still_said_when_nothing_is_left(tmp_path: Path, tiny_xglm: Path) -> None:
+def test_what_has_generated_and_why_is_still_said_when_nothing_is_left(tmp_path: Path, tiny_xglm: Path) -> None:
     for _ in range(2):
         run(tmp_path, ROWS[:2], Loader(), model=str(tiny_xglm), device="cpu", sampling=SamplingParams(max_new_tokens=1))
-    assert (summary(tmp_path)["generated_tokens"], summary(tmp_path)["engine"]) == (0, "hf")
+    found = summary(tmp_path)
+    assert (found["generated_tokens"], found["engine"], found["engine_asked"]) == (0, "hf", "auto")
+    assert "its attention cannot be replaced; the hf engine generates on a CPU" in found["engine_reason"]
+
+
+def test_what_the_job_asked_for_stays_in_its_file(tmp_path: Path) -> None:
+    run(tmp_path, ROWS[:2])
+    found = json.loads((tmp_path / "runs/rows/job.json").read_text())["job"]["engine"]
+    assert (found, summary(tmp_path)["engine_asked"], summary(tmp_path)["engine"]) == ("auto", "auto", "native")
+
+
+def test_where_no_row_can_be_generated_no_engine_is_chosen(tmp_path: Path) -> None:
+    run(tmp_path, [{"prompt": 3}])
+    assert (summary(tmp_path)["engine"], summary(tmp_path)["engine_reason"]) == ("auto", "")
+
+
+def test_a_run_that_was_begun_with_another_engine_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, ROWS[:2], engine="native")
+    assert run(tmp_path, ROWS[:3]) == 0
+    assert [one["engine"] for one in summary(tmp_path)["attempts"]] == ["native", "native"]
 
 
 def test_ranks_that_generated_with_different_engines_are_told_apart() -> None:

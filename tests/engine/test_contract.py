@@ -33,7 +33,7 @@ def needs_vllm() -> None:
 @functools.cache
 def started(path: Path) -> Any:
     """Start vLLM, once: a process has room for one."""
-    from hpc.engine.vllm.engine import engine_arguments, start_vllm
+    from hpc.engine.vllm.load import engine_arguments, start_vllm
     from hpc.engine_args import Vllm
 
     return start_vllm(engine_arguments(path, "float32", SEQS, 64 << 20, 512, False, Vllm()), None, 1)

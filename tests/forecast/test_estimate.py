@@ -17,7 +17,7 @@ COSTS = StepCosts((1, 8, 64, 512), (1e-2, 1.2e-2, 3e-2, 0.2), 1e-5, 1e-7, 1e-8)
 FOUND = Calibration(
     Kind("m", "float32", "cpu", 1, 1), Bounds(64, 512, 1 << 20, 100), Size(10**6, 1e6, 1e5, 10**9), 7.0, COSTS, 99, 0.0
 )
-JOB = Job("m", ("c.jsonl",))
+JOB = Job("m", ("c.jsonl",), engine="native")
 
 
 def demand(count: int, seen: list[float] | None = None, longest: int = 400) -> Demand:

@@ -250,7 +250,8 @@ def test_nothing_is_printed_of_the_prompts_of_a_run_with_nothing_left(capsys: py
 def test_what_generates_for_a_model_that_native_does_not_support_is_planned_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show(replace(forecast_of(10, None), engine="hf", not_native="it is another", calibration=None))
+    reason = "the native engine does not support this model: it is another; the hf engine generates"
+    show(replace(forecast_of(10, None), engine="hf", engine_reason=reason, calibration=None))
     printed = capsys.readouterr().out
-    assert "does not support this model: it is another; the hf engine generates" in printed
+    assert reason in printed
     assert "padding: 0.0%, to 16 tokens" in printed

@@ -206,7 +206,7 @@ def test_the_cache_that_was_measured_is_most_of_what_is_free() -> None:
 def test_in_a_small_cache_sequences_give_way_and_none_is_an_error() -> None:
     work = WORKLOADS["sequences that give way"]
     engine = engine_on_gpu("llama", torch.float32, work.limits)
-    engine._limits = replace(work.limits, cache_bytes=work.cache_tokens * engine.bounds[3])
+    engine._limits = replace(work.limits, cache_bytes=work.cache_tokens * engine.bounds.token_bytes)
     expected = answers(engine_of("llama", "torch", work.limits), work)
     assert answers(engine, work) == expected
     assert [one.error for one in grow(engine, ListSource(work.requests())) if one.error] == []

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hpc.corpus.store import Prompts
 from hpc.engine import bucket
 from hpc.engine.cost import CostModel
+from hpc.engine.registry import ENGINES
 from hpc.job import Job
-from hpc.plan.arrange import MAX_TAIL_HF, Plan, make_plan
+from hpc.plan.arrange import Plan, make_plan
 from hpc.plan.shard import deal
 
 ANY = settings(deadline=None, max_examples=40)
@@ -158,7 +159,7 @@ def test_hf_pads_to_the_chosen_buckets_and_shares_nothing(prompts: Prompts, size
 @given(corpora().filter(lambda prompts: len(prompts.lengths)), st.integers(1, 4))
 def test_an_hf_plan_is_that_of_its_buckets(prompts: Prompts, size: int) -> None:
     made = make_plan(prompts, everything(prompts), job(engine="hf"), size)
-    plain = deal(made.costs, made.buckets, size, MAX_TAIL_HF, made.least)
+    plain = deal(made.costs, made.buckets, size, ENGINES["hf"].max_tail, made.least)
     assert [part.tolist() for part in made.shards.shards] == [part.tolist() for part in plain.shards]
 
 

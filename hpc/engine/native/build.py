@@ -182,24 +182,21 @@ def _fault(
     return f"its logits differ by {worst:.1e} of the largest from those of the model's own attention"
 
 
-def choose_engine(asked: str, config: Any, context_tokens: int, trust_remote_code: bool = False) -> tuple[str, str]:
-    """Return the engine that is to generate with a model of a configuration, and why it is not the `asked` one.
+def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = False) -> str | None:
+    """Return why the engine does not support models of a configuration, as far as that tells; None if it does.
 
-    Decided without the weights: a plan is made for it. The trial when the model is loaded may still find that
-    the native engine is not for it.
+    The trial when the model is loaded may still find that the engine is not for it.
     """
-    if asked != "native":
-        return asked, ""
     try:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception:  # a model's code may do anything; loading it will say more
-        return asked, ""
+        return None
     try:
         check_supported(empty, context_tokens)
     except Unsupported as reason:
-        return "hf", str(reason)
-    return asked, ""
+        return str(reason)
+    return None
 
 
 def check_supported(model: Any, context_tokens: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hpc.engine.bounds import Bounds
 from hpc.engine.cache import Cache, token_bytes
 from hpc.engine.extents import ALIGN
 from hpc.engine.failure import is_out_of_memory, one_line
@@ -59,11 +60,11 @@ class NativeEngine:
         self.steps = StepLog()
 
     @property
-    def bounds(self) -> tuple[int, int, int, int, float]:
-        """The values of `hpc.engine.bounds.Bounds`."""
+    def bounds(self) -> Bounds:
+        """What bounds its steps."""
         each = token_bytes(self.layouts, self._model.dtype, self._kernel.panel if self._kernel else 0)
         limits = self._limits
-        return limits.max_seqs, limits.step_tokens, limits.cache_bytes // each, each, limits.refill
+        return Bounds(limits.max_seqs, limits.step_tokens, limits.cache_bytes // each, each, limits.refill)
 
     @property
     def context_tokens(self) -> int:
@@ -140,7 +141,7 @@ class NativeEngine:
 
     def _new_cache(self) -> Cache:
         device, dtype, panel = self._model.device, self._model.dtype, self._kernel.panel if self._kernel else 0
-        num_tokens = self.bounds[2]
+        num_tokens = self.bounds.cache_tokens
         while True:
             try:
                 return Cache(self.layouts, num_tokens, dtype, device, panel, ALIGN if self.graphs else 0)

@@ -15,8 +15,7 @@ from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.runner import ModelRunner
 from hpc.engine.native.scheduler import LiveSequence
 from hpc.engine.sequence import Sequence
-from hpc.engine.steps import Measured, StepLog
-from hpc.engine.vllm.engine import VllmEngine
+from hpc.engine.steps import Measured
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 
@@ -27,8 +26,6 @@ MIN_VOCABULARY = 32
 """Token ids that every model has."""
 STORED = 0.01
 """Value of every number in the cache: it must be there to be read, whatever it is."""
-SERVED = 24
-"""New tokens of each made-up request that vLLM is given."""
 LONG = 2048
 """Tokens behind which a long chunk stands, where the model's context is as long."""
 
@@ -45,20 +42,14 @@ class Shape:
     """Tokens of a prompt."""
 
 
-@dataclass
-class _Given:
-    """A source of what it is given: nothing, from which some may come, unless it says more."""
+class _Nothing:
+    """A source of nothing, from which some may come."""
 
-    requests: list[Request] | None = None
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing more will come."""
-        return self.requests == []
+    exhausted = False
 
     def pull(self, num_tokens: int) -> list[Request]:  # noqa: ARG002  (the signature of a source)
-        """Return the next request."""
-        return [self.requests.pop(0)] if self.requests else []
+        """Return no request."""
+        return []
 
 
 def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: int) -> list[Shape]:
@@ -81,45 +72,16 @@ def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: i
 
 def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
     """Measure steps for so many seconds, or until the first shapes have been, if that takes longer."""
-    max_seqs, step_tokens, cache_tokens, *_ = engine.bounds
-    run = engine.begin()
+    bounds, run = engine.bounds, engine.begin()
     found: list[Measured] = []
     until = time.perf_counter() + seconds
-    planned = shapes(max_seqs, step_tokens, engine.context_tokens, cache_tokens)
+    planned = shapes(bounds.max_seqs, bounds.step_tokens, engine.context_tokens, bounds.cache_tokens)
     for index, shape in enumerate(planned):
         left = until - time.perf_counter()
         if left <= 0 and index >= MIN_SHAPES:
             break
         found += _measure(run, shape, left / (len(planned) - index))
     return found
-
-
-def served(engine: VllmEngine, seconds: float) -> list[Measured]:
-    """Measure the steps that vLLM makes of made-up requests, for so many seconds: few and many, short and long.
-
-    Its batches are its own: what is measured is what such requests come to, not chosen shapes.
-    """
-    max_seqs, _, cache_tokens, *_ = engine.bounds
-    long = max(1, min(LONG, engine.context_tokens // 2, cache_tokens // 8))
-    counts = [(1, 16), (max_seqs, 16), (4, long), (16, 128), (max_seqs // 2, 16), (2, long), (8, 16), (32, 64)]
-    shaped = [(max(1, count), min(length, long)) for count, length in counts]
-    new = max(1, min(SERVED, engine.context_tokens - long))
-    random = np.random.default_rng(0)
-    _serve(engine, 2, min(16, long), new, random, float("inf"))  # the first steps take longer
-    engine.steps = StepLog()
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        for count, length in shaped:
-            _serve(engine, count, length, new, random, until)
-    return engine.steps.samples
-
-
-def _serve(engine: VllmEngine, count: int, length: int, new: int, random: np.random.Generator, until: float) -> None:
-    sampling = SamplingParams(max_new_tokens=new, ignore_eos=True)
-    prompts = random.integers(0, MIN_VOCABULARY, (count, length), dtype=np.int32)
-    source = _Given(requests=[Request(row, row, p, sampling, bytes(16), length) for row, p in enumerate(prompts)])
-    for _ in engine.generate(source, lambda: time.perf_counter() > until):
-        pass
 
 
 def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
@@ -134,7 +96,7 @@ def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
             rows = [_place(run, shape.stored + shape.prompt, shape.stored)]
         run.flush()
         began = time.perf_counter()
-        run.step(_Given())
+        run.step(_Nothing())
         if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
             run.scheduler.waiting.clear()
             run.scheduler.restore()
@@ -160,7 +122,7 @@ def _place(run: ModelRunner, tokens: int, stored: int) -> LiveSequence:
     sampling = SamplingParams(max_new_tokens=2 * MAX_STEPS + 2, ignore_eos=True)
     request = Request(0, 0, prompt, sampling, bytes(16), len(prompt))
     run.scheduler.waiting.append(Sequence(request))
-    [row] = run.admit(_Given())
+    [row] = run.admit(_Nothing())
     for pools in run.cache.layers.values():
         for pool in pools:
             pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together

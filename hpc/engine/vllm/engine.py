@@ -1,37 +1,27 @@
-"""The `vllm` engine: vLLM in the process of the rank, fed through the seam. The only place that knows vLLM.
+"""The `vllm` engine: vLLM in the process of the rank, fed through the seam. Only this package knows vLLM.
 
 vLLM keeps its own batches, cache and workers; order, seeds, the end of a completion and what a rank
 takes stay ours. Where its private names are used, the versions that were tested have them.
 """
 
-import atexit
 import contextlib
-import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch._dynamo
-
+from hpc.engine.bounds import Bounds
 from hpc.engine.failure import EngineFault, one_line
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.sampling.choice import written
 from hpc.engine.sampling.draw import stream
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog, StepShape
-from hpc.engine.vllm.installed import untested, version
-from hpc.engine.vllm.process import log_to_rank, terminal_to_log, workers_deaf
-from hpc.engine.vllm.scratch import Scratch
-from hpc.engine_args import Vllm
 from hpc.request import TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 MIN_TEMPERATURE = 0.01
 """What vLLM takes for lower ones, as if nothing had been said."""
-CPU_STEP_TOKENS = 8192
 
 
 class VllmEngine:
@@ -49,7 +39,7 @@ class VllmEngine:
         config = engine.vllm_config
         self._context_tokens = int(config.model_config.max_model_len)
         self._max_seqs = int(config.scheduler_config.max_num_seqs)
-        self.bounds = (self._max_seqs, int(config.scheduler_config.max_num_batched_tokens), *_cache(config), 0.0)
+        self.bounds = Bounds(self._max_seqs, int(config.scheduler_config.max_num_batched_tokens), *_cache(config))
         # Where the next step is planned before the last one has been read, a place that falls free is seen late.
         self._inside = self._max_seqs + (self._max_seqs // 16 if config.scheduler_config.async_scheduling else 0)
         self.steps = StepLog()
@@ -236,92 +226,3 @@ def _cache(config: Any) -> tuple[int, int]:
     layers = getattr(model.hf_text_config, "num_hidden_layers", 1)
     size = 1 if str(cache.cache_dtype).startswith("fp8") else model.dtype.itemsize
     return int(cache.num_gpu_blocks * cache.block_size), int(2 * layers * heads * model.get_head_size() * size)
-
-
-def check_vllm(arguments: Mapping[str, Any]) -> str:
-    """Say why vLLM would not start with these arguments, as far as it tells without loading; nothing if it would."""
-    if problem := untested(version()):
-        return problem
-    with terminal_to_log():
-        _prepare()
-        from vllm import EngineArgs
-
-        known = list(EngineArgs.__dataclass_fields__)
-        for name in arguments:
-            if name not in known:
-                return f'"{name}" is no engine argument of vLLM; they are {", ".join(known)}'
-        try:
-            EngineArgs(**arguments).create_engine_config()
-        except Exception as error:  # pydantic's, ValueError, NotImplementedError, …
-            return f"vLLM refuses this job: {_said(error)}"
-    return ""
-
-
-def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> Any:
-    """Start vLLM in this process, and return its engine; raise `EngineFault` if it does not start.
-
-    `gpu` is the index of the rank's own among those that it sees; None is the CPU, with so many `threads`.
-    """
-    if problem := untested(version()):
-        raise EngineFault(problem)
-    folder = os.environ.get("SCATTERGEN_NODE_CACHE")
-    scratch = Scratch(Path(folder or tempfile.gettempdir()))
-    atexit.register(scratch.remove)  # before vLLM registers what needs it
-    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)
-    workers = int(arguments.get("tensor_parallel_size") or 1)
-    if gpu is not None:  # as the user's variable names it, a number or a UUID
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
-    else:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
-        torch._dynamo.config.disable = True
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // workers))
-    with scratch.noting(), terminal_to_log(), workers_deaf(workers > 1):
-        _prepare()
-        from vllm import EngineArgs, LLMEngine
-
-        try:
-            return LLMEngine.from_engine_args(EngineArgs(**arguments))
-        except Exception as error:
-            raise EngineFault(f"vLLM does not start: {_said(error)}; see this rank's log") from error
-
-
-def engine_arguments(
-    path: Path, dtype: str, max_num_seqs: int, cache_bytes: int, context_tokens: int | None, cuda: bool, asked: Vllm
-) -> dict[str, Any]:
-    """Return the keyword arguments of vLLM's EngineArgs; `cache_bytes` of 0 leaves the cache to vLLM."""
-    values: dict[str, Any] = {
-        "model": str(path), "dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": context_tokens,
-        "skip_tokenizer_init": True, "generation_config": "vllm", "use_tqdm_on_load": False,
-        "disable_log_stats": True,
-        **asked.arguments(),
-    }  # fmt: skip
-    if cache_bytes:
-        values["kv_cache_memory_bytes"] = cache_bytes
-    if not cuda:
-        values["enforce_eager"] = True
-        # A part of a prompt ends a CPU's vLLM where the request is sampled: its generator cannot be set back.
-        values.setdefault("enable_chunked_prefill", False)
-        values.setdefault("max_num_batched_tokens", max(context_tokens or CPU_STEP_TOKENS, max_num_seqs))
-    if asked.tensor_parallel_size > 1:
-        values["distributed_executor_backend"] = "mp"
-    return values
-
-
-def _prepare() -> None:
-    """See to what must be so before vLLM is imported: its core in this process, no traffic, no lines of its own."""
-    log_to_rank("vllm")
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # nothing is left behind by kill -9
-        VLLM_WORKER_MULTIPROC_METHOD="spawn",  # a process that has called MPI_Init must not fork
-        VLLM_NO_USAGE_STATS="1",
-        DO_NOT_TRACK="1",
-        HF_HUB_OFFLINE="1",
-        VLLM_CONFIGURE_LOGGING="0",
-        VLLM_CPU_OMP_THREADS_BIND="nobind",  # else every rank is bound to the same cores
-    )
-
-
-def _said(error: BaseException) -> str:
-    """Return all that an exception says, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

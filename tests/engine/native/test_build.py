@@ -16,7 +16,7 @@ from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.kernel.onednn import OneDnn
 from hpc.engine.layers.attention import Unsupported
 from hpc.engine.layers.fused import PackedLinear
-from hpc.engine.native.build import build_native, check_supported, choose_engine, prepare
+from hpc.engine.native.build import build_native, check_supported, prepare, unsupported
 from hpc.engine.native.engine import NativeEngine
 from hpc.job import Job
 from hpc.model.load import configuration, load
@@ -170,26 +170,17 @@ def test_of_an_unsupported_model_the_loader_makes_an_hf_engine_and_says_why(
     assert "does not support this model: its attention cannot be replaced; the hf engine generates" in caplog.text
 
 
-def chosen(asked: str, path: Path, context_tokens: int = 512) -> tuple[str, str]:
-    return choose_engine(asked, configuration(path), context_tokens)
-
-
-def test_the_engine_is_chosen_from_configuration_and_class_alone(tmp_path: Path, tiny_xglm: Path) -> None:
+def test_support_is_told_from_configuration_and_class_alone(tmp_path: Path, tiny_xglm: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_xglm / "config.json").read_bytes())
-    assert chosen("native", tmp_path) == ("hf", "its attention cannot be replaced")
-
-
-@pytest.mark.parametrize("asked", ["native", "hf"])
-def test_the_engine_that_is_asked_for_is_chosen_where_nothing_speaks_against_it(tiny_model: Path, asked: str) -> None:
-    assert chosen(asked, tiny_model) == (asked, "")
+    assert unsupported(configuration(tmp_path), 512) == "its attention cannot be replaced"
 
 
 def test_a_model_whose_frequencies_change_within_its_context_is_left_to_the_hf_engine() -> None:
-    assert choose_engine("native", with_rope("dynamic"), 65)[0] == "hf"
+    assert "change when a sequence grows beyond 64" in str(unsupported(with_rope("dynamic"), 65))
 
 
 def test_a_model_whose_frequencies_change_beyond_its_context_is_the_native_engines() -> None:
-    assert choose_engine("native", with_rope("dynamic"), 64) == ("native", "")
+    assert unsupported(with_rope("dynamic"), 64) is None
 
 
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_xglm"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hpc.engine.steps import StepShape
-from hpc.engine.vllm.engine import engine_arguments, shape
+from hpc.engine.vllm.engine import shape
+from hpc.engine.vllm.load import engine_arguments
 from hpc.engine_args import Vllm
 from hpc.model.load import load, weights, weights_of
 from hpc.sampling_params import SamplingParams

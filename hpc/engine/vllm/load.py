@@ -1,0 +1,179 @@
+"""Start vLLM in the process of a rank, or say why not: its version, the models that it has, its arguments."""
+
+import atexit
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from hpc.engine.bounds import Speed, seqs_at_once
+from hpc.engine.failure import EngineFault
+from hpc.engine.interface import Engine
+from hpc.engine.registry import Checkpoint, Loaded
+from hpc.engine.steps import Measured
+from hpc.engine.vllm.engine import VllmEngine
+from hpc.engine.vllm.installed import untested, version
+from hpc.engine.vllm.process import log_to_rank, terminal_to_log, workers_deaf
+from hpc.engine.vllm.scratch import Scratch
+from hpc.engine.vllm.trial import served
+from hpc.engine_args import Vllm
+
+CPU_STEP_TOKENS = 8192
+CPU_CACHE_GIB = 2
+"""Memory for keys and values on a CPU, where the job does not say: vLLM would take most of the machine's."""
+
+
+def supports(checkpoint: Checkpoint) -> str | None:
+    """Return why vLLM is not to generate with a model; None if it is installed, has the model, and takes the job."""
+    if problem := untested(version()):
+        return problem
+    if checkpoint.job.deterministic:
+        return "vLLM knows no --deterministic"
+    try:
+        if lack := lacking(checkpoint.config.architectures or ()):
+            return lack
+        # Where no GPU is seen, on a login node say, vLLM cannot tell what it would do on one.
+        return check(checkpoint) if torch.cuda.is_available() else None
+    except Exception as error:  # its libraries may fail to load in any way
+        return f"vLLM cannot be used: {_said(error)}"
+
+
+def lacking(architectures: Collection[str]) -> str | None:
+    """Return what this vLLM lacks for a model of these architectures on a GPU; starts nothing."""
+    with terminal_to_log():
+        _prepare()
+        from vllm import ModelRegistry
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            return f"vLLM {version()} was built for CPUs"
+        if not set(architectures) & set(ModelRegistry.get_supported_archs()):
+            return f"vLLM {version()} has no {' or '.join(architectures) or 'such model'}"
+    return None
+
+
+def check(checkpoint: Checkpoint) -> str | None:
+    """Return why vLLM would not start for a job, as far as it tells without loading; None if it would."""
+    if problem := untested(version()):  # then nothing else needs to be found out
+        return problem
+    return check_vllm(_arguments(checkpoint)) or None
+
+
+def load(checkpoint: Checkpoint) -> Loaded:
+    """Start vLLM with a model."""
+    device = checkpoint.device
+    index = device.index if device.type == "cuda" else None
+    started = start_vllm(_arguments(checkpoint), index, checkpoint.place.threads)
+    engine = VllmEngine(started, checkpoint.eos_token_ids, checkpoint.decode)
+    return Loaded(engine, "vllm", None if checkpoint.job.vllm.quantization else checkpoint.size())
+
+
+def trial(engine: Engine, seconds: float) -> tuple[list[Measured], Speed | None]:
+    """Measure steps; the device is vLLM's."""
+    assert isinstance(engine, VllmEngine)
+    return served(engine, seconds), None
+
+
+def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what vLLM is started with."""
+    job, cuda = checkpoint.job, checkpoint.device.type == "cuda"
+    cache_bytes = int((job.cache_gib or (0 if cuda else CPU_CACHE_GIB)) * 2**30)
+    limits = (job.vllm.max_model_len, checkpoint.context_tokens)
+    context = min((limit for limit in limits if limit is not None), default=None)
+    values = engine_arguments(
+        checkpoint.path, job.dtype, seqs_at_once(job.max_num_seqs, cuda), cache_bytes, context, cuda, job.vllm
+    )
+    return {**values, "trust_remote_code": True} if job.trust_remote_code else values
+
+
+def check_vllm(arguments: Mapping[str, Any]) -> str:
+    """Say why vLLM would not start with these arguments, as far as it tells without loading; nothing if it would."""
+    if problem := untested(version()):
+        return problem
+    with terminal_to_log():
+        _prepare()
+        from vllm import EngineArgs
+
+        known = list(EngineArgs.__dataclass_fields__)
+        for name in arguments:
+            if name not in known:
+                return f'"{name}" is no engine argument of vLLM; they are {", ".join(known)}'
+        try:
+            EngineArgs(**arguments).create_engine_config()
+        except Exception as error:  # pydantic's, ValueError, NotImplementedError, …
+            return f"vLLM refuses this job: {_said(error)}"
+    return ""
+
+
+def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> Any:
+    """Start vLLM in this process, and return its engine; raise `EngineFault` if it does not start.
+
+    `gpu` is the index of the rank's own among those that it sees; None is the CPU, with so many `threads`.
+    """
+    if problem := untested(version()):
+        raise EngineFault(problem)
+    folder = os.environ.get("SCATTERGEN_NODE_CACHE")
+    scratch = Scratch(Path(folder or tempfile.gettempdir()))
+    atexit.register(scratch.remove)  # before vLLM registers what needs it
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)
+    workers = int(arguments.get("tensor_parallel_size") or 1)
+    if gpu is not None:  # as the user's variable names it, a number or a UUID
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+    else:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // workers))
+    with scratch.noting(), terminal_to_log(), workers_deaf(workers > 1):
+        _prepare()
+        from vllm import EngineArgs, LLMEngine
+
+        try:
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        except Exception as error:
+            raise EngineFault(f"vLLM does not start: {_said(error)}; see this rank's log") from error
+
+
+def engine_arguments(
+    path: Path, dtype: str, max_num_seqs: int, cache_bytes: int, context_tokens: int | None, cuda: bool, asked: Vllm
+) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's EngineArgs; `cache_bytes` of 0 leaves the cache to vLLM."""
+    values: dict[str, Any] = {
+        "model": str(path), "dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": context_tokens,
+        "skip_tokenizer_init": True, "generation_config": "vllm", "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        **asked.arguments(),
+    }  # fmt: skip
+    if cache_bytes:
+        values["kv_cache_memory_bytes"] = cache_bytes
+    if not cuda:
+        values["enforce_eager"] = True
+        # A part of a prompt ends a CPU's vLLM where the request is sampled: its generator cannot be set back.
+        values.setdefault("enable_chunked_prefill", False)
+        values.setdefault("max_num_batched_tokens", max(context_tokens or CPU_STEP_TOKENS, max_num_seqs))
+    if asked.tensor_parallel_size > 1:
+        values["distributed_executor_backend"] = "mp"
+    return values
+
+
+def _prepare() -> None:
+    """See to what must be so before vLLM is imported: its core in this process, no traffic, no lines of its own."""
+    log_to_rank("vllm")
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # nothing is left behind by kill -9
+        VLLM_WORKER_MULTIPROC_METHOD="spawn",  # a process that has called MPI_Init must not fork
+        VLLM_NO_USAGE_STATS="1",
+        DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+        VLLM_CONFIGURE_LOGGING="0",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",  # else every rank is bound to the same cores
+    )
+
+
+def _said(error: BaseException) -> str:
+    """Return all that an exception says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
