@@ -11,8 +11,10 @@ from tests.conftest import ROOT, Ended, finish, start
 LAYERS = (
     ("sampling_params", "engine_args", "exit", "arrays"),
     ("mpi", "request", "job"),
-    ("trim", "rundir"),
-    ("engine", "corpus"),
+    ("trim",),
+    ("engine",),
+    ("rundir",),
+    ("corpus",),
     ("model", "output"),
     ("plan", "slurm"),
     ("report", "doctor"),

@@ -86,7 +86,7 @@ class Root:
         elif message.tag == Tag.ASK and self._dispatcher is not None:
             self.world.send(message.source, Tag.PIECE, self._dispatcher.next_piece(message.source))
         elif message.tag in (Tag.PROGRESS, Tag.DONE):
-            self.progress[message.source] = Progress(**unpack(message.array)[0])
+            self.progress[message.source] = Progress.from_json(unpack(message.array)[0])
             self._check_gpus()
             if message.tag == Tag.DONE:
                 self._done.add(message.source)
@@ -133,7 +133,7 @@ class Root:
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
-            self._events.write("generated", asdict(self.progress[0]))
+            self._events.write("generated", self.progress[0].as_json())
 
     def requests_left(self) -> int:
         """Return how many of the attempt's requests have not been generated."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc.corpus.tokenize import Checker
@@ -169,14 +169,14 @@ class Worker:
             events.tick("generate", progress)
             if time.monotonic() >= self._next_message:
                 self._next_message = time.monotonic() + MESSAGE_S
-                self.world.send(0, Tag.PROGRESS, pack(asdict(progress)))
+                self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
             return bool(self.stop.reason)
 
         finish = completion_maker(replica.eos_token_ids, replica.decode)
         generate_shard(replica.engine, backlog, journal, self.records, progress, on_step, finish)
-        events.write("generated", asdict(progress))
+        events.write("generated", progress.as_json())
         events.close()
-        self.world.send(0, Tag.DONE, pack(asdict(progress)))
+        self.world.send(0, Tag.DONE, pack(progress.as_json()))
 
     def _be_stopped(self) -> None:
         self._stop_told = True  # rank 0 knows

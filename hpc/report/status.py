@@ -71,7 +71,7 @@ class Picture:
         if phase == "plan":
             self.work = Work(**event)
         elif phase in ("generate", "generated"):
-            self.ranks[rank] = Progress(**event)
+            self.ranks[rank] = Progress.from_json(event)
         if rank == 0:
             self.phase = phase
 

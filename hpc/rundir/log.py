@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hpc.rundir import terminal
 
-LOGGER = logging.getLogger(__name__)
+LOGGER = logging.getLogger("hpc")
+"""Above the loggers of all modules: what is set up here is for them."""
 
 
 class _Terminal(logging.Handler):

@@ -27,8 +27,9 @@ import sys
 
 sys.path.insert(0, {root!r})
 
-from hpc.mpi.comm import connect, wait_for
-from hpc.doctor.examine import Examination, follow
+from hpc.mpi.comm import wait_for
+from hpc.mpi.world import connect
+from hpc.doctor.examine import Examination, answer_doctor
 from hpc.job import Job
 from tests.fakes import EchoLoader
 
@@ -37,7 +38,7 @@ if world.rank == 1:
     wait_for(lambda: bool(world.poll()) and False)
 job = Job(model="echo", corpus=({corpus!r},), runs={runs!r})
 if world.rank == 2:
-    follow(job, world)
+    answer_doctor(job, world)
 Examination(job, world, 3.0, 4.0).lead(EchoLoader(model={model!r}))
 """
 
