@@ -14,6 +14,7 @@ from hpc.arrays import Floats
 from hpc.exit import Refusal
 from hpc.report.spans import Span, Spans
 from hpc.rundir.directory import RunDirectory, attempt_and_rank
+from hpc.rundir.lock import is_held
 from hpc.rundir.progress import Progress, Work, overall
 
 KINDS = {
@@ -247,7 +248,7 @@ class _Crew:
         if not self.latest:
             return "interrupted"
         lock = f"lock-{leader.rank}"
-        if self.directory.is_held(lock if leader.rank or (self.directory.path / lock).exists() else "lock"):
+        if is_held(self.directory.path, lock if leader.rank or (self.directory.path / lock).exists() else "lock"):
             return "running"
         return "failed" if self.directory.state == "failed" else "interrupted"
 
