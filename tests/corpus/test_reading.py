@@ -1,9 +1,13 @@
 """Reading in a whole run: corpora on a pipe, files of other formats, and the date of chat templates."""
 
+import contextlib
 import json
 import os
+import re
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +161,17 @@ def test_another_format_on_a_pipe_is_refused(tmp_path: Path) -> None:
         run(tmp_path, corpus=(str(fifo),), name="rows")
 
 
+def listen_for(number: int, what: str) -> int:
+    """Return how many Python processes whose command names `what` have a handler for a signal."""
+    found = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if what in (command := (folder / "cmdline").read_text()) and command.startswith(sys.executable):
+                caught = re.search(r"SigCgt:\s*(\w+)", (folder / "status").read_text())
+                found += bool(caught and int(caught[1], 16) >> (number - 1) & 1)
+    return found
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_signal_ends_the_wait_for_the_writer_of_a_fifo(tmp_path: Path, ranks: int) -> None:
     os.mkfifo(tmp_path / "c.jsonl")
@@ -164,6 +179,12 @@ def test_a_signal_ends_the_wait_for_the_writer_of_a_fifo(tmp_path: Path, ranks: 
     assert process.stderr is not None
     while "which is copied into" not in (said := process.stderr.readline()):
         assert said, "it ended by itself"
+    deadline = time.monotonic() + 60
+    while listen_for(signal.SIGTERM, f"echo_job.py\0--corpus\0{tmp_path}") < max(
+        1, ranks
+    ):  # the others may be starting
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     ended = finish(process, timeout_s=60)
     assert (tmp_path / "runs/c/state").read_text() == "drained\n"
