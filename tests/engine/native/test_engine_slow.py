@@ -117,7 +117,7 @@ asks = workloads.make(Tokenizer(model).encode([workloads.corpus()], False)[0])["
 imported = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
 job = Job(str(model), ("none",), dtype="float32", device="cpu", engine="native", cache_gib=1)
-replica = Loader().load(job, model, Binding("here", 0, 2))
+replica = Loader().load(job, model, Binding("here", 0, 1))  # of two threads each would wait for a core
 ended = sum(len(some) for some in replica.engine.generate(ListSource(arranged(asks, job)), lambda: False))
 assert ended == len(asks)
 print(memory("VmHWM") - imported)
