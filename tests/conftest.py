@@ -22,9 +22,11 @@ TEMPLATE = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, and on the same one all that start ranks, or jobs of Slurm."""
+    """Keep the tests of a file, and all that start ranks or jobs, on one worker, unless they name their group."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
+            if item.get_closest_marker("xdist_group"):
+                continue
             folder = item.path.parent.name
             group = folder if folder in ("mpi", "slurm") else str(item.path.relative_to(ROOT))
             item.add_marker(pytest.mark.xdist_group(group))

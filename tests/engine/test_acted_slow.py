@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("place", [(0, None), (3, 0)], ids=["as the current device", "as GPU 3 of 4"])
 @pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.parametrize("kind", TWELVE)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in TWELVE])
 def test_a_kind_of_model_gives_on_an_acted_gpu_what_it_gives_on_the_cpu(
     kind: str, name: str, place: tuple[int, int | None]
 ) -> None:
