@@ -17,7 +17,6 @@ from hpc.exit import OK, Refusal
 from hpc.output.verify import RecordedRun
 from hpc.rundir import terminal
 from hpc.rundir.directory import RunDirectory, attempt_and_rank
-from hpc.rundir.lock import is_held
 from hpc.rundir.progress import Progress, Work, describe, overall
 from hpc.slurm.queue import describe_answer
 
@@ -72,7 +71,7 @@ class Picture:
         if phase == "plan":
             self.work = Work(**event)
         elif phase in ("generate", "generated"):
-            self.ranks[rank] = Progress.from_json(event)
+            self.ranks[rank] = Progress(**event)
         if rank == 0:
             self.phase = phase
 
@@ -80,7 +79,7 @@ class Picture:
 def describe_state(directory: RunDirectory) -> str:
     """Return the state of a run in words."""
     state = directory.state
-    if state == "running" and not is_held(directory.path):
+    if state == "running" and not directory.is_held():
         state = "interrupted (its process is gone); run the same command again to go on"
     if state == "drained":
         state = "drained (stopped before the end); run the same command again to go on"
@@ -97,7 +96,7 @@ def watch(directory: RunDirectory) -> None:
     try:
         with Live(refresh_per_second=4) as live:
             while True:
-                running = directory.state == "running" and is_held(directory.path)
+                running = directory.state == "running" and directory.is_held()
                 picture.refresh()
                 live.update(draw(picture))
                 if not running or terminal.failure(sys.stdout):
