@@ -8,20 +8,22 @@ import contextlib
 import logging
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
+from hpc.corpus.tokenize import Checker
 from hpc.engine.bounds import seqs_at_once
 from hpc.executor import scatter
-from hpc.executor.attempt import Attempt, begin
+from hpc.executor.attempt import Attempt, Timings, begin
+from hpc.executor.crew import Crew
 from hpc.executor.gather import Gathering, OwnRecords
 from hpc.executor.generate import completion_maker, generate_shard
-from hpc.executor.read import read_corpus
-from hpc.executor.root import Root
+from hpc.executor.read import make_checker, read_corpus
+from hpc.executor.root import Generated, Generation
 from hpc.executor.scatter import Backlog, Dispatcher
 from hpc.executor.worker import serve
 from hpc.exit import FAULT, OK, UNFINISHED, Refusal
@@ -33,10 +35,12 @@ from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex, JournalWriter
 from hpc.output.write import Counts, journal_records, output_rows, write_output
 from hpc.plan.arrange import make_plan
-from hpc.plan.pending import find_pending
+from hpc.plan.pending import Pending, find_pending
+from hpc.report.display import open_display
 from hpc.report.summary import first_error, nothing_generated, show_summary, summarise, write_summary
 from hpc.rundir.directory import RunDirectory, run_path
-from hpc.rundir.progress import Progress, Work, left, overall
+from hpc.rundir.lock import RunLock, alone
+from hpc.rundir.progress import Work, left
 from hpc.slurm.allocation import Allocation
 
 LOGGER = logging.getLogger(__name__)
@@ -52,32 +56,33 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
     """
     if world.rank:
         return serve(world, loader, stop)
-    leader = Root(world, stop)
+    crew = Crew(world, stop)
     try:
-        code = take_and_lead(job, leader, loader, allocation)
+        code = take_and_lead(job, crew, loader, allocation)
     except Refusal:
-        leader.dismiss()
+        crew.dismiss()
         raise
-    leader.dismiss()
+    crew.dismiss()
     return code
 
 
-def take_and_lead(job: Job, leader: Root, loader: Loader, allocation: Allocation | None) -> int:
+def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation | None) -> int:
     """Take the run directory, tell the story, give it back."""
     files = corpus_files(job)
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
-    directory.acquire(job.force)
+    lock = RunLock(directory.path, directory.share)
+    lock.acquire(job.force)
     before, whole = directory.state, directory.whole_state
     try:
-        kept = keep_corpus(files, directory, leader.step)
+        kept = keep_corpus(files, directory, crew.step)
         if kept is None:
             directory.set_state("drained")
-            LOGGER.warning("stopped (%s); run the same command again to go on", leader.stop.reason)
+            LOGGER.warning("stopped (%s); run the same command again to go on", crew.stop.reason)
             return UNFINISHED
         if kept != files:  # job.json can be run again where there is no pipe
             job = replace(job, corpus=tuple(map(str, kept)), name=directory.path.name)
-        return lead(begin(job, directory, kept, leader, loader, allocation))
+        return lead(begin(job, directory, kept, crew, loader, allocation))
     except Refusal:
         directory.restore_state(before, whole)  # what an earlier attempt left is as it was
         raise
@@ -85,134 +90,151 @@ def take_and_lead(job: Job, leader: Root, loader: Loader, allocation: Allocation
         directory.set_failed()
         raise
     finally:
-        directory.release()
+        lock.release()
 
 
 def lead(attempt: Attempt) -> int:
     """Tell the story on rank 0."""
+    timings, directory = Timings(), attempt.directory
     with contextlib.closing(attempt.events):
-        earlier = JournalIndex(attempt.directory.journals(), attempt.job.retry_errors)
+        earlier = JournalIndex(directory.journals(), attempt.job.retry_errors)
         try:
-            tokens = read_corpus(attempt, earlier)
+            tokens = read(attempt, timings, earlier)
         except Refusal:
             attempt.events.write("refused", {})  # for the batch script, which sees the state of an earlier attempt
             raise
         if tokens is None:
             return drain(attempt)
         attempt.write_job()
-        pipe.forget(attempt.directory.path / "corpus", attempt.files)
-        work, dispatcher = plan(attempt, tokens, earlier)
-        own = generate_all(attempt, tokens, earlier, work, dispatcher)
-        if attempt.leader.stop.reason or attempt.leader.requests_left():
-            return drain(attempt, work)
-        if attempt.directory.share:
-            return merge_if_last(attempt, tokens, work)
-        counts = gather_and_merge(attempt, tokens, earlier, own)
-        return conclude(attempt, work, counts)
+        pipe.forget(directory.path / "corpus", attempt.files)
+        for damage in earlier.damages:
+            LOGGER.warning("%s", damage)
+        pending = find_pending(tokens, earlier, directory.share)
+        if pending.work.requests:
+            attempt = decide_engine(attempt, timings)
+        dispatcher = plan(attempt, timings, tokens, pending)
+        generated = generate_all(attempt, timings, tokens, earlier, pending.work, dispatcher)
+        if attempt.crew.stop.reason or pending.work.requests > generated.total.requests:
+            return drain(attempt, pending.work, generated)
+        if directory.share:
+            return merge_if_last(attempt, timings, tokens, pending.work, generated)
+        counts = gather_and_merge(attempt, timings, tokens, earlier, generated)
+        return conclude(attempt, timings, pending.work, generated, counts)
 
 
-def plan(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex) -> tuple[Work, Dispatcher]:
+def read(attempt: Attempt, timings: Timings, earlier: JournalIndex) -> TokenStore | None:
+    """Read the corpus, if it has changed; return its token store, None when told to stop."""
+    began, inputs = time.monotonic(), attempt.inputs
+
+    def checker() -> Checker:
+        attempt.events.write("read", {})
+        with timings.importing(attempt.events):
+            return make_checker(attempt.loader, inputs, attempt.place.threads)
+
+    tokens = read_corpus(inputs, attempt.directory, earlier, attempt.crew, checker, attempt.number)
+    timings.seconds["tokenize"] = time.monotonic() - began
+    return tokens
+
+
+def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
+    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
+    with timings.importing(attempt.events):
+        choice = attempt.loader.choose_engine(attempt.job, attempt.model.path, attempt.place)
+    if choice.reason:
+        LOGGER.log(logging.WARNING if choice.fell_back else logging.INFO, "%s", choice.reason)
+    job, engine = attempt.job, cast(Any, choice.engine)
+    return replace(attempt, job=replace(job, engine=engine), engine_asked=job.engine, engine_reason=choice.reason)
+
+
+def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending) -> Dispatcher:
     """Bucket and shard what no earlier attempt has done."""
-    job, size = attempt.job, attempt.leader.world.size
-    for damage in earlier.damages:
-        LOGGER.warning("%s", damage)
-    found = find_pending(tokens, earlier, attempt.directory.share)
-    if found.work.requests:
-        decide_engine(attempt)
-        job = attempt.job
+    job, size = attempt.job, attempt.crew.world.size
     # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
     asked = tokens.prompts(found.asked)
     at_once = seqs_at_once(job.max_num_seqs, attempt.place.gpu is not None)
     arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
     padded = int(arranged.buckets.sum())
-    attempt.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
+    timings.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
     attempt.events.write("plan", asdict(found.work))
-    return found.work, Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
-
-
-def decide_engine(attempt: Attempt) -> None:
-    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
-    began = time.monotonic()
-    choice = attempt.loader.choose_engine(attempt.job, attempt.model.path, attempt.place)
-    took = time.monotonic() - began
-    attempt.imports_s += took
-    attempt.events.spent([("import", time.time() - took, time.time())])
-    if choice.reason:
-        LOGGER.log(logging.WARNING if choice.fell_back else logging.INFO, "%s", choice.reason)
-    engine: Any = choice.engine
-    attempt.engine_asked, attempt.engine_reason = attempt.job.engine, choice.reason
-    attempt.job = replace(attempt.job, engine=engine)
+    return Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
 
 
 def generate_all(
-    attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, work: Work, dispatcher: Dispatcher
-) -> OwnRecords:
+    attempt: Attempt, timings: Timings, tokens: TokenStore, earlier: JournalIndex, work: Work, dispatcher: Dispatcher
+) -> Generated:
     """Scatter the requests over all ranks, this one too, and generate until nothing is in flight."""
-    leader, job, directory = attempt.leader, attempt.job, attempt.directory
+    crew, job, directory = attempt.crew, attempt.job, attempt.directory
     journal = directory.journal(attempt.number, 0)
-    own, progress = OwnRecords(journal), Progress()
-    if leader.stop.reason:
-        return own
+    own = OwnRecords(journal)
+    if crew.stop.reason:
+        return Generated(own)
     if not work.requests:
         LOGGER.info("%s", nothing_generated(asdict(work)))
-        return own
+        return Generated(own)
     LOGGER.info(
         "%d rows: %d refused, %d done before, %d duplicates; %d requests to generate",
         work.rows, work.refused, work.done, work.duplicates, work.requests,
     )  # fmt: skip
-    deadline = attempt.deadline()
-    leader.start(work, dispatcher, progress, attempt.events, deadline, job.engine)
-    attempt.events.write("load", predict_attempt(attempt, tokens, earlier, dispatcher))  # while the other ranks load
+    deadline, display = attempt.deadline(), open_display(crew.world.size)
+    generation = Generation(crew, attempt.places, work, dispatcher, attempt.events, deadline, display)
+    generation.start(job.engine)
+    predicted = predict_attempt(attempt, tokens, earlier, dispatcher)  # while the other ranks load
+    attempt.events.write("load", predicted)
+    if predicted:
+        timings.predicted_s = round(predicted["seconds"], 3)
+        generation.expected_end = time.time() + predicted["seconds"]
     began = time.monotonic()
-    replica = attempt.loader.load(job, attempt.model.path, attempt.place)
+    replica, progress = attempt.loader.load(job, attempt.model.path, attempt.place), generation.own
     progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
     progress.engine = replica.engine_name or job.engine
     attempt.events.spent(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
-    generate_shard(
-        replica.engine, backlog, writer, own, progress,
-        on_step=lambda: leader.step(writer), finish=completion_maker(replica.eos_token_ids, replica.decode),
-    )  # fmt: skip
-    leader.wait_for_others()
-    if not leader.stop.reason:
-        record_steps(attempt, replica, attempt.imports_s + progress.load_s)
-    return own
+    beat = generation.heartbeat(writer)
+    finish = completion_maker(replica.eos_token_ids, replica.decode)
+    generate_shard(replica.engine, backlog, writer, own, progress, beat, finish)
+    generation.wait_for_others(beat)
+    if not crew.stop.reason:
+        record_steps(attempt, replica, timings.imports_s + progress.load_s)
+    return Generated(own, generation.progress)
 
 
-def drain(attempt: Attempt, work: Work | None = None) -> int:
+def drain(attempt: Attempt, work: Work | None = None, generated: Generated | None = None) -> int:
     """End before the end: everything finished is in the journals."""
     attempt.directory.set_state("drained")
     attempt.events.write("drained", {})
-    reason = attempt.leader.stop.reason or "the rest would not end within the time limit"
+    reason = attempt.crew.stop.reason or "the rest would not end within the time limit"
     LOGGER.warning("stopped (%s); run the same command again to go on", reason)
-    if work is not None:
-        LOGGER.info("%s", left(work, overall(attempt.leader.progress), time.time()))
+    if work is not None and generated is not None:
+        LOGGER.info("%s", left(work, generated.total, time.time()))
     return UNFINISHED
 
 
-def merge_if_last(attempt: Attempt, tokens: TokenStore, work: Work) -> int:
+def merge_if_last(attempt: Attempt, timings: Timings, tokens: TokenStore, work: Work, generated: Generated) -> int:
     """End a share: the one that finds every row answered, by whichever job, writes the output."""
     directory = attempt.directory
-    with directory.alone("merge", lambda: bool(attempt.leader.stop.reason)):
+    with alone(directory.path, "merge", lambda: bool(attempt.crew.stop.reason)):
         index = JournalIndex(directory.journals())
         missing = int(tokens.good.sum()) - int(np.count_nonzero((index.find(tokens.keys) >= 0) & tokens.good))
         directory.set_state("done")
         if missing:
             LOGGER.info("share %s is done; %d rows are left to the other shares", attempt.job.share, missing)
             return OK
-        counts = gather_and_merge(attempt, tokens, index, OwnRecords(directory.journal(attempt.number, 0)))
-        code = conclude(attempt, work, counts)
+        in_journals = replace(generated, own=OwnRecords(directory.journal(attempt.number, 0)))
+        counts = gather_and_merge(attempt, timings, tokens, index, in_journals)
+        code = conclude(attempt, timings, work, generated, counts)
         directory.set_whole_state("done" if code == OK else "failed")
         return code
 
 
-def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, own: OwnRecords) -> Counts:
+def gather_and_merge(
+    attempt: Attempt, timings: Timings, tokens: TokenStore, earlier: JournalIndex, generated: Generated
+) -> Counts:
     """Merge this attempt's completions with those of earlier attempts into the output."""
     attempt.events.write("merge", {})
-    began, job = time.monotonic(), attempt.job
-    gathering = Gathering(attempt.leader.world, attempt.leader.ranks_with_records(), attempt.leader.on_message)
-    streams = [journal_records(tokens, earlier), iter(own), *gathering.streams()]
+    began, job, crew = time.monotonic(), attempt.job, attempt.crew
+    gathering = Gathering(crew.world, generated.others_with_records(), crew.on_message)
+    streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
     rows = output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
     path = attempt.directory.completions
     try:
@@ -227,26 +249,26 @@ def gather_and_merge(attempt: Attempt, tokens: TokenStore, earlier: JournalIndex
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
         )
     attempt.directory.partial.unlink(missing_ok=True)
-    attempt.seconds["gather"] = gathering.waited_s
-    attempt.seconds["merge"] = time.monotonic() - began - gathering.waited_s
+    timings.seconds["gather"] = gathering.waited_s
+    timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
     return counts
 
 
-def conclude(attempt: Attempt, work: Work, counts: Counts) -> int:
+def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generated, counts: Counts) -> int:
     """Write and print the summary; decide the exit code."""
-    attempt.seconds["total"] = time.monotonic() - attempt.began
-    leader = attempt.leader
-    values = summarise(attempt.job, leader.world.size, work, counts, leader.progress, attempt.seconds, attempt.padding)
-    values["predicted_seconds"] = attempt.predicted_s
-    values["engine_asked"] = attempt.engine_asked or attempt.job.engine
+    timings.seconds["total"] = time.monotonic() - attempt.began
+    job, world = attempt.job, attempt.crew.world
+    values = summarise(job, world.size, work, counts, generated.progress, timings.seconds, timings.padding)
+    values["predicted_seconds"] = timings.predicted_s
+    values["engine_asked"] = attempt.engine_asked or job.engine
     values["engine_reason"] = attempt.engine_reason
-    values["messages"], values["message_bytes"] = leader.world.traffic  # of rank 0
+    values["messages"], values["message_bytes"] = world.traffic  # of rank 0
     values = write_summary(attempt.directory.summary, attempt.number, values)
     rate = counts.errors / counts.rows
     all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
-    attempt.events.write("done", {"gathered_s": round(attempt.seconds["gather"], 3)})
+    attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
     show_summary(attempt.directory, values, attempt.job.show, attempt.files)
     if all_bad:
         LOGGER.error(

@@ -24,10 +24,12 @@ from hpc.engine.vllm import installed
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model.loader import Loader
+from hpc.mpi.ask import Inquiry, answer
 from hpc.mpi.binding import host_info
-from hpc.mpi.comm import Buffer, Comm, Tag, pack, unpack, wait_for
+from hpc.mpi.comm import Buffer, Comm, pack, unpack, wait_for
 from hpc.mpi.world import mpi_library
-from hpc.rundir.directory import RunDirectory, run_path
+from hpc.rundir.directory import run_path
+from hpc.rundir.lock import RunLock, is_held
 from hpc.slurm.queue import has_slurm
 
 PREPARE_S, LIMIT_S = 7.0, 20.0
@@ -52,11 +54,15 @@ class Examination:
     limit_s: float = LIMIT_S
     hellos: dict[int, Buffer] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
+    _inquiry: Inquiry = field(init=False)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     # Never in a `with`, which would wait for a thread that hangs; `abort` does not.
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8))
     _tasks: dict[str, Future[Any]] = field(default_factory=dict)
     _asked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._inquiry = Inquiry(self.world)
 
     def lead(self, loader: Loader) -> int:
         """Prepare, ask every rank, print what was found, dismiss the ranks; return the exit code."""
@@ -89,8 +95,7 @@ class Examination:
 
     def _ask(self, question: Facts) -> None:
         self._asked = time.time()
-        for rank in range(1, self.world.size):
-            self.world.send(rank, Tag.JOB, pack(question))
+        self._inquiry.ask(lambda _: question)
         gpus = 0 in self.hellos and may_use_gpus(self.job, self.hellos[0])
         self._begin("look", lambda: look(0, question, gpus, os.environ, wants_vllm(self.job, gpus)))
 
@@ -98,13 +103,11 @@ class Examination:
         """Take what comes in until the condition is true; `until` is a second of the monotonic clock."""
 
         def ended() -> bool:
-            for message in self.world.poll():
-                if message.tag == Tag.HELLO:
-                    self.hellos[message.source] = message.array
-                else:
-                    values = unpack(message.array)[0]
-                    clock = clock_offset(self._asked, values["received"], values["sent"], time.time())
-                    self.facts[message.source] = {**values, "clock": clock}
+            for message in self._inquiry.receive():
+                values = unpack(message.array)[0]
+                clock = clock_offset(self._asked, values["received"], values["sent"], time.time())
+                self.facts[message.source] = {**values, "clock": clock}
+            self.hellos.update(self._inquiry.hellos)
             if (hello := self._result("hello")) is not None:
                 self.hellos[0] = hello
             if (facts := self._result("look")) is not None:
@@ -124,28 +127,21 @@ class Examination:
         self._wait(self._idle, time.monotonic() + SHARED_S)
         if len(self.facts) < self.world.size or not self._idle():
             self.world.abort("scattergen: ended without waiting for what did not answer in time")
-        for rank in range(1, self.world.size):
-            self.world.send(rank, Tag.BYE, pack())
+        self._inquiry.dismiss()
         self.world.close()
 
 
 def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> int:
     """Answer rank 0 until it says goodbye; end all ranks if it has not within so many seconds."""
-    hello, until, left = host_info(), time.monotonic() + patience_s, False
-    world.send(0, Tag.HELLO, hello)
+    hello = host_info()
+    gpus = may_use_gpus(job, hello)
 
-    def take_turn() -> bool:
-        nonlocal left
-        for message in world.poll():
-            received, left = time.time(), message.tag == Tag.BYE
-            if message.tag == Tag.JOB:
-                gpus = may_use_gpus(job, hello)
-                facts = look(world.rank, unpack(message.array)[0], gpus, os.environ, wants_vllm(job, gpus))
-                world.send(0, Tag.DONE, pack({**facts, "received": received, "sent": time.time()}))
-        return left or time.monotonic() > until
+    def reply(question: Facts) -> Buffer:
+        received = time.time()
+        facts = look(world.rank, question, gpus, os.environ, wants_vllm(job, gpus))
+        return pack({**facts, "received": received, "sent": time.time()})
 
-    wait_for(take_turn)
-    if not left:
+    if not answer(world, hello, reply, patience_s):
         world.abort(f"scattergen: rank {world.rank} on {socket.gethostname()}: no word of rank 0 in {patience_s:g} s")
     world.close()
     return 0
@@ -181,13 +177,14 @@ def trial(job: Job) -> Iterator[Facts]:
         try:
             made = [path for path in (run, *run.parents) if not path.exists()]
             run.mkdir(parents=True, exist_ok=True)
-            directory = RunDirectory(Path(tempfile.mkdtemp(prefix="doctor-", dir=run)))
-            undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
-            (directory.path / "nonce").write_text(directory.path.name)
-            values |= {"busy": RunDirectory(run).is_held(), "free": shutil.disk_usage(run).free}
-            values["folder"] = str(directory.path)
-            undo.callback(directory.release)
-            directory.acquire()
+            folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=run))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            (folder / "nonce").write_text(folder.name)
+            values |= {"busy": is_held(run), "free": shutil.disk_usage(run).free}
+            values["folder"] = str(folder)
+            lock = RunLock(folder)
+            undo.callback(lock.release)
+            lock.acquire()
         except Refusal as refusal:
             values["lock"] = str(refusal)
         except OSError as error:
@@ -213,7 +210,7 @@ def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str],
         "cuda": ask(ASK_TORCH) if gpus else None,
         "vllm": {"version": installed.version(), "error": ask_vllm()} if vllm else None,
         "unshared": unshared,
-        "locked": RunDirectory(Path(folder)).is_held() if unshared == "" else None,
+        "locked": is_held(Path(folder)) if unshared == "" else None,
         "caches": [try_cache(name, path) for name, path in [*caches, ("TMPDIR", temp)] if path],
         "model": read_ends(Path(question["model"])) if question["model"] else None,
         "temp": temp,

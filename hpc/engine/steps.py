@@ -1,6 +1,6 @@
 """What the steps of an engine computed, and how long they took."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 
@@ -38,6 +38,10 @@ class StepTotals:
     prefill_s: float = 0.0
     """Computing prompts: of a step that also decodes, the part that its prompt tokens are of all."""
     decode_s: float = 0.0
+
+    def __add__(self, other: "StepTotals") -> "StepTotals":
+        """Return what the steps of both computed together."""
+        return StepTotals(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class StepLog:

@@ -3,60 +3,63 @@
 import contextlib
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hpc.executor.crew import Crew
 from hpc.executor.deadline import Deadline
-from hpc.executor.root import Root
+from hpc.executor.read import Inputs
 from hpc.job import EARLY_SIGNAL_S, Job
-from hpc.model.find import Model, as_bound
+from hpc.model.bind import bind_run
+from hpc.model.find import Model
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.events import Events
+from hpc.rundir.lock import alone
 from hpc.rundir.progress import duration
 from hpc.slurm.allocation import Allocation
 
 LOGGER = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Attempt:
     """One try at a run, as rank 0 sees it."""
 
     job: Job
-    leader: Root
+    crew: Crew
+    places: tuple[Binding, ...]
+    """Where each rank runs."""
     loader: Loader
     directory: RunDirectory
     number: int
     files: tuple[Path, ...]
     model: Model
     bound: dict[str, str]
-    place: Binding
     events: Events
     began: float
-    seconds: dict[str, float]
+    """In seconds of the monotonic clock."""
     seconds_left: float | None
     """From the beginning until Slurm's signal to stop may come; None where there is no time limit."""
-    imports_s: float = 0.0
-    """What reading took to get its libraries, which loading the model would have taken without it."""
-    predicted_s: float | None = None
-    """What loading, generating and merging should take; None where nothing is known of it."""
-    padding: float = 0.0
-    """Share of padding in the prompts of full buckets."""
     engine_asked: str = ""
     """What the job asked for, once `job.engine` is what was chosen."""
     engine_reason: str = ""
     """Why another engine generates, or why that one where `auto` chose it."""
 
     @property
-    def file_names(self) -> tuple[str, ...]:
-        """What the corpus files are called in messages: their names, or paths where names repeat."""
-        names = [file.name for file in self.files]
-        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
+    def place(self) -> Binding:
+        """Where rank 0 runs."""
+        return self.places[0]
+
+    @property
+    def inputs(self) -> Inputs:
+        """What its token store depends on."""
+        return Inputs(self.job, self.files, self.model)
 
     def write_job(self) -> None:
         """Record what runs."""
@@ -69,7 +72,7 @@ class Attempt:
             "run": str(self.directory.path),
             "attempt": self.number,
             "model_path": str(self.model.path),
-            "file_names": self.file_names,
+            "file_names": self.inputs.file_names,
             "seconds_left": self.seconds_left,
         }
 
@@ -79,24 +82,48 @@ class Attempt:
         return Deadline(None if self.seconds_left is None else self.seconds_left - gone)
 
 
+@dataclass
+class Timings:
+    """What an attempt took and should take, in seconds, as it becomes known."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, as in the summary."""
+    imports_s: float = 0.0
+    """What reading took to get its libraries, which loading the model would have taken without it."""
+    predicted_s: float | None = None
+    """What loading, generating and merging should take; None where nothing is known of it."""
+    padding: float = 0.0
+    """Share of padding in the prompts of full buckets."""
+
+    @contextlib.contextmanager
+    def importing(self, events: Events) -> Iterator[None]:
+        """Note that what is done within took its time to import libraries."""
+        began, clock = time.monotonic(), time.time()
+        yield
+        took = time.monotonic() - began
+        self.imports_s += took
+        events.spent([("import", clock, clock + took)])
+
+
 def begin(
     job: Job,
     directory: RunDirectory,
     files: tuple[Path, ...],
-    leader: Root,
+    crew: Crew,
     loader: Loader,
     allocation: Allocation | None = None,
 ) -> Attempt:
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
-    place = leader.place_ranks(job.device)
+    places = crew.place_ranks(job.device)
+    place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]
     model = loader.resolve(job.model)
     moments.append(time.time())
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them
-            stack.enter_context(directory.alone("begin", lambda: bool(leader.stop.reason)))
+            stack.enter_context(alone(directory.path, "begin", lambda: bool(crew.stop.reason)))
         earlier = directory.read_job()
         if job.dtype == "auto":
             known: Any = earlier["bound"].get("dtype") if earlier else None
@@ -107,11 +134,7 @@ def begin(
         job = replace(
             job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
         )
-        bound = {
-            "model": model.revision, "tokenizer": model.tokenizer, "template": model.template, "dtype": job.dtype,
-            "chat_date": job.chat_date,
-        }  # fmt: skip
-        directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}))
+        bound = bind_run(directory, job, model)
         if earlier is None:  # else only when the corpus has not been refused
             directory.write_job(job, files, bound, model.path)
         else:
@@ -119,11 +142,11 @@ def begin(
     number = directory.next_attempt()
     directory.set_state("running")
     directory.cancelled.unlink(missing_ok=True)
-    log.configure(0, leader.world.size, directory.log(number, 0))
+    log.configure(0, crew.world.size, directory.log(number, 0))
     LOGGER.debug("%s", place)
     events = Events(directory.events(number, 0))
     slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
-    events.write("begin", {"ranks": leader.world.size, **slurm})
+    events.write("begin", {"ranks": crew.world.size, **slurm})
     # What knows models is imported by whoever asks first: to convert one, or for the dtype.
     events.spent(zip(("convert", "import"), moments, moments[1:], strict=False))
     left = None
@@ -131,15 +154,15 @@ def begin(
         directory.note_slurm_job(allocation.submitted_id)
         if allocation.ends_at is not None:
             left = allocation.ends_at - time.time() - job.slurm.signal_delay_s - EARLY_SIGNAL_S
-    attempt = Attempt(job, leader, loader, directory, number, files, model, bound, place, events, began, {}, left)
-    leader.introduce(attempt.run_values())
+    attempt = Attempt(job, crew, places, loader, directory, number, files, model, bound, events, began, left)
+    crew.introduce(attempt.run_values(), places)
     if left is not None:
         LOGGER.info("Slurm may say stop in %s: what would not end by then is not begun", duration(max(0, left)))
     if job.trust_remote_code:
         LOGGER.info("code that comes with the model is run, if there is any (--trust-remote-code)")
     LOGGER.info(
         "%s, attempt %d: %s in %s on %d rank%s",
-        directory.path, number, model.path.name, job.dtype, leader.world.size, "s" * (leader.world.size > 1),
+        directory.path, number, model.path.name, job.dtype, crew.world.size, "s" * (crew.world.size > 1),
     )  # fmt: skip
     return attempt
 

@@ -6,6 +6,7 @@ the rank answers messages, notices signals and says how far it is.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 
 from hpc.engine.interface import Engine
 from hpc.engine.sequence import Sequence
@@ -51,8 +52,7 @@ def generate_shard(
                 progress.accepted_tokens += sum(sequence.accepted for sequence in samples)
             progress.ended, progress.waited_s = time.time(), backlog.waited_s
             progress.busy_s = progress.ended - progress.began - progress.waited_s
-            for name, value in vars(engine.steps.totals).items():
-                setattr(progress, name, value)
+            progress.totals = replace(engine.steps.totals)
     finally:
         close = getattr(sequences, "close", None)
         if close:

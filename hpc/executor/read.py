@@ -3,7 +3,8 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,20 @@ import numpy as np
 from hpc.corpus.chat_date import tells_date
 from hpc.corpus.files import BLOCK_BYTES, Block, Blocks
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
+from hpc.corpus.tokenize import Checker
 from hpc.engine.registry import asked_context
-from hpc.executor.attempt import Attempt
 from hpc.executor.bound import CorpusBinding, real_paths
+from hpc.executor.crew import Crew
 from hpc.exit import Refusal
+from hpc.job import Job
+from hpc.model.find import Model
+from hpc.model.loader import Loader
 from hpc.mpi.binding import use_threads
 from hpc.mpi.comm import LONGEST_SLEEP_S, Buffer, Comm, Message, Tag, pack, unpack
 from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex
+from hpc.rundir.directory import RunDirectory
+from hpc.rundir.lock import alone
 
 AHEAD = 2
 """Blocks that a rank has before it: one to work on, one to go on with."""
@@ -99,72 +106,98 @@ def _pack_block(number: int, block: Block) -> Buffer:
     return pack({"number": number, **values}, data=np.frombuffer(data, dtype=np.uint8))
 
 
-def read_corpus(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
+@dataclass(frozen=True)
+class Inputs:
+    """All that a token store depends on."""
+
+    job: Job
+    files: tuple[Path, ...]
+    model: Model
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the corpus files are called in messages: their names, or paths where names repeat."""
+        names = [file.name for file in self.files]
+        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the token store keeps it. A file is known by its size and time, as in make."""
+        job, model = self.job, self.model
+        stats = [(str(file), file.stat()) for file in self.files]
+        sampling = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(job.sampling).items()}
+        return {
+            "format": 2,
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+            "paths": real_paths(self.files),
+            "limit": job.limit,
+            "sampling": sampling,
+            "truncate_prompts": job.truncate_prompts,
+            "context_tokens": job.context_tokens,
+            "chat_date": job.chat_date if tells_date(model.path) else "",
+            "model": [model.revision, model.tokenizer, model.template],
+            **({"context": context} if (context := asked_context(job)) is not None else {}),
+        }
+
+
+def make_checker(loader: Loader, inputs: Inputs, threads: int) -> Checker:
+    """Return what checks and tokenizes blocks here, on so many threads; raise `Refusal` for a model that cannot."""
+    use_threads(threads)
+    loader.examine(inputs.job, inputs.model.path)
+    return loader.checker(inputs.job, inputs.model.path, inputs.file_names)
+
+
+def read_corpus(
+    inputs: Inputs,
+    directory: RunDirectory,
+    earlier: JournalIndex,
+    crew: Crew,
+    checker: Callable[[], Checker],
+    attempt: int = 0,
+) -> TokenStore | None:
     """Return the token store of the corpus, read now or, if nothing has changed, before; None when told to stop.
 
-    Another corpus than that of earlier attempts is refused, see `hpc.executor.bound`, and the token store of the
-    last one stays.
+    Another corpus than that of `earlier` attempts is refused, see `hpc.executor.bound`, and the token store of the
+    last one stays. `checker` is asked for this rank's when there is anything to read.
     """
-    began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        if attempt.directory.share:  # the first of the jobs reads for all of them
-            stack.enter_context(attempt.directory.alone("store", lambda: bool(attempt.leader.stop.reason)))
-        tokens = read_or_reuse(attempt, earlier) if not attempt.leader.stop.reason else None
-    attempt.seconds["tokenize"] = time.monotonic() - began
-    return tokens
+        if directory.share:  # the first of the jobs reads for all of them
+            stack.enter_context(alone(directory.path, "store", lambda: bool(crew.stop.reason)))
+        if crew.stop.reason:
+            return None
+        known, before = inputs.as_json(), None
+        with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
+            before = TokenStore(directory.path)
+        if before is not None and before.inputs == known:
+            return before
+        binding = CorpusBinding(directory, earlier, before)
+        return _read_anew(inputs, known, directory.path, binding, crew, checker().check_block, attempt)
 
 
-def read_or_reuse(attempt: Attempt, earlier: JournalIndex) -> TokenStore | None:
-    """Return the token store of the corpus; see `read_corpus`."""
-    job, folder = attempt.job, attempt.directory.path
-    inputs = store_inputs(attempt)
-    tokens: TokenStore | None = None
-    with contextlib.suppress(StoreError, OSError, ValueError):  # there is none, or it is damaged: read again
-        tokens = TokenStore(folder)
-    if tokens is None or tokens.inputs != inputs:
-        binding = CorpusBinding(attempt.directory, earlier, tokens)
-        attempt.events.write("read", {})
-        use_threads(attempt.place.threads)
-        began = time.monotonic()
-        attempt.loader.examine(job, attempt.model.path)
-        checker = attempt.loader.checker(job, attempt.model.path, attempt.file_names)
-        attempt.imports_s = time.monotonic() - began
-        attempt.events.spent([("import", time.time() - attempt.imports_s, time.time())])
-        blocks = Blocks(attempt.files, BLOCK_BYTES, job.limit)
-        writer = StoreWriter(folder)
-        try:
-            leader = attempt.leader
-            read_blocks(leader.world, blocks, checker.check_block, writer.append, leader.stop, leader.on_message)
-            if leader.stop.reason:
-                return None
-            if not writer.num_rows:
-                raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
-            tokens = writer.finish(
-                attempt.file_names,
-                inputs,
-                blocks.digests,
-                lambda keys, ids: binding.check(attempt.files, keys, ids, job.force, attempt.number),
-            )
-        except OSError as error:
-            raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
-        finally:
-            writer.close()
-    return tokens
-
-
-def store_inputs(attempt: Attempt) -> dict[str, Any]:
-    """Return all that a token store depends on, as JSON has it. A file is known by its size and time, as in make."""
-    stats = [(str(file), file.stat()) for file in attempt.files]
-    sampling = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(attempt.job.sampling).items()}
-    return {
-        "format": 2,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "paths": real_paths(attempt.files),
-        "limit": attempt.job.limit,
-        "sampling": sampling,
-        "truncate_prompts": attempt.job.truncate_prompts,
-        "context_tokens": attempt.job.context_tokens,
-        "chat_date": attempt.job.chat_date if tells_date(attempt.model.path) else "",
-        "model": [attempt.model.revision, attempt.model.tokenizer, attempt.model.template],
-        **({"context": context} if (context := asked_context(attempt.job)) is not None else {}),
-    }
+def _read_anew(
+    inputs: Inputs,
+    known: dict[str, Any],
+    folder: Path,
+    binding: CorpusBinding,
+    crew: Crew,
+    check_block: CheckBlock,
+    attempt: int,
+) -> TokenStore | None:
+    """Read the corpus and return its token store, which keeps what is `known` of the inputs; None when told to stop."""
+    job, files = inputs.job, inputs.files
+    blocks, writer = Blocks(files, BLOCK_BYTES, job.limit), StoreWriter(folder)
+    try:
+        read_blocks(crew.world, blocks, check_block, writer.append, crew.stop, crew.on_message)
+        if crew.stop.reason:
+            return None
+        if not writer.num_rows:
+            raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
+        return writer.finish(
+            inputs.file_names,
+            known,
+            blocks.digests,
+            lambda keys, ids: binding.check(files, keys, ids, job.force, attempt),
+        )
+    except OSError as error:
+        raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
+    finally:
+        writer.close()

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc.corpus.tokenize import Checker
 from hpc.executor.deadline import Deadline
 from hpc.executor.gather import OwnRecords
 from hpc.executor.generate import completion_maker, generate_shard
+from hpc.executor.heartbeat import Every, Heartbeat
 from hpc.executor.read import answer_block
 from hpc.executor.scatter import Backlog, piece_bytes
 from hpc.job import Job
@@ -17,7 +18,7 @@ from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process, host_info, use_threads
 from hpc.mpi.comm import Comm, Message, Tag, pack, unpack, wait_for
 from hpc.mpi.signals import Stop
-from hpc.output.journal import FSYNC_S, JournalWriter
+from hpc.output.journal import JournalWriter
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.events import Events
@@ -65,7 +66,6 @@ class Worker:
     _backlog: Backlog | None = None
     _generated: bool = False
     _stop_told: bool = False
-    _next_message: float = 0.0
     _left: bool = False
 
     def take_turn(self) -> bool:
@@ -163,20 +163,15 @@ class Worker:
         events = Events(given.directory.events(given.attempt, rank))
         events.spent(replica.spent)
 
-        def on_step() -> bool:
-            self.serve()
-            journal.sync(FSYNC_S)
-            events.tick("generate", progress)
-            if time.monotonic() >= self._next_message:
-                self._next_message = time.monotonic() + MESSAGE_S
-                self.world.send(0, Tag.PROGRESS, pack(asdict(progress)))
-            return bool(self.stop.reason)
+        def report() -> None:
+            self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
 
+        beat = Heartbeat(self.stop, self.serve, journal, events, progress, Every(MESSAGE_S, report))
         finish = completion_maker(replica.eos_token_ids, replica.decode)
-        generate_shard(replica.engine, backlog, journal, self.records, progress, on_step, finish)
-        events.write("generated", asdict(progress))
+        generate_shard(replica.engine, backlog, journal, self.records, progress, beat, finish)
+        events.write("generated", progress.as_json())
         events.close()
-        self.world.send(0, Tag.DONE, pack(asdict(progress)))
+        self.world.send(0, Tag.DONE, pack(progress.as_json()))
 
     def _be_stopped(self) -> None:
         self._stop_told = True  # rank 0 knows

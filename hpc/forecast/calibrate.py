@@ -1,6 +1,7 @@
 """Calibrate: measure what the steps of a model cost on this node, all of its ranks at once, and keep it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -16,11 +17,14 @@ from hpc.forecast.calibration import Calibration, Kind, add_steps
 from hpc.job import Job
 from hpc.model.find import user_cache
 from hpc.model.loader import Loader, Replica
+from hpc.mpi.ask import Inquiry, answer
 from hpc.mpi.binding import Binding, bind_process, bind_ranks, host_info
-from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
+from hpc.mpi.comm import Buffer, Comm, pack, unpack
 
 CPU_S, GPU_S = 9.0, 2.5
 """How long a trial takes where nobody says."""
+LOAD = "load"
+"""Names what a rank is to load in the first question to it; the second one is empty, and means: measure."""
 
 
 def calibrate(job: Job, world: Comm, loader: Loader, seconds: float | None = None) -> int:
@@ -29,37 +33,24 @@ def calibrate(job: Job, world: Comm, loader: Loader, seconds: float | None = Non
     Raises `Refusal`, on rank 0 alone, where there is nothing to measure.
     """
     if world.rank:
-        follow_calibration(world, loader)
+        answer(world, host_info(), replies(loader))
+        world.close()
         return 0
+    inquiry = Inquiry(world)
     try:
-        found = lead_calibration(job, world, loader, seconds)
+        found = lead_calibration(job, inquiry, loader, seconds)
     finally:  # whatever it was, nobody is to wait for more
-        for rank in range(1, world.size):
-            world.send(rank, Tag.BYE, pack())
+        inquiry.dismiss()
     world.close()
     show(found)
     return 0
 
 
-def lead_calibration(job: Job, world: Comm, loader: Loader, seconds: float | None = None) -> Calibration:
+def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float | None = None) -> Calibration:
     """Place the ranks, load and measure with them all, and keep what was found."""
     if seconds is not None and not 0 < seconds < inf:
         raise Refusal(f"--seconds {seconds}: it must be more than 0; without it, a trial takes {CPU_S} s")
-    others = range(1, world.size)
-    answers: dict[int, Buffer] = {}
-
-    def wait_for_all() -> list[Buffer]:
-        def all_here() -> bool:
-            answers.update((message.source, message.array) for message in world.poll())
-            return len(answers) == len(others)
-
-        wait_for(all_here)
-        found = [answers[rank] for rank in others]
-        answers.clear()
-        return found
-
-    hellos = [host_info(), *wait_for_all()]
-    places = bind_ranks(hellos, job.device != "cpu")
+    places = bind_ranks([host_info(), *inquiry.wait_for_hellos()], job.device != "cpu")
     bind_process(places[0])
     model = loader.resolve(job.model)
     loader.examine(job, model.path)
@@ -69,51 +60,41 @@ def lead_calibration(job: Job, world: Comm, loader: Loader, seconds: float | Non
     job = replace(job, engine=engine)
     if not ENGINES[job.engine].reports_steps:
         raise Refusal(f"the steps of {job.model} cannot be measured: {job.engine} generates with it")
-    for rank in others:
-        values = {
-            "job": asdict(job), "model_path": str(model.path), "place": asdict(places[rank]), "seconds": seconds
-        }  # fmt: skip
-        world.send(rank, Tag.JOB, pack(values))
+    what = {"job": asdict(job), "model_path": str(model.path), "seconds": seconds}
+    inquiry.ask(lambda rank: {LOAD: {**what, "place": asdict(places[rank])}})
     began = time.monotonic()
     replica = loader.load(job, model.path, places[0])
     load_s = time.monotonic() - began
-    wait_for_all()
+    inquiry.wait_for_answers()
     if replica.engine.bounds is None or replica.size is None:
         raise Refusal(
             f"the steps of {job.model} cannot be measured: another engine generates with it, or it is quantized"
         )
-    for rank in others:
-        world.send(rank, Tag.START, pack())
+    inquiry.ask(lambda _: {})
     samples, speed = loader.trial(replica, seconds or _seconds(places[0]))
-    for buffer in wait_for_all():
+    for buffer in inquiry.wait_for_answers():
         samples += [tuple(row) for row in unpack(buffer)[1]["samples"].tolist()]
     kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node, job.engine)
     bounds = replica.engine.bounds
     return add_steps(user_cache() / "calibrations", kind, bounds, replica.size, load_s, trial=samples, speed=speed)
 
 
-def follow_calibration(world: Comm, loader: Loader) -> None:
-    """Do what rank 0 says until it says goodbye."""
-    world.send(0, Tag.HELLO, host_info())
-    replica: Replica | None = None
-    seconds = CPU_S
+def replies(loader: Loader) -> Callable[[dict[str, Any]], Buffer]:
+    """Return what a rank other than 0 does when it is asked: load first, and then measure."""
+    loaded: list[tuple[Replica, float]] = []
 
-    def take(message: Message) -> bool:
-        nonlocal replica, seconds
-        if message.tag == Tag.JOB:
-            values = unpack(message.array)[0]
+    def reply(question: dict[str, Any]) -> Buffer:
+        if LOAD in question:
+            values = question[LOAD]
             own = Binding(**values["place"])
             bind_process(own)
-            seconds = values["seconds"] or _seconds(own)
             replica = loader.load(Job.from_json(values["job"]), Path(values["model_path"]), own)
-            world.send(0, Tag.DONE, pack())
-        elif message.tag == Tag.START and replica is not None:
-            samples: list[Measured] = loader.trial(replica, seconds)[0]
-            world.send(0, Tag.ROWS, pack(samples=np.array(samples, dtype=np.float64).reshape(-1, 5)))
-        return message.tag == Tag.BYE
+            loaded.append((replica, values["seconds"] or _seconds(own)))
+            return pack()
+        samples: list[Measured] = loader.trial(*loaded[0])[0]
+        return pack(samples=np.array(samples, dtype=np.float64).reshape(-1, 5))
 
-    wait_for(lambda: any(list(map(take, world.poll()))))
-    world.close()
+    return reply
 
 
 def _seconds(own: Binding) -> float:

@@ -1,7 +1,6 @@
 """Expect: how long an attempt should take, by what steps took before, and what its own steps teach."""
 
 import logging
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -45,9 +44,7 @@ def predict_attempt(
     cut, group = dispatcher.shared
     prompts = tokens.prompts(dispatcher.rows[chosen])
     demand = Demand(prompts, (cut[chosen], group[chosen]), seen, tokens.num_rows, every)
-    predicted = Estimator(job, demand, found, SIMULATED).predict(attempt.leader.world.size)
-    attempt.predicted_s = round(predicted.seconds, 3)
-    attempt.leader.expected_end = time.time() + predicted.seconds
+    predicted = Estimator(job, demand, found, SIMULATED).predict(attempt.crew.world.size)
     values = {"low_s": predicted.low_s, "seconds": predicted.seconds, "high_s": predicted.high_s}
     device = {"size": asdict(found.size), "speed": asdict(found.speed) if found.speed else None}
     return {**values, **device, "token_bytes": found.engine.token_bytes}

@@ -4,8 +4,6 @@ The corpus is read into the run directory, as a run would: a run that follows fi
 """
 
 import json
-import os
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,9 +16,9 @@ from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import Prompts, TokenStore
 from hpc.engine import bucket
 from hpc.engine.registry import measurable, traits
-from hpc.executor.attempt import Attempt, chat_date
-from hpc.executor.read import read_corpus
-from hpc.executor.root import Root
+from hpc.executor.attempt import chat_date
+from hpc.executor.crew import Crew
+from hpc.executor.read import Inputs, make_checker, read_corpus
 from hpc.exit import Refusal
 from hpc.forecast import calibration
 from hpc.forecast.calibration import Calibration
@@ -35,7 +33,7 @@ from hpc.output.journal import JournalIndex
 from hpc.plan.arrange import cuts
 from hpc.plan.pending import Pending, find_pending, lengths_seen
 from hpc.rundir.directory import RunDirectory, run_path
-from hpc.rundir.events import Events
+from hpc.rundir.lock import RunLock
 from hpc.rundir.progress import duration
 
 MAX_RANKS = 1024
@@ -120,33 +118,30 @@ def forecast(
     found = _calibration(job, model, given, ranks_on_node)
     directory = RunDirectory(run_path(job, files))
     directory.create()
-    directory.acquire(job.force)
-    events = Events(Path(os.devnull))
+    lock = RunLock(directory.path)
+    lock.acquire(job.force)
     try:
-        leader = Root(Single(), Stop())
-        kept = keep_corpus(files, directory, leader.step)
+        crew = Crew(Single(), Stop())
+        kept = keep_corpus(files, directory, crew.step)
         if kept is None:
             raise Refusal("stopped")
         own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place
-        attempt = Attempt(
-            own, leader, loader, directory, 0, kept, model, {}, Binding("", 0, 1), events, time.monotonic(), {}, None
-        )
+        inputs = Inputs(own, kept, model)
         index = JournalIndex(directory.journals())
-        tokens = read_corpus(attempt, index)
+        tokens = read_corpus(inputs, directory, index, crew, lambda: make_checker(loader, inputs, threads=1))
         if tokens is None:
             raise Refusal("stopped")
         reason = ""
         engine: Any = found.kind.engine if found is not None else None  # what was measured can generate
         if found is None and find_pending(tokens, index).work.requests:
             gpus = job.device == "auto" and job.slurm.gpus_per_node  # which this machine may not have
-            choice = loader.choose_engine(replace(job, device="cuda") if gpus else job, model.path, attempt.place)
+            choice = loader.choose_engine(replace(job, device="cuda") if gpus else job, model.path, Binding("", 0, 1))
             engine, reason = choice.engine, choice.reason
         if engine is not None:
             job = replace(job, engine=engine)
         return _put_together(job, tokens, index, found, deadline_min, reason)
     finally:
-        events.close()
-        directory.release()
+        lock.release()
 
 
 def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int | None) -> Calibration | None:

@@ -53,6 +53,10 @@ class Tag(IntEnum):
     """rank -> 0: completions in the order of their rows"""
     BYE = 13
     """0 -> rank: leave"""
+    QUESTION = 14
+    """0 -> rank, of a command that generates nothing, between HELLO and BYE: see `hpc.mpi.ask`"""
+    ANSWER = 15
+    """rank -> 0: the answer to it"""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The progress bar of a run in one process."""
 
 import time
+from collections.abc import Mapping
 
 import rich.progress
 from rich.console import Console
 
-from hpc.rundir.progress import Progress, Work, describe
+from hpc.rundir.progress import Progress, Work, describe, overall
 
 
 class Bar:
@@ -18,8 +19,9 @@ class Bar:
         self._task = self._progress.add_task("", total=None)
         self._progress.start()
 
-    def update(self, work: Work, total: Progress, expected_end: float | None = None) -> None:
+    def update(self, work: Work, ranks: Mapping[int, Progress], expected_end: float | None) -> None:
         """Show how far the run is."""
+        total = overall(ranks)
         self._progress.update(
             self._task,
             total=work.rows,

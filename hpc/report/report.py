@@ -72,8 +72,8 @@ def remarks(run: History) -> list[str]:
         right = total.accepted_tokens / total.guessed_tokens
         found.append(f"{total.guessed_tokens:,} tokens guessed, {total.accepted_tokens:,} of them right ({right:.0%})")
     found += predictions(run)
-    answered = total.prompt_tokens - total.step_prompt
-    if total.step_prompt and answered > 0:
+    answered = total.prompt_tokens - total.totals.step_prompt
+    if total.totals.step_prompt and answered > 0:
         share = answered / total.prompt_tokens
         found.append(
             f"{answered:,} of {total.prompt_tokens:,} prompt tokens were shared, and not computed ({share:.0%})"

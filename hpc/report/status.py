@@ -17,6 +17,7 @@ from hpc.exit import OK, Refusal
 from hpc.output.verify import RecordedRun
 from hpc.rundir import terminal
 from hpc.rundir.directory import RunDirectory, attempt_and_rank
+from hpc.rundir.lock import is_held
 from hpc.rundir.progress import Progress, Work, describe, overall
 from hpc.slurm.queue import describe_answer
 
@@ -71,7 +72,7 @@ class Picture:
         if phase == "plan":
             self.work = Work(**event)
         elif phase in ("generate", "generated"):
-            self.ranks[rank] = Progress(**event)
+            self.ranks[rank] = Progress.from_json(event)
         if rank == 0:
             self.phase = phase
 
@@ -79,7 +80,7 @@ class Picture:
 def describe_state(directory: RunDirectory) -> str:
     """Return the state of a run in words."""
     state = directory.state
-    if state == "running" and not directory.is_held():
+    if state == "running" and not is_held(directory.path):
         state = "interrupted (its process is gone); run the same command again to go on"
     if state == "drained":
         state = "drained (stopped before the end); run the same command again to go on"
@@ -96,7 +97,7 @@ def watch(directory: RunDirectory) -> None:
     try:
         with Live(refresh_per_second=4) as live:
             while True:
-                running = directory.state == "running" and directory.is_held()
+                running = directory.state == "running" and is_held(directory.path)
                 picture.refresh()
                 live.update(draw(picture))
                 if not running or terminal.failure(sys.stdout):

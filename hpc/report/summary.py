@@ -37,7 +37,7 @@ def summarise(
         "generated_tokens": total.generated_tokens,
         "guessed_tokens": total.guessed_tokens,
         "accepted_tokens": total.accepted_tokens,
-        "cached_tokens": total.cached_tokens,
+        "cached_tokens": total.totals.cached_tokens,
         "ranks": size,
         "engine": " and ".join(sorted(set(engines.values()))) or job.engine,
         "rank_engines": [engines[rank] for rank in sorted(engines)],

@@ -13,6 +13,7 @@ import numpy as np
 from hpc.arrays import Floats
 from hpc.report.spans import Span, Spans
 from hpc.rundir.directory import RunDirectory, attempt_and_rank
+from hpc.rundir.lock import is_held
 from hpc.rundir.progress import Progress, Work, overall
 
 KINDS = {
@@ -56,9 +57,10 @@ class RankHistory:
         found = dict.fromkeys(KINDS, 0.0)
         for span in self.spans:
             found[span.kind] += span.ended - span.began
-        steps = self.progress.prefill_s + self.progress.decode_s
+        totals = self.progress.totals
+        steps = totals.prefill_s + totals.decode_s
         told = min(1.0, found["generate"] / steps) if steps else 0.0  # the last steps may have ended nothing
-        found["prefill"], found["decode"] = told * self.progress.prefill_s, told * self.progress.decode_s
+        found["prefill"], found["decode"] = told * totals.prefill_s, told * totals.decode_s
         found["generate"] = max(0.0, found["generate"] - found["prefill"] - found["decode"])
         return found
 
@@ -89,13 +91,14 @@ class AttemptHistory:
         apart, and for reading the weights once a step and what the rows that decode have stored.
         """
         size, speed = self.predicted.get("size"), self.predicted.get("speed")
-        spent = self.total.prefill_s + self.total.decode_s
+        totals = self.total.totals
+        spent = totals.prefill_s + totals.decode_s
         if not (size and speed and spent):
             return None
         least = 0.0
-        for progress in (rank.progress for rank in self.ranks):
-            flops = size["token_flops"] * progress.step_tokens + size["choice_flops"] * progress.step_chosen
-            read = size["weight_bytes"] * progress.steps + self.predicted["token_bytes"] * progress.step_kv
+        for totals in (rank.progress.totals for rank in self.ranks):
+            flops = size["token_flops"] * totals.step_tokens + size["choice_flops"] * totals.step_chosen
+            read = size["weight_bytes"] * totals.steps + self.predicted["token_bytes"] * totals.step_kv
             least += max(flops / speed["flops_per_s"], read / speed["bytes_per_s"])
         return float(least / spent)
 
@@ -176,8 +179,7 @@ class _Log:
     @cached_property
     def progress(self) -> Progress | None:
         """What the rank had done at the latest event; None if it had not begun to generate. For when all is read."""
-        known = {f.name: self.latest[f.name] for f in fields(Progress) if f.name in self.latest}
-        return Progress(**known) if known else None
+        return Progress.from_json(self.latest) if self.latest else None
 
     @property
     def leads(self) -> bool:
@@ -245,7 +247,7 @@ class _Crew:
         if not self.latest:
             return "interrupted"
         lock = f"lock-{leader.rank}"
-        if self.directory.is_held(lock if leader.rank or (self.directory.path / lock).exists() else "lock"):
+        if is_held(self.directory.path, lock if leader.rank or (self.directory.path / lock).exists() else "lock"):
             return "running"
         return "failed" if self.directory.state == "failed" else "interrupted"
 

@@ -1,19 +1,15 @@
 """The run directory: where a run keeps everything, and what binds its attempts to one another.
 
-Its files are described in the README under "The run directory". Only rank 0 takes the lock and
-writes `job.json`, `state` and the outputs.
+Its files are described in the README under "The run directory". Only rank 0 takes its lock
+(`hpc.rundir.lock`) and writes `job.json`, `state` and the outputs.
 """
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import os
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +17,7 @@ from typing import Any, Literal
 from hpc.exit import Refusal
 from hpc.job import Job, Share
 from hpc.rundir import atomic
+from hpc.rundir.lock import cannot_write, is_held
 
 
 def run_path(job: Job, files: tuple[Path, ...]) -> Path:
@@ -31,14 +28,10 @@ def run_path(job: Job, files: tuple[Path, ...]) -> Path:
 State = Literal["running", "drained", "done", "failed"]
 
 
-LOCK_PATIENCE_S = 2.0
-"""Somebody who only looks whether the lock is held holds it for a moment."""
-
-
 class RunDirectory:
     """Paths and small files of a run.
 
-    Independent jobs that each generate a share of the rows have lock, state and attempts of their own
+    Independent jobs that each generate a share of the rows have state and attempts of their own
     in it, and the number of their share stands for the rank.
     """
 
@@ -46,7 +39,6 @@ class RunDirectory:
         self.path = path
         self.share = share
         self._suffix = "" if share is None else f"-{share.index}"
-        self._locks: list[int] = []
 
     @property
     def completions(self) -> Path:
@@ -98,93 +90,7 @@ class RunDirectory:
             for name in ("journal", "events", "log"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refusal(_cannot_write(self.path, error)) from error
-
-    def acquire(self, force: bool = False, flock: Callable[[int, int], None] = fcntl.flock) -> None:
-        """Take the run directory, or its share of it, for this process until it ends, however it ends.
-
-        Raises `Refusal` if another process has it, or if the file system cannot tell (`force` goes on
-        then).
-        """
-        if self.share is None:
-            self._take("lock", fcntl.LOCK_EX, force, flock)
-        else:
-            self._take("lock", fcntl.LOCK_SH, force, flock)  # no run of the whole beside shares of it
-            self._take("lock" + self._suffix, fcntl.LOCK_EX, force, flock)
-
-    def _take(self, name: str, kind: int, force: bool, flock: Callable[[int, int], None]) -> None:
-        try:
-            lock = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise Refusal(_cannot_write(self.path, error)) from error
-        give_up = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            try:
-                flock(lock, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < give_up:
-                    time.sleep(LOCK_PATIENCE_S / 20)
-                    continue
-                owner = os.pread(lock, 1000, 0).decode(errors="replace").strip()
-                os.close(lock)
-                raise Refusal(
-                    f"{self.path} is in use by {owner or 'another process'}; wait for it or stop it "
-                    f"(scattergen cancel {self.path}), or choose another --name"
-                ) from None
-            except OSError as error:
-                if force:
-                    break
-                os.close(lock)
-                raise Refusal(
-                    f"{self.path / name} cannot be locked ({error.strerror}), so a second run in this directory would "
-                    "go unseen. If you are sure that there is none, add --force"
-                ) from error
-        job = os.environ.get("SLURM_JOB_ID")
-        owner = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", Slurm job {job}" if job else "")
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{owner}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-        self._locks.append(lock)
-
-    def release(self) -> None:
-        """Give the run directory back."""
-        while self._locks:
-            os.close(self._locks.pop())
-
-    def is_held(self, name: str = "lock") -> bool:
-        """Say whether a living process has the run directory, or a share of it, as far as the file system can tell."""
-        try:
-            try:
-                lock, kind = os.open(self.path / name, os.O_RDWR), fcntl.LOCK_EX
-            except PermissionError:  # somebody else's run: a reader's lock shows at least who has the whole of it
-                lock, kind = os.open(self.path / name, os.O_RDONLY), fcntl.LOCK_SH
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EAGAIN, errno.EACCES)
-        finally:
-            os.close(lock)
-        return False
-
-    @contextlib.contextmanager
-    def alone(self, what: str, give_up: Callable[[], bool]) -> Iterator[bool]:
-        """Be the only job of this run that does `what`; wait for the others, and yield False if that is given up."""
-        lock = os.open(self.path / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            taken = False
-            while not (taken or give_up()):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    taken = True
-                except BlockingIOError:
-                    time.sleep(LOCK_PATIENCE_S / 20)
-                except OSError:  # a file system without locks: `acquire` was told to go on
-                    taken = True
-            yield taken
-        finally:
-            os.close(lock)
+            raise cannot_write(self.path, error) from error
 
     @property
     def state(self) -> str:
@@ -199,7 +105,7 @@ class RunDirectory:
         atomic.write(self.path / f"state{self._suffix}", state + "\n")
         if self.share is not None:
             others = (f"lock-{index}" for index in range(self.share.count) if index != self.share.index)
-            if state == "running" or any(self.is_held(name) for name in others):
+            if state == "running" or any(is_held(self.path, name) for name in others):
                 self.set_whole_state("running")
             else:  # a share that is done leaves the rows of those that have not run
                 self.set_whole_state("drained" if state == "done" else state)
@@ -309,10 +215,6 @@ def attempt_and_rank(path: Path) -> tuple[int, int]:
     """Return the numbers in the name of a journal, log or event file; zeros for another file's."""
     attempt, _, rank = path.stem.partition("-")
     return (int(attempt), int(rank)) if attempt.isdigit() and rank.isdigit() else (0, 0)
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    return f"cannot write to the run directory {path}: {error.strerror}; choose another --runs or --name"
 
 
 def _versions() -> dict[str, str]:

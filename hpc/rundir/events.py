@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,7 +33,7 @@ class Events:
         """Write the progress if it is time."""
         now = time.monotonic()
         if now >= self._next:
-            self.write(phase, asdict(progress))
+            self.write(phase, progress.as_json())
             self._next = now + self._pause
             self._pause = min(2 * self._pause, EVENT_S)
 

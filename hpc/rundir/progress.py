@@ -1,7 +1,10 @@
 """How far a rank is, and the whole run: counters, the event file that `status` reads, the lines that `run` prints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from hpc.engine.steps import StepTotals
 
 ESTIMATE_S, ESTIMATE_SHARE, ESTIMATE_ROWS = 10.0, 0.05, 3
 """After so many seconds, and so many of the rows, the rest of a run can be told from its beginning: the first rows to
@@ -26,16 +29,8 @@ class Progress:
     """Tokens that an engine guessed, to compute several of a row at once."""
     accepted_tokens: int = 0
     """Those among them that the model chose."""
-    steps: int = 0
-    """Of the engine, where it tells; what they computed together is as in `hpc.engine.steps.StepTotals`."""
-    step_tokens: int = 0
-    step_prompt: int = 0
-    step_chosen: int = 0
-    step_pairs: float = 0.0
-    step_kv: int = 0
-    cached_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
+    totals: StepTotals = field(default_factory=StepTotals)
+    """What the engine's steps computed together, where it tells."""
     load_s: float = 0.0
     gpu: str = ""
     """UUID of the GPU that computes, as torch says it."""
@@ -48,12 +43,18 @@ class Progress:
     engine: str = ""
     """What generates, by the name of its flag."""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the figures as messages and events have them: flat, those of the steps among the others."""
+        values: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            values |= value if name == "totals" else {name: value}
+        return values
 
-_COUNTS = (
-    "rows", "errors", "requests", "prompt_tokens", "generated_tokens", "guessed_tokens", "accepted_tokens",
-    "steps", "step_tokens", "step_prompt", "step_chosen", "step_pairs", "step_kv", "cached_tokens",
-    "prefill_s", "decode_s",
-)  # fmt: skip
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """Return the progress that `as_json` gave; what an event of another version lacks is 0, and more is ignored."""
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "totals"}
+        return cls(**own, totals=StepTotals(**{f.name: values[f.name] for f in fields(StepTotals) if f.name in values}))
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def overall(ranks: Mapping[int, Progress]) -> Progress:
     """Add up the progress of ranks."""
     total = Progress()
     for progress in ranks.values():
-        for name in _COUNTS:
-            setattr(total, name, getattr(total, name) + getattr(progress, name))
+        for counted in fields(Progress):
+            if counted.type is int:  # times, names and the rest are each rank's own
+                setattr(total, counted.name, getattr(total, counted.name) + getattr(progress, counted.name))
+        total.totals += progress.totals
     started = [progress.began for progress in ranks.values() if progress.began]
     total.began = min(started, default=0.0)
     return total

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpc.exit import OK, Refusal
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory
+from hpc.rundir.lock import is_held
 from hpc.slurm.queue import ask_slurm, cancel_job
 
 STOP_S = 60.0
@@ -24,17 +25,17 @@ def cancel(path: Path) -> int:
     directory = RunDirectory(path)
     directory.recorded_job()
     jobs = [job_id for job_id in directory.slurm_jobs() if (found := ask_slurm(job_id)) is not None and found.live]
-    if not jobs and not directory.is_held():
+    if not jobs and not is_held(directory.path):
         print(f"{path}: nothing runs or waits; it is {directory.state}")
         return OK
     atomic.write(directory.cancelled, time.strftime("%Y-%m-%d %H:%M:%S\n"))  # or the job would requeue itself
-    if directory.is_held():
+    if is_held(directory.path):
         for job_id in jobs:
             cancel_job(job_id, signal="USR2")
         if not jobs:
             _stop_process(directory)
         end = time.monotonic() + STOP_S
-        while directory.is_held() and time.monotonic() < end:
+        while is_held(directory.path) and time.monotonic() < end:
             time.sleep(0.2)
     for job_id in jobs:
         cancel_job(job_id)

@@ -16,9 +16,11 @@ from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files
 from hpc.exit import Refusal
 from hpc.job import Job, Slurm, check_time
-from hpc.model.find import Model, as_bound
+from hpc.model.bind import bind_run
+from hpc.model.find import Model
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory, run_path
+from hpc.rundir.lock import is_held
 from hpc.slurm.template import SiteProfile, find_profile, profile_parameters, read_profile
 
 PROGRAM = (sys.executable, "-m", "hpc")
@@ -43,17 +45,10 @@ def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None 
     job = with_absolute_paths(job, files, directory.path)
     text = render_script(job, directory, program, verb)
     directory.create()
-    if directory.is_held():
+    if is_held(directory.path):
         raise Refusal(f"{directory.path} is in use; see `scattergen status {directory.path}`")
     earlier = directory.read_job()
-    bound = dict(earlier["bound"]) if earlier else {}
-    if model is not None:
-        bound |= {"model": model.revision, "tokenizer": model.tokenizer, "template": model.template}
-    if job.dtype != "auto":
-        bound["dtype"] = job.dtype
-    if job.chat_date:
-        bound["chat_date"] = job.chat_date
-    directory.check_bound(as_bound(model, bound, earlier["bound"] if earlier else {}) if model else bound)
+    bound = {**(earlier["bound"] if earlier else {}), **bind_run(directory, job, model)}
     directory.write_job(job, files, bound, model.path if model else Path(job.model))
     atomic.write(directory.path / "job.py", record_job(job))
     atomic.write(directory.path / ("script.sbatch" if verb == "run" else f"{verb}.sbatch"), text)

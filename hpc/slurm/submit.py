@@ -8,6 +8,7 @@ from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model.find import Model
 from hpc.rundir.directory import RunDirectory, run_path
+from hpc.rundir.lock import alone
 from hpc.slurm.queue import ask_slurm
 from hpc.slurm.script import PROGRAM, find_corpus, prepare_run
 
@@ -34,7 +35,7 @@ def submit_script(job: Job, model: Model, program: Sequence[str] = PROGRAM, verb
         raise Refusal("there is no srun on PATH, so this is no machine of a Slurm cluster; log in to one")
     directory = RunDirectory(run_path(job, find_corpus(job)))
     directory.create()
-    with directory.alone("submit", lambda: False):
+    with alone(directory.path, "submit", lambda: False):
         if not job.force:
             refuse_live(directory)
         text = prepare_run(job, program, model, verb)

@@ -17,7 +17,7 @@ from hpc.doctor.examine import Examination, answer_doctor, look, resolve, trial
 from hpc.doctor.probes import clock_offset, file_system, leave_file, read_ends, try_cache
 from hpc.job import Job
 from hpc.mpi.comm import Buffer, Message, Single, Tag, pack
-from hpc.rundir.directory import RunDirectory
+from hpc.rundir.lock import RunLock, is_held
 from hpc.slurm.allocation import Allocation
 from tests.conftest import write_corpus
 from tests.fakes import EchoLoader
@@ -379,14 +379,15 @@ def test_a_trial_where_nothing_can_be_written_says_why(tmp_path: Path) -> None:
 
 
 def test_a_trial_leaves_the_lock_of_a_run_alone(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "deep/runs/c")
-    run.create()
-    run.acquire()
+    run = tmp_path / "deep/runs/c"
+    run.mkdir(parents=True)
+    lock = RunLock(run)
+    lock.acquire()
     with trial(job_in(tmp_path)) as found:
         assert found["busy"]
         assert not found["lock"]
-    assert run.is_held()
-    run.release()
+    assert is_held(run)
+    lock.release()
 
 
 QUESTION = {"folder": None, "model": None}
@@ -514,9 +515,9 @@ class FarWorld(DeafWorld):
 
     def send(self, dest: int, tag: int, array: Buffer) -> None:
         super().send(dest, tag, array)
-        if tag == Tag.JOB:
+        if tag == Tag.QUESTION:
             facts = of_rank("far", model=None, received=time.time() + 100, sent=time.time() + 100)
-            self.messages.append(Message(1, Tag.DONE, pack(facts)))
+            self.messages.append(Message(1, Tag.ANSWER, pack(facts)))
 
 
 def test_rank_0_measures_the_clock_of_a_rank_and_looks_for_its_file(
@@ -527,7 +528,7 @@ def test_rank_0_measures_the_clock_of_a_rank_and_looks_for_its_file(
     out = capsys.readouterr().out
     assert re.search(r"FIX   clocks: that of far is (99|100)\.\d s ahead of that of ", out)
     assert "FIX   run directory: on far: rank 0 does not see what is written there; " in out
-    assert world.sent == [Tag.JOB, Tag.BYE]
+    assert world.sent == [Tag.QUESTION, Tag.BYE]
 
 
 class SlowLoader(EchoLoader):
@@ -573,9 +574,9 @@ def test_a_rank_that_hears_nothing_of_rank_0_ends_all() -> None:
 
 
 def test_a_rank_answers_and_leaves_when_it_is_told_to() -> None:
-    world = DeafWorld(1, Message(0, Tag.JOB, pack(QUESTION)), Message(0, Tag.BYE, pack()))
+    world = DeafWorld(1, Message(0, Tag.QUESTION, pack(QUESTION)), Message(0, Tag.BYE, pack()))
     assert answer_doctor(JOB, world) == 0
-    assert world.sent == [Tag.HELLO, Tag.DONE]
+    assert world.sent == [Tag.HELLO, Tag.ANSWER]
 
 
 VLLM = Job(model="m", corpus=("c.jsonl",), engine="vllm")

@@ -1,9 +1,5 @@
-"""A run directory has one owner at a time, and binds its attempts to one another."""
+"""A run directory keeps what is known of a run, and binds its attempts to one another."""
 
-import errno
-import os
-import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +8,6 @@ from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
 from hpc.sampling_params import SamplingParams
-from tests.conftest import start
 
 JOB = Job("m", ("c.jsonl",), sampling=SamplingParams(stop=("é",)))
 BINDING = {"model": "m1", "tokenizer": "t1", "template": "p1", "dtype": "float32"}
@@ -25,109 +20,10 @@ def directory(tmp_path: Path) -> RunDirectory:
     return made
 
 
-def no_locks(file: int, operation: int) -> None:
-    """Answer as a file system without locks does."""
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-def taken(file: int, operation: int) -> None:
-    """Answer as a file that is locked does."""
-    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-HOLD = """
-import signal, sys
-from pathlib import Path
-from hpc.rundir.directory import RunDirectory
-
-directory = RunDirectory(Path(sys.argv[1]))
-directory.acquire()
-print("taken", flush=True)
-signal.pause()
-"""
-
-
-def held_by_another_process(directory: RunDirectory) -> subprocess.Popen[str]:
-    """Start a process that has the run directory until it is killed."""
-    process = start(["-c", HOLD, str(directory.path)])
-    assert process.stdout is not None
-    assert process.stdout.readline() == "taken\n"
-    return process
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.communicate()
-
-
-def test_a_second_owner_is_refused_with_the_name_of_the_first(directory: RunDirectory) -> None:
-    process = held_by_another_process(directory)
-    with pytest.raises(Refusal) as caught:
-        directory.acquire()
-    kill(process)
-    assert f"in use by host {socket.gethostname()}, pid {process.pid}, since " in str(caught.value)
-    assert "choose another --name" in str(caught.value)
-
-
-def test_force_does_not_take_what_another_process_has(directory: RunDirectory) -> None:
-    with pytest.raises(Refusal, match="is in use by another process"):
-        directory.acquire(force=True, flock=taken)
-
-
-def test_the_lock_of_a_killed_process_can_be_taken(directory: RunDirectory) -> None:
-    kill(held_by_another_process(directory))
-    directory.acquire()
-    assert (directory.path / "lock").read_text().startswith(f"host {socket.gethostname()}, pid {os.getpid()}, since ")
-    directory.release()
-
-
-def test_a_lock_is_held_as_long_as_its_process_lives(directory: RunDirectory) -> None:
-    process = held_by_another_process(directory)
-    alive = directory.is_held()
-    kill(process)
-    assert (alive, directory.is_held()) == (True, False)
-
-
-def test_a_new_run_directory_is_not_held(directory: RunDirectory) -> None:
-    assert not directory.is_held()
-
-
-def test_asking_whether_it_is_held_does_not_take_it(directory: RunDirectory) -> None:
-    directory.acquire()
-    directory.release()
-    directory.is_held()
-    directory.acquire()
-    directory.release()
-
-
-def test_what_is_released_can_be_taken(directory: RunDirectory) -> None:
-    directory.acquire()
-    directory.release()
-    other = RunDirectory(directory.path)
-    other.acquire()
-    other.release()
-
-
-def test_a_file_system_without_locks_is_refused_with_the_way_out(directory: RunDirectory) -> None:
-    with pytest.raises(Refusal, match=r"cannot be locked \(No locks available\).* add --force"):
-        directory.acquire(flock=no_locks)
-
-
-def test_force_goes_on_where_the_file_system_has_no_locks(directory: RunDirectory) -> None:
-    directory.acquire(force=True, flock=no_locks)
-    assert f"pid {os.getpid()}" in (directory.path / "lock").read_text()
-    directory.release()
-
-
 def test_a_folder_that_cannot_be_made_is_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match=r"cannot write to the run directory .*; choose another --runs or --name"):
         RunDirectory(tmp_path / "file" / "run").create()
-
-
-def test_a_folder_that_is_not_there_cannot_be_taken(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="cannot write to the run directory"):
-        RunDirectory(tmp_path / "missing").acquire()
 
 
 @pytest.mark.parametrize("name", BINDING)

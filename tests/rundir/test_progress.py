@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hpc.engine.steps import StepTotals
 from hpc.rundir.events import Events
 from hpc.rundir.progress import Progress, Work, describe, duration, left, overall
 
@@ -38,6 +39,29 @@ def test_counts_of_all_ranks_are_added_up() -> None:
     one = Progress(1, 2, 3, 4, 5, guessed_tokens=6, accepted_tokens=7)
     other = Progress(10, 20, 30, 40, 50, guessed_tokens=60, accepted_tokens=70)
     assert overall({0: one, 7: other}) == Progress(11, 22, 33, 44, 55, guessed_tokens=66, accepted_tokens=77)
+
+
+def test_what_the_steps_of_all_ranks_computed_is_added_up() -> None:
+    one = StepTotals(1, 2, 3, 4, 5.5, 6, 7, 8.5, 9.5)
+    other = StepTotals(10, 20, 30, 40, 50.5, 60, 70, 80.5, 90.5)
+    total = overall({0: Progress(totals=one), 7: Progress(totals=other)})
+    assert total.totals == StepTotals(11, 22, 33, 44, 56.0, 66, 77, 89.0, 100.0)
+
+
+EVENT = {
+    "rows": 1, "errors": 2, "requests": 3, "prompt_tokens": 4, "generated_tokens": 5, "guessed_tokens": 6,
+    "accepted_tokens": 7, "steps": 8, "step_tokens": 9, "step_prompt": 10, "step_chosen": 11, "step_pairs": 12.5,
+    "step_kv": 13, "cached_tokens": 14, "prefill_s": 15.5, "decode_s": 16.5, "load_s": 17.5, "gpu": "GPU-1",
+    "busy_s": 18.5, "waited_s": 19.5, "began": 20.5, "ended": 21.5, "engine": "native",
+}  # fmt: skip
+
+
+def test_events_have_their_figures_side_by_side_and_are_read_as_they_were_written() -> None:
+    assert list(Progress.from_json(EVENT).as_json().items()) == list(EVENT.items())
+
+
+def test_an_event_of_before_is_read_with_zeros_for_what_it_lacks() -> None:
+    assert Progress.from_json({"phase": "generate", "rows": 3, "steps": 2}) == Progress(rows=3, totals=StepTotals(2))
 
 
 def test_a_run_began_when_its_first_rank_did() -> None:

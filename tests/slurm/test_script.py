@@ -21,6 +21,7 @@ from hpc.exit import Refusal
 from hpc.job import Job, Slurm
 from hpc.model.find import Model
 from hpc.rundir.directory import RunDirectory
+from hpc.rundir.lock import RunLock
 from hpc.sampling_params import SamplingParams
 from hpc.slurm.script import find_corpus, prepare_run, render_script, with_absolute_paths
 from hpc.slurm.submit import submit_script
@@ -692,12 +693,12 @@ def test_a_refusal_leaves_the_files_of_the_run_as_they_are(job: Job, run: Path) 
 
 
 def test_a_run_directory_in_use_is_refused(job: Job, run: Path) -> None:
-    directory = RunDirectory(run)
-    directory.create()
-    directory.acquire()
+    run.mkdir(parents=True)
+    lock = RunLock(run)
+    lock.acquire()
     with pytest.raises(Refusal, match=r"is in use; see `scattergen status "):
         prepare_run(job, PROGRAM)
-    directory.release()
+    lock.release()
 
 
 def test_a_corpus_that_is_not_there_is_refused_before_anything_is_written(job: Job) -> None:
