@@ -24,6 +24,7 @@ from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.registry import Checkpoint, Loaded
 from hpc.engine.sampling.choice import SamplerOutput
+from hpc.engine.sampling.rounding import Rounding
 from hpc.engine.sampling.sampler import Sampler
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
@@ -31,11 +32,6 @@ from hpc.request import Request, TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 LOGGER = logging.getLogger(__name__)
-
-
-NOISE = 1e-5
-"""How far rounding in float32 moves the difference of two logits from one batch to another, as a share
-of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
 
 def load(checkpoint: Checkpoint) -> Loaded:
@@ -107,7 +103,7 @@ class HFEngine:
             attention_mask[row, width - len(prompt) :] = 1
         growing = _Growing(batch, self._eos_token_ids, self._decode, on_step)
         exact = len(batch) > 1 and self._model.dtype == torch.float32
-        sampler = Sampler(len(batch), device, NOISE if exact else 0.0, self._eos_token_ids)
+        sampler = Sampler(len(batch), device, self._eos_token_ids, Rounding() if exact else None)
         for slot, sequence in enumerate(batch):
             sampler.set(slot, sequence.request, sequence.sample)
         config = GenerationConfig(
@@ -234,7 +230,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
     def note(self, choice: SamplerOutput) -> None:
         """Take what is to be known of each row's next token, before the token itself."""
-        for row, close in enumerate(choice.close.tolist()):
+        for row, close in enumerate(choice.close.tolist() if choice.close is not None else ()):
             self._was_close[row] |= close and not self.ended[row]
         for row, finite in enumerate(choice.finite.tolist()):
             if not (finite or self.ended[row] or self._was_close[row]):

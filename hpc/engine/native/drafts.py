@@ -6,6 +6,7 @@ are dropped, so the output is the same with and without.
 """
 
 from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.sampling.constraint import is_free_from
 from hpc.engine.sequence import Sequence
 
 NGRAM = 3
@@ -73,7 +74,7 @@ def accepted(first: int, guesses: list[int], verified: list[int]) -> list[int]:
 def _can_be_guessed(sequence: Sequence) -> bool:
     sampling = sequence.request.sampling
     plain = sampling.greedy and not sampling.penalised and sampling.logprobs is None
-    return plain and len(sequence.token_ids) >= sampling.min_new_tokens
+    return plain and is_free_from(sampling, len(sequence.token_ids))
 
 
 class _History:

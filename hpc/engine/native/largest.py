@@ -37,7 +37,7 @@ def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, 
         logits_to_keep=kept,
         engine=AttentionMetadata(cache, spans, flash=flash_spans(spans, device) if flash else None, kept=kept),
     ).logits[0]
-    sampler = Sampler(limits.max_seqs, device, blind=True)
+    sampler = Sampler(limits.max_seqs, device)
     for slot in range(limits.max_seqs):
         sampler.set(slot, Request(slot, slot, np.zeros(1, dtype=np.int32), _DEAREST, bytes(16), 1))
     sampler.choose(logits, list(range(limits.max_seqs)))

@@ -93,7 +93,7 @@ class ModelRunner:
             cache.extents, limits.max_seqs, limits.step_tokens, share, mixed=fixed is None, refill=limits.refill,
             share_from=limits.share_from or 0 if cuda else 0,
         )  # fmt: skip
-        self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids=eos_token_ids, blind=cuda)
+        self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
         """The last token of the row in each slot."""
         self.failed: list[Sequence] = []

@@ -1,4 +1,4 @@
-"""What a step chooses, on the device until it is read."""
+"""The sampled tokens of a step, kept on the device until the host reads them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import torch
 from hpc.request import TokenLogprobs
 
 _MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, as in vLLM: JSON has none."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class SamplerOutput(NamedTuple):
 
     tokens: torch.Tensor
     """[rows] int64; of a row that is not finite some valid token."""
-    close: torch.Tensor
-    """[rows] bool: noise could have made it another token."""
     largest: torch.Tensor
     """[rows]: the largest logit, infinite or NaN in a row whose logits are no numbers."""
     logprobs: Logprobs | None = None
     """None where no row asks for them."""
+    close: torch.Tensor | None = None
+    """[rows] bool: rounding could have made it another token; None where the sampler has no `Rounding`."""
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
@@ -60,9 +61,9 @@ class SamplerOutput(NamedTuple):
         return finite
 
     def to_host(self) -> "SamplerOutput":
-        """Begin to copy all but `close` to the host, which must not look before the device is through with it."""
+        """Begin to copy all but `close` to the host, which must not look before the device is done with it."""
         logprobs = self.logprobs and self.logprobs.to_host()
-        return SamplerOutput(_to_host(self.tokens), self.close, _to_host(self.largest), logprobs)
+        return SamplerOutput(_to_host(self.tokens), _to_host(self.largest), logprobs, self.close)
 
 
 def written(value: float) -> float:
