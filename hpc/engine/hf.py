@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hpc.engine import bucket, memory
 from hpc.engine.bounds import Bounds
 from hpc.engine.cost import CostModel
-from hpc.engine.failure import Bisector, is_out_of_memory
+from hpc.engine.failure import Bisector
 from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.registry import Checkpoint, Loaded
@@ -78,16 +78,16 @@ class HFEngine:
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
         stop = _Stop(on_step, self._long_step_s)
-        halver = Bisector(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
+        bisector = Bisector(lambda batch: self._generate_batch(batch, stop), self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
                 if self._num_buckets:
                     requests = bucketed(requests, self._num_buckets, self._batch_tokens)
                 for batch in batches(begin(requests), self._batch_tokens, self._most_together):
-                    yield from halver.run(batch)
+                    yield from bisector.run(batch)
                     if stop.told:
                         return
-            yield from halver.flush()
+            yield from bisector.flush()
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:

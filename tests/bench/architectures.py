@@ -16,7 +16,7 @@ import transformers
 from hpc.engine.failure import one_line
 from hpc.engine.hf import HFEngine
 from hpc.engine.layers.attention import Unsupported
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.sampling_params import SamplingParams
 from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts

@@ -12,7 +12,8 @@ from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.engine.bounds import Bounds
 from hpc.engine.extents import Extents
 from hpc.engine.interface import OnStep, Source, pull
-from hpc.engine.native.scheduler import ScheduledStep, Scheduler
+from hpc.engine.native.scheduled_step import ScheduledStep
+from hpc.engine.native.scheduler import Scheduler
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
 from hpc.forecast.step_costs import StepCosts

@@ -24,7 +24,7 @@ from hpc.engine.memory import gpu_cache_bytes
 from hpc.engine.native.cuda_graphs import CaptureError, DecodeGraphs, warn_of
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.largest import largest_graph, largest_step
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.trim import Decode
 
 LOGGER = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.layers.experts import ROW_MULTIPLE
 from hpc.engine.native.cuda_graphs import DecodeGraphs, warn_of
-from hpc.engine.native.runner import EngineLimits, ModelRunner
+from hpc.engine.native.limits import EngineLimits
+from hpc.engine.native.runner import ModelRunner
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
 from hpc.trim import Decode
@@ -119,8 +120,8 @@ class NativeEngine:
                     self.steps.add(run.shape, time.perf_counter() - began)
                 if over:
                     return
-            if run.failed:
-                yield run.failed
+            if failed := run.recovery.flush():
+                yield failed
         finally:
             del run
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpc.arrays import Ints
 from hpc.engine.layers.attention import Span, Spans
-from hpc.engine.native.scheduler import LiveSequence, ScheduledStep
+from hpc.engine.native.scheduled_step import LiveSequence, ScheduledStep
 from hpc.engine.steps import StepShape
 
 
@@ -21,7 +21,7 @@ class InputBatch(NamedTuple):
     positions: Ints
     """[tokens]"""
     kept: Ints
-    """Tokens whose logits are wanted: of each row that chooses its last but guesses, then all guesses, then any."""
+    """Tokens whose logits are wanted: of each row that chooses its last but drafts, then all drafts, then any."""
     choosing: list[LiveSequence]
     """The rows that choose."""
     shape: StepShape
@@ -45,12 +45,12 @@ class InputBatchBuilder:
     def __post_init__(self) -> None:
         self._first_fixed = self.fixed
 
-    def pack(self, plan: ScheduledStep, guesses: Sequence[Sequence[int]] = ()) -> InputBatch:
-        """Lay out a step that computes something. `guesses` follow the newest token of each row that decodes."""
-        decodes_only, latest = not plan.prompts and not guesses, self._latest
+    def pack(self, plan: ScheduledStep, drafts: Sequence[Sequence[int]] = ()) -> InputBatch:
+        """Lay out a step that computes something. `drafts` follow the newest token of each row that decodes."""
+        decodes_only, latest = not plan.prompts and not drafts, self._latest
         if latest is not None and decodes_only and plan.rows == latest.choosing and not plan.copies:
             return self._again(latest, plan)
-        packed = self._lay_out(plan, guesses)
+        packed = self._lay_out(plan, drafts)
         self._latest = packed if decodes_only else None
         return packed
 
@@ -64,13 +64,13 @@ class InputBatchBuilder:
         shape = StepShape(n, 0, n, 0.0, sum(plan.positions) + n)
         return InputBatch(spans, token_ids, positions, latest.kept, plan.rows, shape)
 
-    def _lay_out(self, plan: ScheduledStep, guesses: Sequence[Sequence[int]]) -> InputBatch:
+    def _lay_out(self, plan: ScheduledStep, drafts: Sequence[Sequence[int]]) -> InputBatch:
         n, prompts = len(plan.rows), plan.prompts
         rows = plan.rows + [chunk.row for chunk in prompts]
         spans = np.zeros((len(rows), len(Span._fields)), dtype=np.int64)
         first, tokens, position, start, prefix, cut = spans.T
         start[:] = [row.start for row in rows]
-        tokens[:n], position[:n] = [1 + len(guess) for guess in guesses] if guesses else 1, plan.positions
+        tokens[:n], position[:n] = [1 + len(draft) for draft in drafts] if drafts else 1, plan.positions
         if prompts:
             tokens[n:], position[n:] = zip(*((chunk.count, chunk.position) for chunk in prompts), strict=True)
         if self.share and any(shared := [row.shared for row in rows]):
@@ -89,24 +89,24 @@ class InputBatchBuilder:
         if prompts:
             choosing = choosing + [chunk.row for chunk in prompts if chunk.chooses]
             kept = kept[[True] * n + [chunk.chooses for chunk in prompts]]
-        if guesses:
-            guessed = np.setdiff1d(np.arange(length), first)
-            token_ids[guessed] = np.concatenate(guesses)
-            kept = np.concatenate([first, guessed])
+        if drafts:
+            drafted = np.setdiff1d(np.arange(length), first)
+            token_ids[drafted] = np.concatenate(drafts)
+            kept = np.concatenate([first, drafted])
         chosen = len(kept)
         kept = np.concatenate([kept, np.zeros(self._size(chosen, False) - chosen, dtype=np.int64)])
         pairs = float((tokens * (position + tokens / 2))[n:].sum()) if prompts else 0.0
         shape = StepShape(length, prompt, chosen, pairs, int((position + tokens)[:n].sum()))
         return InputBatch(spans, token_ids, positions, kept, choosing, shape)
 
-    def halve(self, shape: StepShape) -> bool:
+    def shrink(self, shape: StepShape) -> bool:
         """Make the fixed sizes half as large; False if there are none, or a step of this shape fills its own."""
         if self.fixed is None or self.fixed[shape.prompt > 0] <= shape.tokens:
             return False
         self.fixed = max(1, self.fixed[0] // 2), max(1, self.fixed[1] // 2)
         return True
 
-    def restore(self) -> None:
+    def reset(self) -> None:
         """Make the fixed sizes as large as at first: what did not fit is gone."""
         self.fixed = self._first_fixed
 

@@ -11,7 +11,7 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.form import KVShape
 from hpc.engine.layers.attention import AttentionMetadata, Span, flash_spans
 from hpc.engine.native.cuda_graphs import DecodeGraphs
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.sampling.sampler import Sampler
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams

@@ -13,7 +13,7 @@ from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.layers.attention import Unsupported
 from hpc.engine.native.build import build_native, check_supported, unsupported
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.native.trial import bytes_per_second, flops_per_second
 from hpc.engine.native.trial import trial as measure
 from hpc.engine.registry import Checkpoint, Loaded

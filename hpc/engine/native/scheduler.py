@@ -5,7 +5,6 @@ Knows nothing of models or tensors, so that a simulator can drive it too. Every 
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,81 +12,11 @@ from hpc.arrays import Tokens
 from hpc.engine.admission import CHUNK, Gate
 from hpc.engine.extents import ALIGN, Extents
 from hpc.engine.interface import Source, begin
+from hpc.engine.native.scheduled_step import Chunk, LiveSequence, ScheduledStep
 from hpc.engine.sequence import Sequence
 
 ESTIMATE_FROM = 64
 """Ended sequences that must be known before their lengths say how much memory the next reserves."""
-
-
-@dataclass(slots=True, eq=False)
-class LiveSequence:
-    """A sequence, or a shared prefix, that has a place in the cache."""
-
-    tokens: Tokens
-    """The prompt."""
-    start: int
-    """Its extent in the cache, which holds the positions from `cut` on."""
-    room: int
-    """Tokens that the extent holds."""
-    slot: int = -1
-    sequence: Sequence | None = None
-    prefix: "LiveSequence | None" = None
-    cut: int = 0
-    copies: bool = False
-    """It has what it shares in its own extent too."""
-    done: int = 0
-    """Positions that are stored, or will be by the steps under way."""
-    stored: int = 0
-    """Of a prefix, the positions that were stored when the step under way began."""
-    launched: int = 0
-    """Tokens that have been chosen, or will be by the steps under way; 0 while it has prompt tokens left."""
-    limit: int = 0
-    """Most tokens that it generates."""
-    users: int = 0
-    """Rows that read this prefix."""
-    endings: frozenset[int] = frozenset()
-    """Tokens at which it ends."""
-    stop: tuple[str, ...] = ()
-    """Texts at which it ends."""
-
-    @property
-    def shared(self) -> int:
-        """Of its first tokens, how many it reads in the extent of its prefix."""
-        return 0 if self.copies else self.cut
-
-    @property
-    def live(self) -> bool:
-        """Whether it still has its place."""
-        return self.room > 0
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Neighbouring tokens of a row that a step computes."""
-
-    row: LiveSequence
-    position: int
-    count: int
-    chooses: bool
-    """Whether the next token is chosen after its last one."""
-
-
-@dataclass
-class ScheduledStep:
-    """A step: copies in the cache (source, target, tokens) first, then all else at once."""
-
-    rows: list[LiveSequence] = field(default_factory=list)
-    """They decode: the newest token of each is computed, and the next one chosen."""
-    positions: list[int] = field(default_factory=list)
-    """Of these tokens."""
-    prompts: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int, int]] = field(default_factory=list)
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """All that is computed."""
-        decoding = zip(self.rows, self.positions, strict=True)
-        return [Chunk(row, position, 1, True) for row, position in decoding] + self.prompts
 
 
 class Scheduler:
@@ -123,7 +52,7 @@ class Scheduler:
         self._prefixes: dict[bytes, LiveSequence] = {}
         self._lengths: deque[int] = deque(maxlen=4096)
         self._usual: int | None = None
-        self._suspects = 0
+        self._isolated = 0
 
     def admit(self, source: Source) -> list[LiveSequence]:
         """Give places to sequences while there is room and the next step is not full; return the new rows.
@@ -167,80 +96,80 @@ class Scheduler:
         plan = ScheduledStep()
         for shared in self._prefixes.values():
             shared.stored = shared.done
-        prompts = [row for row in self.rows if not row.launched]
+        prompts = [row for row in self.rows if not row.num_scheduled]
         if self._mixed or not prompts:
             count = len(self.rows)
             for row in list(self.rows):
-                if not 0 < row.launched < row.limit or not row.room:
+                if not 0 < row.num_scheduled < row.limit or not row.capacity:
                     continue
                 done = row.done
-                if done - row.shared < row.room or self._grow(row, plan):
+                if done - row.shared < row.capacity or self._grow(row, plan):
                     plan.rows.append(row)
                     plan.positions.append(done)
                     row.done = done + 1
-                    row.launched += 1
+                    row.num_scheduled += 1
             if len(self.rows) < count:  # rows have given way to others, earlier ones too
-                plan.rows = [row for row in plan.rows if row.room]
+                plan.rows = [row for row in plan.rows if row.capacity]
                 plan.positions = [row.done - 1 for row in plan.rows]
-                prompts = [row for row in prompts if row.room]
-        room = self.step_tokens
+                prompts = [row for row in prompts if row.capacity]
+        left = self.step_tokens
         for row in prompts:
             prefix = row.prefix
-            while prefix is not None and prefix.done < row.cut and room > 0:
-                room -= self._add(plan, prefix, self._chunk(prefix))
+            while prefix is not None and prefix.done < row.cut and left > 0:
+                left -= self._add(plan, prefix, self._chunk(prefix))
             if prefix is not None and row.done == 0 and not self._begin_behind(row, prefix, plan):
                 continue
-            while row.done < len(row.tokens) and room > 0:
-                room -= self._add(plan, row, self._chunk(row))
+            while row.done < len(row.tokens) and left > 0:
+                left -= self._add(plan, row, self._chunk(row))
         return plan
 
-    def spare(self, row: LiveSequence) -> int:
+    def lookahead(self, row: LiveSequence) -> int:
         """Return how many tokens more than planned a row that decodes may store and choose in the next step."""
-        return min(row.room - self._own(row, row.done), row.limit - row.launched)
+        return min(row.capacity - self._own(row, row.done), row.limit - row.num_scheduled)
 
     def advance(self, row: LiveSequence) -> None:
         """Note that a row stores and chooses a token more."""
         row.done += 1
-        row.launched += 1
+        row.num_scheduled += 1
 
     def finish(self, row: LiveSequence) -> None:
         """Take back the place of a row that has ended."""
-        self._lengths.append(row.launched)
+        self._lengths.append(row.num_scheduled)
         if len(self._lengths) >= ESTIMATE_FROM and len(self._lengths) % 32 == 0:
             self._usual = int(np.percentile(self._lengths, 95))
-        self.excuse()
+        self.clear_isolated()
         self._release(row)
 
-    def restart(self, row: LiveSequence) -> None:
-        """Take back the place of a row, which begins anew when it is its turn: to the same end."""
+    def preempt(self, row: LiveSequence) -> None:
+        """Take back the place of a row, which begins anew when it is its turn, and comes to the same end."""
         assert row.sequence is not None
         self._release(row)
         self.waiting.appendleft(Sequence(row.sequence.request, sample=row.sequence.sample))
 
-    def restart_all(self, alone: bool) -> None:
-        """Let all rows begin anew, and `alone`: one at a time, to find which of them fails."""
+    def preempt_all(self, isolate: bool) -> None:
+        """Preempt all rows; to `isolate`, admit them one at a time, to find which of them fails."""
         count = len(self.rows)
         for row in reversed(list(self.rows)):
-            self.restart(row)
+            self.preempt(row)
         self._drop_prefixes()
-        if alone and count > 1:
-            self._suspects = count
+        if isolate and count > 1:
+            self._isolated = count
 
-    def excuse(self) -> None:
-        """Note that one of those that are tried alone is through."""
-        self._suspects = max(0, self._suspects - 1)
+    def clear_isolated(self) -> None:
+        """Note that one of the isolated rows has ended or failed."""
+        self._isolated = max(0, self._isolated - 1)
 
-    def halve(self) -> None:
+    def shrink(self) -> None:
         """Let a step have half as many rows and tokens from now on."""
         self.max_seqs = max(1, self.max_seqs // 2)
         self.step_tokens = max(ALIGN, self.step_tokens // 2)
 
-    def restore(self) -> None:
+    def reset_limits(self) -> None:
         """Let a step have as much as at first: what did not fit is gone."""
         self.max_seqs, self.step_tokens = self._limits
 
     def _most_rows(self) -> int:
-        return 1 if self._suspects else self.max_seqs
+        return 1 if self._isolated else self.max_seqs
 
     def _most_tokens(self, sequence: Sequence) -> int:
         request = sequence.request
@@ -263,15 +192,15 @@ class Scheduler:
         row = LiveSequence(
             request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, copies=copies, limit=limit
         )
-        room = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
+        capacity = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
             prefix.users += 1  # before room is made by dropping prefixes that nobody uses
-        start = self._take(room)
+        start = self._take(capacity)
         if start is None:
             if prefix is not None:
                 prefix.users -= 1
             return None
-        row.start, row.room, row.slot = start, room, self._slots.pop()
+        row.start, row.capacity, row.slot = start, capacity, self._slots.pop()
         return row
 
     def _prefix(self, tokens: Tokens) -> LiveSequence | None:
@@ -296,7 +225,7 @@ class Scheduler:
         unused = [key for key, prefix in self._prefixes.items() if not prefix.users][:most]
         for key in unused:
             prefix = self._prefixes.pop(key)
-            self._extents.give(prefix.start, prefix.room)
+            self._extents.give(prefix.start, prefix.capacity)
         return len(unused)
 
     def _begin_behind(self, row: LiveSequence, prefix: LiveSequence, plan: ScheduledStep) -> bool:
@@ -317,39 +246,39 @@ class Scheduler:
         chooses = row.sequence is not None and end >= len(row.tokens)
         plan.prompts.append(Chunk(row, row.done, count, chooses))
         row.done = end
-        row.launched += chooses
+        row.num_scheduled += chooses
         return count
 
     def _grow(self, row: LiveSequence, plan: ScheduledStep) -> bool:
         """Make room for a row that generates more than was thought; another may have to give way."""
-        wanted = self._own(row, min(len(row.tokens) + row.limit - 1, row.done + max(row.launched, ALIGN)))
-        if self._extents.extend(row.start, row.room, wanted):
-            row.room = wanted
+        wanted = self._own(row, min(len(row.tokens) + row.limit - 1, row.done + max(row.num_scheduled, ALIGN)))
+        if self._extents.extend(row.start, row.capacity, wanted):
+            row.capacity = wanted
             return True
         start = self._take(wanted)
         while start is None:
             youngest = self.rows[-1]
             if youngest is row and len(self.rows) > 1:
-                self.restart(row)
+                self.preempt(row)
                 return False
             if youngest is row:
                 break
-            self.restart(youngest)
+            self.preempt(youngest)
             start = self._take(wanted)
         if start is None:  # alone, and its own old extent is in the way: anew, with all that it may need
             self._usual = None
             self._lengths.clear()
-            self.restart(row)
+            self.preempt(row)
             return False
         plan.copies.append((row.start, start, self._own(row, row.done)))
-        self._extents.give(row.start, row.room)
-        row.start, row.room = start, wanted
+        self._extents.give(row.start, row.capacity)
+        row.start, row.capacity = start, wanted
         return True
 
     def _release(self, row: LiveSequence) -> None:
         self.rows.remove(row)
-        self._extents.give(row.start, row.room)
+        self._extents.give(row.start, row.capacity)
         self._slots.append(row.slot)
-        row.room = 0
+        row.capacity = 0
         if row.prefix is not None:
             row.prefix.users -= 1

@@ -13,7 +13,7 @@ import torch
 from hpc.engine.extents import aligned
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.runner import ModelRunner
-from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.native.scheduled_step import LiveSequence
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import Measured
 from hpc.request import Request
@@ -99,7 +99,7 @@ def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
         run.step(_Nothing())
         if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
             run.scheduler.waiting.clear()
-            run.scheduler.restore()
+            run.scheduler.reset_limits()
             break
         if shape.prompt or run.measured is not None:  # what follows is another step, or what was launched is not done
             run.flush()
@@ -125,12 +125,12 @@ def _place(run: ModelRunner, tokens: int, stored: int) -> LiveSequence:
     [row] = run.admit(_Nothing())
     for pools in run.cache.layers.values():
         for pool in pools:
-            pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together
+            pool[row.start : row.start + aligned(row.capacity)] = STORED  # the kernel keeps ALIGN tokens together
     row.done = stored
     if stored == tokens:
         assert row.sequence is not None
         row.sequence.token_ids.append(int(prompt[0]))
-        row.launched = 1
+        row.num_scheduled = 1
     return row
 
 

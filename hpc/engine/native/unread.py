@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.native.scheduled_step import LiveSequence
 from hpc.engine.sampling.choice import SamplerOutput
 from hpc.engine.steps import StepShape
 
@@ -16,8 +16,8 @@ class Unread(NamedTuple):
     rows: list[LiveSequence]
     choice: SamplerOutput | None
     """None where no row chooses."""
-    guesses: list[list[int]]
-    """Of each row; empty if there are none."""
+    drafts: list[list[int]]
+    """Draft tokens of each row; empty if there are none."""
     verified: list[list[int]]
     """The most probable token behind each of these, -1 where the logits are not finite."""
     timed: "Timed | None" = None

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from hpc.engine.admission import CHUNK, REFILL
 from hpc.engine.extents import ALIGN, Extents, aligned
-from hpc.engine.native.scheduler import ESTIMATE_FROM, LiveSequence, ScheduledStep, Scheduler
+from hpc.engine.native.scheduled_step import LiveSequence, ScheduledStep
+from hpc.engine.native.scheduler import ESTIMATE_FROM, Scheduler
 from hpc.engine.sequence import Sequence as Growing
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
@@ -78,7 +79,7 @@ class Simulated:
         for chunk in plan.chunks:
             for position in range(chunk.position, chunk.position + chunk.count):
                 at = self._place(chunk.row, position)
-                assert chunk.row.start <= at < chunk.row.start + chunk.row.room
+                assert chunk.row.start <= at < chunk.row.start + chunk.row.capacity
                 self.memory[at] = _content(chunk.row, position)
         for chunk in plan.chunks:
             for position in range(chunk.position + chunk.count):
@@ -189,9 +190,9 @@ def test_with_failures_at_any_step_every_sample_still_ends_exactly_once(
     def fail(engine: Simulated) -> None:
         if left[0] and numbers.random() < 0.2:
             left[0] -= 1
-            engine.scheduler.restart_all(alone=alone)
+            engine.scheduler.preempt_all(isolate=alone)
             if not alone:
-                engine.scheduler.halve()
+                engine.scheduler.shrink()
 
     simulated.run(fail)
     assert names(simulated.ended + simulated.failed) == all_samples(requests)
@@ -247,7 +248,7 @@ def test_a_chunk_crosses_no_border(simulated: Simulated) -> None:
 def test_when_all_has_ended_nothing_but_prefixes_holds_memory(simulated: Simulated) -> None:
     scheduler = simulated.run().scheduler
     extents = scheduler._extents
-    scheduler.restart_all(alone=False)  # drops prefixes that nobody uses
+    scheduler.preempt_all(isolate=False)  # drops prefixes that nobody uses
     assert extents.free == extents.num_tokens
 
 
@@ -316,7 +317,7 @@ def test_a_place_that_falls_free_is_taken_in_the_next_step() -> None:
 def test_after_a_restart_the_order_is_what_it_was() -> None:
     simulated = Simulated([one(row, 3, 9, samples=1 + row % 2) for row in range(9)], max_seqs=5)
     simulated.step()
-    simulated.scheduler.restart_all(alone=False)
+    simulated.scheduler.preempt_all(isolate=False)
     waiting = [(sequence.request.id, sequence.sample) for sequence in simulated.scheduler.waiting]
     assert waiting == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)]
 
@@ -325,14 +326,14 @@ def test_after_a_restart_nothing_generated_is_left() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(3)])
     simulated.step()
     simulated.step()
-    simulated.scheduler.restart_all(alone=False)
+    simulated.scheduler.preempt_all(isolate=False)
     assert [sequence.token_ids for sequence in simulated.scheduler.waiting] == [[], [], []]
 
 
 def test_after_a_restart_alone_each_is_tried_by_itself() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(4)])
     simulated.step()
-    simulated.scheduler.restart_all(alone=True)
+    simulated.scheduler.preempt_all(isolate=True)
     simulated.most_rows = 0
     while len(simulated.ended) < 4:
         simulated.step()
@@ -342,7 +343,7 @@ def test_after_a_restart_alone_each_is_tried_by_itself() -> None:
 def test_after_all_have_been_tried_alone_they_are_together_again() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(12)])
     simulated.step()
-    simulated.scheduler.restart_all(alone=True)
+    simulated.scheduler.preempt_all(isolate=True)
     while len(simulated.ended) < 4:
         simulated.step()
     simulated.step()
@@ -351,14 +352,14 @@ def test_after_all_have_been_tried_alone_they_are_together_again() -> None:
 
 def test_halved_there_are_half_as_many_rows() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(12)], max_seqs=6)
-    simulated.scheduler.halve()
+    simulated.scheduler.shrink()
     assert simulated.run().most_rows == 3
 
 
 def test_halved_again_and_again_one_row_remains() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(4)], max_seqs=6)
     for _ in range(9):
-        simulated.scheduler.halve()
+        simulated.scheduler.shrink()
     assert simulated.run().most_rows == 1
 
 
@@ -557,14 +558,14 @@ def short() -> list[Request]:
 def test_before_lengths_are_known_all_that_a_row_may_need_is_reserved() -> None:
     simulated = Simulated([one(0, 10, 100)])
     simulated.step()
-    assert simulated.scheduler.rows[0].room == 109
+    assert simulated.scheduler.rows[0].capacity == 109
 
 
 def test_when_others_have_ended_early_less_is_reserved() -> None:
     simulated = Simulated([*short(), one(0, 10, 100)], max_seqs=1)
     while simulated.admitted[-1:] != [(0, 0)]:
         simulated.step()
-    assert simulated.scheduler.rows[0].room == 10
+    assert simulated.scheduler.rows[0].capacity == 10
 
 
 def test_a_row_that_outgrows_its_extent_is_not_computed_again() -> None:
