@@ -17,7 +17,7 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.form import AttentionSpec
 from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported
-from hpc.engine.layers.experts import Expert, Experts, Padded, parts
+from hpc.engine.layers.experts import ROW_MULTIPLE, Expert, Experts, RowBlocks, choose_by_blocks, parts
 from hpc.engine.layers.fused import Attention, DecoderLayer, GatedMLP, Linears, PackedLinear, RMSNorm
 
 LOGGER = logging.getLogger(__name__)
@@ -62,13 +62,15 @@ def fuse(
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
     if on_cpu:
-        _replace(model, lambda module: _experts(module, linears or Padded()))
+        _replace(model, lambda module: _experts(module, linears or RowBlocks()))
+        for router in _routers(model):
+            choose_by_blocks(router)
         if any(weight.numel() for weight in stacked):
             LOGGER.warning(
                 "experts of this model are computed by its own code: by rounding, what is generated for a row "
                 "may depend on the rows beside it"
             )
-    if linears is not None:
+    if linears is not None and not isinstance(linears, RowBlocks):
         _leave_file(model)
     if kernel is not None and forms:
         _replace(model, lambda module: _decoder_layer(module, kernel, forms))
@@ -209,6 +211,28 @@ def _experts(module: Any, linears: Linears) -> nn.Module | None:
         for weight in module.parameters(recurse=False):
             weight.data = weight.data.new_empty(0)  # the gate belongs to the module, which therefore stays
     return same
+
+
+def _routers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules beside replaced experts that torch computes, and that answer rows with a line for each."""
+    found = []
+    for parent in model.modules():
+        if any(type(child) is Experts for child in parent.children()):
+            found += [child for child in parent.children() if _is_router(child)]
+    return found
+
+
+def _is_router(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return False
+    x = torch.zeros(ROW_MULTIPLE, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    try:
+        made = module(x)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # it wants to be called otherwise
+    made = [made] if isinstance(made, torch.Tensor) else made
+    return all(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == x.shape[:1] for tensor in made)
 
 
 def _is_silu_gated(module: Any) -> bool:

@@ -9,9 +9,9 @@ from hpc.engine.form import AttentionSpec
 from hpc.engine.kernel.kernel import Kernel, Layer
 from hpc.engine.kernel.onednn import OneDnn
 from hpc.engine.layers.attention import AttentionMetadata, Unsupported
-from hpc.engine.layers.experts import Padded
+from hpc.engine.layers.experts import RowBlocks
 
-Linears = Kernel | OneDnn | Padded
+Linears = Kernel | OneDnn | RowBlocks
 
 
 class PackedLinear(nn.Module):

@@ -19,7 +19,9 @@ from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.kernel.onednn import OneDnn
 from hpc.engine.layers.adopt import adopt, can_adopt
 from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported, flash_spans, lacks_flash
+from hpc.engine.layers.experts import RowBlocks
 from hpc.engine.layers.fuse import fuse
+from hpc.engine.layers.fused import Linears
 from hpc.engine.memory import gpu_cache_bytes
 from hpc.engine.native.cuda_graphs import CaptureError, DecodeGraphs, warn_of
 from hpc.engine.native.engine import NativeEngine
@@ -48,7 +50,9 @@ def build_native(
         torch.cuda.set_device(model.device)
     if model.dtype not in Kernel.dtypes:
         kernel = None
-    linears: Kernel | OneDnn | None = kernel
+    linears: Linears | None = kernel
+    if kernel is None and model.device.type == "cpu" and model.dtype == torch.float32:
+        linears = RowBlocks()
     if model.dtype == torch.bfloat16 and not limits.deterministic and model.device.type == "cpu":
         one_dnn = OneDnn()
         if one_dnn.has_amx or (one_dnn.has_bfloat16 and not (kernel and kernel.has_bfloat16)):

@@ -20,7 +20,6 @@ from hpc.engine.failure import is_out_of_memory, one_line
 from hpc.engine.form import KVShape
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.kernel.kernel import Kernel
-from hpc.engine.layers.experts import ROW_MULTIPLE
 from hpc.engine.native.cuda_graphs import DecodeGraphs, warn_of
 from hpc.engine.native.limits import EngineLimits
 from hpc.engine.native.runner import ModelRunner
@@ -147,6 +146,6 @@ class NativeEngine:
             try:
                 return Cache(self.layouts, num_tokens, dtype, device, panel, ALIGN if self.graphs else 0)
             except Exception as error:
-                if not is_out_of_memory(error) or num_tokens < ROW_MULTIPLE:
+                if not is_out_of_memory(error) or num_tokens < ALIGN:
                     raise
             num_tokens //= 2
