@@ -6,6 +6,7 @@ from pathlib import Path
 from hpc.corpus.files import Blocks
 from hpc.corpus.store import StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
+from hpc.request import KEY_BYTES
 from hpc.sampling_params import SamplingParams
 from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
 
@@ -32,3 +33,8 @@ def read_store(
     for block in blocks:
         writer.append(block, checker.check_block(block))
     return writer.finish(names, {}, blocks.digests)
+
+
+def key_of(tokens: TokenStore, row: int) -> bytes:
+    """Return the key of a row, all of it: numpy drops zeros at the end of its byte strings."""
+    return bytes(tokens.keys[row]).ljust(KEY_BYTES, b"\0")

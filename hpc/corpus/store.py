@@ -248,10 +248,6 @@ class TokenStore:
         lengths: Ints = self.offsets[rows + 1, Column.REQUEST] - self.offsets[rows, Column.REQUEST]
         return lengths
 
-    def key(self, row: int) -> bytes:
-        """Return the key of a row, all of it: numpy drops zeros at the end of its byte strings."""
-        return bytes(self.keys[row]).ljust(KEY_BYTES, b"\0")
-
     def all_tokens(self, rows: Ints) -> npt.NDArray[np.int32]:
         """Return the prompts of some rows, one behind the other."""
         return self._join(self._tokens, rows, Column.TOKENS)

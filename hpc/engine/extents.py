@@ -13,11 +13,6 @@ class Extents:
         self.num_tokens = num_tokens // ALIGN * ALIGN
         self._free = [(0, self.num_tokens)] if self.num_tokens else []
 
-    @property
-    def free(self) -> int:
-        """Tokens that are free, in however many pieces."""
-        return sum(end - start for start, end in self._free)
-
     def take(self, num_tokens: int) -> int | None:
         """Return the start of an extent of at least so many tokens, now taken; None if no gap is as large."""
         size = aligned(num_tokens)

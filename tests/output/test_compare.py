@@ -15,7 +15,7 @@ from hpc.output.journal import JournalIndex, JournalWriter
 from hpc.output.write import journal_records, output_rows, write_output
 from hpc.request import Completion
 from tests.conftest import write_corpus
-from tests.stores import read_store
+from tests.stores import key_of, read_store
 
 ROWS = [
     {"prompt": "a"},
@@ -54,7 +54,7 @@ def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
     tokens = read_store(folder, [corpus])
     writer = JournalWriter(folder / "journal")
     writer.append(
-        Completion(tokens.key(row), row, row, (1, 2), f"text of {row}", "stop")
+        Completion(key_of(tokens, row), row, row, (1, 2), f"text of {row}", "stop")
         for row in range(tokens.num_rows)
         if tokens.good[row] and row not in missing
     )

@@ -69,9 +69,3 @@ class ScheduledStep:
     """Of these tokens."""
     prompts: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """All that is computed."""
-        decoding = zip(self.rows, self.positions, strict=True)
-        return [Chunk(row, position, 1, True) for row, position in decoding] + self.prompts
