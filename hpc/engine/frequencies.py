@@ -1,12 +1,13 @@
-"""Rotary embeddings whose frequencies are others once a sequence is long: those of the longest sequence of a batch."""
+"""Handle rotary embeddings whose frequencies depend on the longest sequence of a batch: dynamic NTK and LongRoPE."""
 
 from typing import Any
 
 KINDS = ("dynamic", "longrope")
+"""The values of rope_type in transformers that do so."""
 
 
 def tokens_before_change(config: Any) -> int | None:
-    """Return how many tokens a sequence may have until they change; None if they never do."""
+    """Return the number of tokens up to which the frequencies stay as they are; None if they never change."""
     values = config.to_dict()
     limits = {
         "dynamic": getattr(config, "max_position_embeddings", 0),
@@ -16,7 +17,7 @@ def tokens_before_change(config: Any) -> int | None:
 
 
 def fix(model: Any) -> None:
-    """Let rotary embeddings not look at the longest sequence of a step, where none is long enough to matter."""
+    """Keep the frequencies of a model as they are. Only for sequences shorter than `tokens_before_change`."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, dict):
@@ -30,7 +31,7 @@ def _fixed(kind: str) -> str:
 
 
 def _found(value: Any, name: str) -> set[Any]:
-    """Return all values of a name in a configuration, for all layers or by kind of layer."""
+    """Return all values under a name in a configuration, which may be given per kind of layer."""
     if not isinstance(value, dict):
         return set()
     found = {value[name]} if isinstance(value.get(name), str | int) else set()

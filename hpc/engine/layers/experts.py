@@ -1,4 +1,4 @@
-"""Experts as products of their own, and torch's products, such that no row depends on how many others there are."""
+"""Compute experts, and torch's linear layers, so that no row depends on the number of other rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,26 +48,26 @@ def choose_by_blocks(router: Any) -> None:
 
 
 class Expert(nn.Module):
-    """`up` computes gate and up of a row, `gate` makes one of both, `down` leads back."""
+    """One expert: `up` projects to gate and up, `gate` combines the two, `down` projects back."""
 
     def __init__(self, up: nn.Module, gate: Callable[[torch.Tensor], torch.Tensor], down: nn.Module) -> None:
         super().__init__()
         self.up, self.gate, self.down = up, gate, down
 
     def forward(self, x: torch.Tensor) -> Any:
-        """Return the result, of the shape of x."""
+        """Return the output, of the shape of x."""
         return self.down(self.gate(self.up(x)))
 
 
 class Experts(nn.Module):
-    """The experts of a layer, of which each token meets k."""
+    """The experts of a layer; each token is sent to k of them."""
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.experts = nn.ModuleList(experts)
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return for hidden states [tokens, size] the sum over their experts, chosen and shares [tokens, k]."""
+        """Return the weighted sum of each token's experts, [tokens, size]; `chosen` and `shares` are [tokens, k]."""
         order = chosen.flatten().argsort(stable=True)  # by expert
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         parts = zip(self.experts, torch.split(hidden_states[order // chosen.shape[1]], counts), strict=True)

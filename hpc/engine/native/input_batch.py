@@ -1,4 +1,4 @@
-"""Lay a planned step out as the arrays of one forward pass: host code alone, and little of it for each row."""
+"""Pack a scheduled step into the arrays of one forward pass. Host code only, and little of it for each row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,40 +13,40 @@ from hpc.engine.steps import StepShape
 
 
 class InputBatch(NamedTuple):
-    """A step: the rows that decode, then chunks of prompts, then tokens that only fill it up."""
+    """A packed step: the rows that decode, then chunks of prompts, then tokens that only fill it up."""
 
     spans: Spans
     token_ids: Ints
-    """[tokens]; 0 for what the host does not know."""
+    """[tokens]; 0 for tokens that the host does not know yet."""
     positions: Ints
     """[tokens]"""
     kept: Ints
     """Tokens whose logits are wanted: of each row that chooses its last but drafts, then all drafts, then any."""
     choosing: list[LiveSequence]
-    """The rows that choose."""
+    """The rows whose next token is chosen."""
     shape: StepShape
 
 
 @dataclass
 class InputBatchBuilder:
-    """What all steps of a run have in common."""
+    """Packs the steps of a run."""
 
     share: bool
-    """A shared prefix is read where it lies."""
+    """Whether a shared prefix is read in place."""
     known: bool
-    """The host knows the newest token of a row that decodes."""
+    """Whether the host knows the newest token of a row that decodes."""
     multiple: int
-    """Tokens, and those whose logits are wanted, are filled up to a multiple of it."""
+    """The number of tokens, and of those whose logits are wanted, is filled up to a multiple of it."""
     fixed: tuple[int, int] | None = None
-    """Instead, how many they are: in steps that only decode, and in all others."""
+    """Instead of `multiple`: the fixed number of tokens of steps that only decode, and of all others."""
     _latest: InputBatch | None = field(default=None, init=False)
-    """The latest step, if each of its rows decoded a token and nothing else was done."""
+    """The latest step, if it only decoded."""
 
     def __post_init__(self) -> None:
         self._first_fixed = self.fixed
 
     def pack(self, plan: ScheduledStep, drafts: Sequence[Sequence[int]] = ()) -> InputBatch:
-        """Lay out a step that computes something. `drafts` follow the newest token of each row that decodes."""
+        """Pack a step that is not empty. `drafts` follow the newest token of each row that decodes."""
         decodes_only, latest = not plan.prompts and not drafts, self._latest
         if latest is not None and decodes_only and plan.rows == latest.choosing and not plan.copies:
             return self._again(latest, plan)
@@ -55,7 +55,7 @@ class InputBatchBuilder:
         return packed
 
     def _again(self, latest: InputBatch, plan: ScheduledStep) -> InputBatch:
-        """Lay out a step that differs from the latest in its tokens and positions alone, as most steps do."""
+        """Pack a step that differs from the latest only in tokens and positions, as nearly all steps do."""
         n, spans = len(plan.rows), latest.spans.copy()
         token_ids, positions = np.zeros((2, len(latest.token_ids)), dtype=np.int64)
         spans[:, 2] = positions[:n] = plan.positions
@@ -100,16 +100,16 @@ class InputBatchBuilder:
         return InputBatch(spans, token_ids, positions, kept, choosing, shape)
 
     def shrink(self, shape: StepShape) -> bool:
-        """Make the fixed sizes half as large; False if there are none, or a step of this shape fills its own."""
+        """Halve the fixed sizes; return False if there are none, or if a step of this shape needs all of its size."""
         if self.fixed is None or self.fixed[shape.prompt > 0] <= shape.tokens:
             return False
         self.fixed = max(1, self.fixed[0] // 2), max(1, self.fixed[1] // 2)
         return True
 
     def reset(self) -> None:
-        """Make the fixed sizes as large as at first: what did not fit is gone."""
+        """Make the fixed sizes as large as at first: the request that did not fit is gone."""
         self.fixed = self._first_fixed
 
     def _size(self, count: int, prompts: bool) -> int:
-        """Return to how many so many tokens are filled up, in a step with or without prompts."""
+        """Return the number of tokens to which `count` is filled up, in a step with or without prompts."""
         return max(count, self.fixed[prompts]) if self.fixed else count + -count % self.multiple

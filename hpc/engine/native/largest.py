@@ -1,4 +1,4 @@
-"""What takes the most memory beside the cache: the largest step that a run computes, and its largest graph."""
+"""Compute the step, and capture the CUDA graph, with the largest memory beside the cache."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 
 _DEAREST = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)
-"""The way to sample that takes the most memory."""
+"""Sampling parameters with the largest memory: penalties count tokens, and a top_p looks at all of them."""
 
 
 @torch.inference_mode()
 def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, flash: bool) -> None:
-    """Compute a step of prompts as long as they get, after which every sequence chooses."""
+    """Compute a step with the maximum number of prompt tokens, after which every sequence chooses a token."""
     tokens = limits.step_tokens + CHUNK
     cache = Cache(layouts, CHUNK, model.dtype, model.device, 0)
     starts = np.arange(0, tokens, CHUNK)
@@ -46,7 +46,7 @@ def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, 
 
 @torch.inference_mode()
 def largest_graph(model: Any, layouts: dict[int, KVShape], limits: EngineLimits) -> DecodeGraphs:
-    """Return a graph of as many rows as there may be: the others use its memory."""
+    """Return a captured graph of the maximum number of rows, whose memory the smaller ones use too."""
     cache = Cache(layouts, 0, model.dtype, model.device, 0, ALIGN)
     graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed=True)
     graphs.capture_all()

@@ -1,20 +1,20 @@
-"""How much a step and the cache of the native engine may hold."""
+"""The limits of the native engine: how much a step and its KV cache hold."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """How much a step and the cache may hold."""
+    """How much a step and the KV cache hold."""
 
     max_seqs: int
-    """Most sequences that live at a time."""
+    """Maximum number of live sequences."""
     step_tokens: int
-    """Prompt tokens after which a step takes no further chunk."""
+    """Number of prompt tokens after which a step takes no further chunk."""
     cache_bytes: int
-    """Memory for keys and values; on a GPU 0 stands for what the largest step and the graphs leave."""
+    """Memory of the KV cache; on a GPU 0 stands for what the largest step and the CUDA graphs leave."""
     context_tokens: int = 4096
-    """Most tokens of a sequence."""
+    """Maximum number of tokens of a sequence."""
     deterministic: bool = False
     """On a GPU: compute every step in one of two fixed sizes, so that rounding does not depend on the batch."""
     refill: float = 0.0
@@ -22,4 +22,4 @@ class EngineLimits:
     share_from: int | None = None
     """On a GPU, tokens from which on a shared prefix is read where it lies; None: each sequence has a copy of it."""
     drafts: bool = False
-    """Guess tokens of greedy rows; only where what is computed does not depend on the batch."""
+    """Compute draft tokens of greedy rows; only where a row does not depend on the batch."""

@@ -1,4 +1,4 @@
-"""What the native engine does step by step: admit, plan, compute, choose, read; and begin again where a step fails."""
+"""Run the native engine step by step: admit, schedule, compute, sample, read; and recover if a step fails."""
 
 import contextlib
 import gc
@@ -33,7 +33,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class ModelRunner:
-    """What lives while an engine generates: the cache, the rows, and the steps whose tokens are not read yet."""
+    """Holds the state of a generating engine: cache, live sequences, and steps whose tokens are not read yet."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class ModelRunner:
         self._on_cpu = self._device.type == "cpu"
         cuda = self._device.type == "cuda"
         fixed = (limits.max_seqs, limits.step_tokens + CHUNK) if cuda and limits.deterministic else None
-        # torch's products are in a model without the kernel, and in the choice between experts.
+        # torch computes products in a model without the kernel, and in the choice between experts.
         ragged = kernel is not None and not any(isinstance(module, Experts) for module in model.modules())
         share = not cuda or (flash and limits.share_from is not None)
         self._packer = InputBatchBuilder(share, not cuda, 1 if ragged else ROW_MULTIPLE, fixed)
         self._has_flash = flash
         self._graphs = graphs
-        # Constant where nothing may depend on the batch: they decide how attention divides its work.
-        self._least = (CHUNK, limits.context_tokens) if fixed else (0, 0)
+        # Constant if nothing may depend on the batch: FlashAttention divides its work by these maxima.
+        self._flash_bounds = (CHUNK, limits.context_tokens) if fixed else (0, 0)
         self.scheduler = Scheduler(
             cache.extents, limits.max_seqs, limits.step_tokens, share, mixed=fixed is None, refill=limits.refill,
             share_from=limits.share_from or 0 if cuda else 0,
@@ -78,18 +78,18 @@ class ModelRunner:
         self._unread: deque[Unread] = deque()
         self._drafts = NgramDrafts() if limits.drafts and not self._lag else None
         self.shape: StepShape | None = None
-        """What the latest step computes."""
+        """The shape of the latest step."""
         self.measured: list[tuple[StepShape, float]] | None = [] if cuda else None
-        """On a GPU, of the steps that were read: how long each took, of the device's own time."""
+        """On a GPU, shape and seconds of the steps that were read, by the device's own clock."""
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way here."""
+        """Whether any sequence lives, waits or is still to be yielded."""
         scheduler = self.scheduler
         return bool(scheduler.rows or scheduler.waiting or scheduler.failed or self._unread)
 
     def admit(self, source: Source) -> list[LiveSequence]:
-        """Give places to sequences that wait; return them."""
+        """Admit waiting sequences; return the new rows."""
         admitted = self.scheduler.admit(source)
         for row in admitted:
             assert row.sequence is not None
@@ -121,7 +121,7 @@ class ModelRunner:
         return ended + too_large
 
     def _launch(self, plan: ScheduledStep) -> None:
-        """Start the forward pass of a step, and the choice of its tokens."""
+        """Start the forward pass of a step, and the sampling of its tokens."""
         for source, target, num_tokens in plan.copies:
             self.cache.copy(source, target, num_tokens)
         drafts = self._drafts.propose(plan, self.scheduler.lookahead) if self._drafts is not None else []
@@ -161,18 +161,18 @@ class ModelRunner:
         self._unread.append(Unread(rows, choice, drafts, behind, timed))
 
     def _replayed(self, plan: ScheduledStep, step: InputBatch, newest: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the logits of a step that a graph can compute; None for any other."""
+        """Return the logits of a step that a CUDA graph can compute; None for any other."""
         if self._graphs is None or newest is None or plan.prompts or not self._graphs.can_run(step.spans):
             return None
         try:
             return self._graphs.run(newest, step.spans)
-        except CaptureError as error:  # nothing to be said against a request
+        except CaptureError as error:  # no request is to blame
             self._graphs = None
             warn_of(error)
             return None
 
     def _flash(self, spans: Spans) -> Flash | None:
-        return flash_spans(spans, self._device, *self._least) if self._has_flash else None
+        return flash_spans(spans, self._device, *self._flash_bounds) if self._has_flash else None
 
     def flush(self) -> None:
         """Read the tokens of all steps under way."""
@@ -195,8 +195,8 @@ class ModelRunner:
         ended = []
         for index, (row, token) in enumerate(zip(unread.rows, tokens, strict=True)):
             sequence = row.sequence
-            if not row.capacity or sequence is None:
-                continue  # it had ended, or gave way, when this step was under way
+            if not row.live or sequence is None:
+                continue  # it had ended or been preempted while this step was under way
             if finite[index]:
                 over = self._append(row, sequence, token)
                 if index in logprobs:
@@ -215,7 +215,7 @@ class ModelRunner:
         return ended
 
     def _append(self, row: LiveSequence, sequence: Sequence, token: int) -> bool:
-        """Let a row have its next token; return whether that is its last."""
+        """Append the next token of a row; return whether it is the last one."""
         token_ids = sequence.token_ids
         token_ids.append(token)
         if token in row.endings or len(token_ids) >= row.limit:

@@ -1,4 +1,4 @@
-"""What the scheduler hands on: the sequences that live in the cache, and what one step computes of them. Host code."""
+"""The scheduler's output: the sequences that live in the cache, and what one step computes of them. Host code."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from hpc.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class LiveSequence:
-    """A sequence, or a shared prefix, that has a place in the cache."""
+    """A sequence, or a shared prefix, with a place in the cache."""
 
     tokens: Tokens
     """The prompt."""
@@ -21,25 +21,25 @@ class LiveSequence:
     prefix: "LiveSequence | None" = None
     cut: int = 0
     copies: bool = False
-    """It has what it shares in its own extent too."""
+    """Whether it has a copy of its prefix in its own extent."""
     done: int = 0
-    """Positions that are stored, or will be by the steps under way."""
+    """Positions that are stored, or will be by scheduled steps."""
     stored: int = 0
-    """Of a prefix, the positions that were stored when the step under way began."""
+    """Of a prefix, the positions that were stored when the current step was scheduled."""
     num_scheduled: int = 0
-    """Tokens that have been chosen, or will be by the steps under way; 0 while it has prompt tokens left."""
+    """Tokens that have been chosen, or will be by scheduled steps; 0 while it has prompt tokens left."""
     limit: int = 0
-    """Most tokens that it generates."""
+    """Maximum number of tokens that it generates."""
     users: int = 0
-    """Rows that read this prefix."""
+    """Number of rows that read this prefix."""
     endings: frozenset[int] = frozenset()
-    """Tokens at which it ends."""
+    """Token ids that end it."""
     stop: tuple[str, ...] = ()
-    """Texts at which it ends."""
+    """Stop strings."""
 
     @property
     def shared(self) -> int:
-        """Of its first tokens, how many it reads in the extent of its prefix."""
+        """Number of its first tokens that it reads in the extent of its prefix."""
         return 0 if self.copies else self.cut
 
     @property
@@ -50,22 +50,22 @@ class LiveSequence:
 
 @dataclass(slots=True)
 class Chunk:
-    """Neighbouring tokens of a row that a step computes."""
+    """Neighbouring tokens of a row's prompt that a step computes."""
 
     row: LiveSequence
     position: int
     count: int
     chooses: bool
-    """Whether the next token is chosen after its last one."""
+    """Whether the step chooses the token behind its last one."""
 
 
 @dataclass
 class ScheduledStep:
-    """A step: copies in the cache (source, target, tokens) first, then all else at once."""
+    """A step: first the copies in the cache (source, target, tokens), then one forward pass."""
 
     rows: list[LiveSequence] = field(default_factory=list)
-    """They decode: the newest token of each is computed, and the next one chosen."""
+    """Rows that decode: the newest token of each is computed, and the next one chosen."""
     positions: list[int] = field(default_factory=list)
-    """Of these tokens."""
+    """The positions of these tokens."""
     prompts: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)

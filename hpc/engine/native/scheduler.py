@@ -1,7 +1,7 @@
-"""What the next step computes: admission, chunks of prompts, shared prefixes, memory. Host code alone.
+"""Schedule the next step: admission, chunks of prompts, shared prefixes, memory. Host code only.
 
-Knows nothing of models or tensors, so that a simulator can drive it too. Every sequence becomes a
-`Row` with a slot and an extent of the cache; a shared prefix is a row without a sequence.
+It knows nothing of models or tensors, so that a simulator can drive it too. Every sequence becomes a
+`LiveSequence` with a slot and an extent of the cache; a shared prefix is one without a sequence.
 """
 
 from collections import deque
@@ -16,15 +16,14 @@ from hpc.engine.native.scheduled_step import Chunk, LiveSequence, ScheduledStep
 from hpc.engine.sequence import Sequence
 
 ESTIMATE_FROM = 64
-"""Ended sequences that must be known before their lengths say how much memory the next reserves."""
+"""Number of ended sequences from which on their lengths say how much memory the next one reserves."""
 
 
 class Scheduler:
-    """Which rows live, and what each step computes.
+    """Admits sequences and schedules each step.
 
-    `share`: rows read a prefix of `share_from` tokens or more where it lies; otherwise it is copied into
-    each one's extent. `mixed`: a step may both decode and compute prompts; otherwise prompts go first.
-    `refill`: see `Gate`.
+    `share`: rows read a prefix of `share_from` tokens or more in place; otherwise it is copied into the extent
+    of each. `mixed`: a step may both decode and compute prompts; otherwise prompts go first. `refill`: see `Gate`.
     """
 
     def __init__(
@@ -55,16 +54,16 @@ class Scheduler:
         self._isolated = 0
 
     def admit(self, source: Source) -> list[LiveSequence]:
-        """Give places to sequences while there is room and the next step is not full; return the new rows.
+        """Admit sequences while there is memory and the next step is not full; return the new rows.
 
-        Takes one request at a time, so that what is not needed here can go to another rank.
+        Pulls one request at a time, so that requests that are not needed here can go to another rank.
         """
         new: list[LiveSequence] = []
         if not self._slots or not self._gate.is_open(len(self.rows)):
             return new
         full = False
         pending = sum(len(row.tokens) - row.done for row in self.rows if row.done < len(row.tokens))
-        while self._slots and pending < self.step_tokens and len(self.rows) < self._most_rows():
+        while self._slots and pending < self.step_tokens and len(self.rows) < self._max_rows():
             if not self.waiting:
                 self.waiting.extend(begin(source.pull(1)))
             if not self.waiting:
@@ -72,14 +71,14 @@ class Scheduler:
             row = self._place(self.waiting[0])
             if row is None and not self.rows:
                 self._drop_prefixes()
-                row = self._place(self.waiting[0], share=False)  # beside its prefix it may be just too large
+                row = self._place(self.waiting[0], share=False)  # together with its prefix it may be just too large
             if row is None and self.rows:
                 full = bool(new)  # it gets its place when another has ended
                 break
             sequence = self.waiting.popleft()
             if row is None:
                 sequence.error = (
-                    f"it needs {self._most_tokens(sequence):,} tokens of cache, and there is room for "
+                    f"it needs {self._max_tokens(sequence):,} tokens of cache, and there is room for "
                     f"{self._extents.num_tokens:,}; lower max_new_tokens, or give the rank more memory"
                 )
                 self.failed.append(sequence)
@@ -87,7 +86,7 @@ class Scheduler:
             self.rows.append(row)
             new.append(row)
             pending += len(row.tokens) - row.done
-        if full or len(self.rows) >= self._most_rows():
+        if full or len(self.rows) >= self._max_rows():
             self._gate.note_full(len(self.rows))
         return new
 
@@ -108,7 +107,7 @@ class Scheduler:
                     plan.positions.append(done)
                     row.done = done + 1
                     row.num_scheduled += 1
-            if len(self.rows) < count:  # rows have given way to others, earlier ones too
+            if len(self.rows) < count:  # rows have been preempted, earlier ones too
                 plan.rows = [row for row in plan.rows if row.capacity]
                 plan.positions = [row.done - 1 for row in plan.rows]
                 prompts = [row for row in prompts if row.capacity]
@@ -124,16 +123,16 @@ class Scheduler:
         return plan
 
     def lookahead(self, row: LiveSequence) -> int:
-        """Return how many tokens more than planned a row that decodes may store and choose in the next step."""
+        """Return how many further tokens a decoding row may store and choose in the next step."""
         return min(row.capacity - self._own(row, row.done), row.limit - row.num_scheduled)
 
     def advance(self, row: LiveSequence) -> None:
-        """Note that a row stores and chooses a token more."""
+        """Note that a row stores and chooses one further token."""
         row.done += 1
         row.num_scheduled += 1
 
     def finish(self, row: LiveSequence) -> None:
-        """Take back the place of a row that has ended."""
+        """Free the place of a row that has ended."""
         self._lengths.append(row.num_scheduled)
         if len(self._lengths) >= ESTIMATE_FROM and len(self._lengths) % 32 == 0:
             self._usual = int(np.percentile(self._lengths, 95))
@@ -141,7 +140,7 @@ class Scheduler:
         self._release(row)
 
     def preempt(self, row: LiveSequence) -> None:
-        """Take back the place of a row, which begins anew when it is its turn, and comes to the same end."""
+        """Free the place of a row, which begins anew later and comes to the same end."""
         assert row.sequence is not None
         self._release(row)
         self.waiting.appendleft(Sequence(row.sequence.request, sample=row.sequence.sample))
@@ -160,18 +159,18 @@ class Scheduler:
         self._isolated = max(0, self._isolated - 1)
 
     def shrink(self) -> None:
-        """Let a step have half as many rows and tokens from now on."""
+        """Halve the number of rows and of prompt tokens of a step from now on."""
         self.max_seqs = max(1, self.max_seqs // 2)
         self.step_tokens = max(ALIGN, self.step_tokens // 2)
 
     def reset_limits(self) -> None:
-        """Let a step have as much as at first: what did not fit is gone."""
+        """Allow a step as much as at first: the request that did not fit is gone."""
         self.max_seqs, self.step_tokens = self._limits
 
-    def _most_rows(self) -> int:
+    def _max_rows(self) -> int:
         return 1 if self._isolated else self.max_seqs
 
-    def _most_tokens(self, sequence: Sequence) -> int:
+    def _max_tokens(self, sequence: Sequence) -> int:
         request = sequence.request
         return len(request.token_ids) + request.sampling.max_new_tokens - 1
 
@@ -220,16 +219,16 @@ class Scheduler:
             start = self._extents.take(num_tokens)
         return start
 
-    def _drop_prefixes(self, most: int | None = None) -> int:
-        """Give up prefixes that no row uses, the longest unused first; return how many."""
-        unused = [key for key, prefix in self._prefixes.items() if not prefix.users][:most]
+    def _drop_prefixes(self, count: int | None = None) -> int:
+        """Drop up to `count` prefixes that no row uses (None: all), the longest unused first; return how many."""
+        unused = [key for key, prefix in self._prefixes.items() if not prefix.users][:count]
         for key in unused:
             prefix = self._prefixes.pop(key)
             self._extents.give(prefix.start, prefix.capacity)
         return len(unused)
 
     def _begin_behind(self, row: LiveSequence, prefix: LiveSequence, plan: ScheduledStep) -> bool:
-        """Let a row begin where its prefix ends, if that is computed."""
+        """Let a row begin behind its prefix; return False if the prefix is not computed yet."""
         if (prefix.stored if row.copies else prefix.done) < row.cut:
             return False
         row.done = row.cut
@@ -250,7 +249,7 @@ class Scheduler:
         return count
 
     def _grow(self, row: LiveSequence, plan: ScheduledStep) -> bool:
-        """Make room for a row that generates more than was thought; another may have to give way."""
+        """Enlarge the extent of a row that generates more than was reserved; other rows may be preempted for it."""
         wanted = self._own(row, min(len(row.tokens) + row.limit - 1, row.done + max(row.num_scheduled, ALIGN)))
         if self._extents.extend(row.start, row.capacity, wanted):
             row.capacity = wanted

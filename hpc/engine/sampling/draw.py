@@ -1,8 +1,7 @@
-"""Tokens out of logits: penalties, the most probable token, and one drawn by a uniform number.
+"""Turn logits into tokens: apply penalties, find the most probable token, draw one by a uniform number.
 
-The number is a hash of (seed, id, sample index, position) and of nothing else, so what is drawn does
-not depend on the batch, the order or the rank. The token is drawn by inverting the cumulative
-distribution.
+The number is a hash of (seed, id, sample index, position) only, so the drawn token does not depend on the
+batch, the order or the rank. The token is drawn by inverting the cumulative distribution.
 """
 
 import hashlib
@@ -61,7 +60,7 @@ class Witness(Protocol):
 
 
 def stream(seed: int, row_id: RowId, sample: int = 0) -> int:
-    """Return the 64 bits that a sample's random numbers start from."""
+    """Return the 64 bits from which the random numbers of a sample start."""
     text = json.dumps([seed, row_id, sample]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"scattergen").digest(), "little")
 
@@ -233,10 +232,10 @@ def _cut(
 def _cut_by_mass(
     logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, zero_bits: int
 ) -> torch.Tensor:
-    """Do as `_cut` does where no row has a top_k, without sorting, which takes a GPU longer than all else.
+    """Return the same as `_cut` if no row has a top_k, without sorting, which is the slowest operation on a GPU.
 
-    The last token that is kept is the least of those above which less than top_p is: its logit is found by
-    halving the range of all float32 numbers, or of those whose `zero_bits` last bits are 0, until one is left.
+    The last kept token is the one above which the mass first falls below top_p. Its logit is found by halving the
+    range of all float32 numbers, or of those whose `zero_bits` last bits are 0, until one is left.
     """
     largest, heat = logits.amax(dim=-1, keepdim=True), temperature.float()
     floor = (largest + temperature * min_p.log()).float()
@@ -273,6 +272,6 @@ def _without(
         level = logits == border
         logits = logits.masked_fill(level & (level.cumsum(dim=-1, dtype=torch.int32) > room), -torch.inf)
     # Several times as fast as a mask; what else is cut has less than 1e-43 of the largest probability.
-    least = torch.maximum(border, largest - 100 * temperature.float())
-    under = least.nextafter(torch.full_like(least, -torch.inf))
+    lowest = torch.maximum(border, largest - 100 * temperature.float())
+    under = lowest.nextafter(torch.full_like(lowest, -torch.inf))
     return threshold(logits - under, 0.0, -torch.inf)

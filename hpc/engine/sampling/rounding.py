@@ -109,10 +109,10 @@ class Witness:
         that of all kept tokens that are nearly as probable as the last. Disputed is also that of all tokens that have
         nearly the least probability which min_p allows.
         """
-        share, least, shift = weight / mass, min_p / mass, self._shift
-        at_least = in_top_k & (least > 0) & ((share - least).abs() < 4 * shift * least)
-        at_least[:, 0] = False  # it is allowed whatever its probability
-        allowed = (share * at_least).sum(dim=-1, keepdim=True)
+        share, min_share, shift = weight / mass, min_p / mass, self._shift
+        at_min = in_top_k & (min_share > 0) & ((share - min_share).abs() < 4 * shift * min_share)
+        at_min[:, 0] = False  # it is allowed whatever its probability
+        allowed = (share * at_min).sum(dim=-1, keepdim=True)
         following = (last + 1).clamp(max=share.shape[-1] - 1)
         p_last, p_next = share.gather(-1, last), share.gather(-1, following)
         disputed = (p_last - p_next < 2 * shift * p_last) & (following > last)
