@@ -60,6 +60,8 @@ class AttentionMetadata:
     flash: "Flash | None" = None
     kept: torch.Tensor | None = None
     """int64 [rows]: tokens whose logits are wanted; for the others the last layer may skip all behind its attention."""
+    is_long: torch.Tensor | None = None
+    """bool [tokens]: the token is of a sequence with frequencies for long ones; None if none is."""
 
     def __post_init__(self, spans: Spans | Sequence[Span]) -> None:
         self.packed = torch.from_numpy(np.asarray(spans, dtype=np.int64).reshape(-1, len(Span._fields)))

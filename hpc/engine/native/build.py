@@ -46,7 +46,7 @@ def build_native(
 
     After the exception the model cannot be used for anything else. `kernel` is for a model on a CPU.
     """
-    check_supported(model, limits.context_tokens)
+    check_supported(model, limits.context_tokens, model.device.type)
     if model.device.type == "cuda":  # streams are the current device's
         torch.cuda.set_device(model.device)
     if model.dtype not in Kernel.dtypes:
@@ -70,6 +70,10 @@ def build_native(
             raise
         raise Unsupported(f"it fails with the engine's layers: {one_line(error)}") from error
     layouts = {layer: form.layout for layer, form in forms.items()}
+    before_long = frequencies.tokens_before_change(model.config.get_text_config())
+    if before_long is not None and limits.context_tokens > before_long:
+        limits = replace(limits, long_from=before_long)
+        frequencies.choose_by_token(model)
     flash, graphs = False, False
     if model.device.type == "cuda":
         flash, graphs = _gpu_means(model, forms, prompts, expected)
@@ -187,7 +191,7 @@ def _fault(
     return f"its logits differ by {worst:.1e} of the largest from those of the model's own attention"
 
 
-def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = False) -> str | None:
+def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = False, device: str = "cpu") -> str | None:
     """Return why the engine does not support a model with this configuration; None if nothing speaks against it.
 
     The trial when the model is loaded may still find that it is not supported.
@@ -198,14 +202,14 @@ def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = Fals
     except Exception:  # a model's code may do anything; loading it will say more
         return None
     try:
-        check_supported(empty, context_tokens)
+        check_supported(empty, context_tokens, device)
     except Unsupported as reason:
         return str(reason)
     return None
 
 
-def check_supported(model: Any, context_tokens: int) -> None:
-    """Raise `Unsupported` for a model that the engine cannot compute in sequences of `context_tokens`."""
+def check_supported(model: Any, context_tokens: int, device: str) -> None:
+    """Raise `Unsupported` for a model that a type of device cannot compute in sequences of `context_tokens`."""
     config = model.config.get_text_config()
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
@@ -214,7 +218,9 @@ def check_supported(model: Any, context_tokens: int) -> None:
     if not getattr(model, "_supports_attention_backend", False) and not can_adopt(model):
         raise Unsupported("its attention cannot be replaced")
     max_tokens = frequencies.tokens_before_change(config)
-    if max_tokens is not None and context_tokens > max_tokens:
+    # A GPU is a token ahead of the host, which would have to know all of them.
+    can_change = device == "cpu" and frequencies.changes_by_sequence(model)
+    if max_tokens is not None and context_tokens > max_tokens and not can_change:
         raise Unsupported(
             f"the frequencies of its positions change when a sequence grows beyond {max_tokens} tokens, and its "
             f"sequences may have {context_tokens}"

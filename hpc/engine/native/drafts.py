@@ -117,6 +117,7 @@ class _History:
     def __init__(self, row: LiveSequence) -> None:
         self.row = row
         self._tokens: list[int] = row.tokens.tolist()
+        self._prompt_len = len(row.sequence.request.token_ids) if row.sequence is not None else 0
         self._ends: dict[tuple[int, ...], int] = {}
         self._known = NGRAM
         """N-grams that end before this are in `_ends`."""
@@ -124,7 +125,7 @@ class _History:
     def draft(self, generated: list[int], count: int) -> list[int]:
         """Return what followed the last tokens when they stood together before; nothing if they never did."""
         tokens = self._tokens
-        tokens += generated[len(tokens) - len(self.row.tokens) :]
+        tokens += generated[len(tokens) - self._prompt_len :]
         for end in range(self._known, len(tokens)):
             self._ends[tuple(tokens[end - NGRAM : end])] = end
         self._known = max(self._known, len(tokens))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hpc.arrays import Ints
 from hpc.engine.layers.attention import Span, Spans
@@ -25,6 +26,8 @@ class InputBatch(NamedTuple):
     choosing: list[LiveSequence]
     """The rows whose next token is chosen."""
     shape: StepShape
+    is_long: npt.NDArray[np.bool_] | None = None
+    """[tokens]: see `AttentionMetadata`."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class InputBatchBuilder:
         if self.known:
             token_ids[:n] = [row.sequence.token_ids[-1] for row in plan.rows]  # type: ignore[union-attr]
         shape = StepShape(n, 0, n, 0.0, sum(plan.positions) + n)
-        return InputBatch(spans, token_ids, positions, latest.kept, plan.rows, shape)
+        return InputBatch(spans, token_ids, positions, latest.kept, plan.rows, shape, latest.is_long)
 
     def _lay_out(self, plan: ScheduledStep, drafts: Sequence[Sequence[int]]) -> InputBatch:
         n, prompts = len(plan.rows), plan.prompts
@@ -97,7 +100,11 @@ class InputBatchBuilder:
         kept = np.concatenate([kept, np.zeros(self._size(chosen, False) - chosen, dtype=np.int64)])
         pairs = float((tokens * (position + tokens / 2))[n:].sum()) if prompts else 0.0
         shape = StepShape(length, prompt, chosen, pairs, int((position + tokens)[:n].sum()))
-        return InputBatch(spans, token_ids, positions, kept, choosing, shape)
+        is_long = None
+        if any(row.is_long for row in rows):
+            is_long = np.zeros(len(token_ids), dtype=np.bool_)
+            is_long[:length] = np.repeat([row.is_long for row in rows], tokens)
+        return InputBatch(spans, token_ids, positions, kept, choosing, shape, is_long)
 
     def shrink(self, shape: StepShape) -> bool:
         """Halve the fixed sizes; return False if there are none, or if a step of this shape needs all of its size."""

@@ -21,5 +21,7 @@ class EngineLimits:
     """Share of the sequences that must have ended before others begin; see `hpc.engine.admission.Gate`."""
     share_from: int | None = None
     """On a GPU, tokens from which on a shared prefix is read where it lies; None: each sequence has a copy of it."""
+    long_from: int = 0
+    """Tokens beyond which a sequence is computed anew, with the frequencies for long ones; 0: there are no others."""
     drafts: bool = False
     """Compute draft tokens of greedy rows; only where a row does not depend on the batch."""

@@ -30,7 +30,8 @@ GPU_STEP_TOKENS = 8192
 
 def supports(checkpoint: Checkpoint) -> str | None:
     """Return why the engine cannot generate with a model, judging by its configuration; None if it can."""
-    reason = unsupported(checkpoint.config, _context(checkpoint), checkpoint.job.trust_remote_code)
+    device = "cuda" if checkpoint.cuda else "cpu"
+    reason = unsupported(checkpoint.config, _context(checkpoint), checkpoint.job.trust_remote_code, device)
     return reason and f"the native engine does not support this model: {reason}"
 
 
@@ -40,7 +41,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
     size, spent = checkpoint.size(model), []
     intact = True  # trying the engine changes the model
     try:
-        check_supported(model, _context(checkpoint))
+        check_supported(model, _context(checkpoint), model.device.type)
         intact = False
         kernel = None
         if model.device.type != "cuda":

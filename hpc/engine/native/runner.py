@@ -67,7 +67,7 @@ class ModelRunner:
         self._flash_bounds = (CHUNK, limits.context_tokens) if fixed else (0, 0)
         self.scheduler = Scheduler(
             cache.extents, limits.max_seqs, limits.step_tokens, share, mixed=fixed is None, refill=limits.refill,
-            share_from=limits.share_from or 0 if cuda else 0,
+            share_from=limits.share_from or 0 if cuda else 0, long_from=limits.long_from,
         )  # fmt: skip
         self._sampler = Sampler(limits.max_seqs, self._device, eos_token_ids)
         self._newest = torch.zeros(limits.max_seqs, dtype=torch.int64, device=self._device)
@@ -142,7 +142,12 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=kept,
                 engine=AttentionMetadata(
-                    self.cache, step.spans, self._kernel, flash=self._flash(step.spans), kept=kept
+                    self.cache,
+                    step.spans,
+                    self._kernel,
+                    flash=self._flash(step.spans),
+                    kept=kept,
+                    is_long=None if step.is_long is None else self._upload(step.is_long),
                 ),
             ).logits[0]
         rows = step.choosing

@@ -11,7 +11,7 @@ class LiveSequence:
     """A sequence, or a shared prefix, with a place in the cache."""
 
     tokens: Tokens
-    """The prompt."""
+    """The prompt; of a row that is computed anew also what it has generated."""
     start: int
     """Its extent in the cache, which holds the positions from `cut` on."""
     capacity: int
@@ -28,6 +28,8 @@ class LiveSequence:
     """Of a prefix, the positions that were stored when the current step was scheduled."""
     num_scheduled: int = 0
     """Tokens that have been chosen, or will be by scheduled steps; 0 while it has prompt tokens left."""
+    is_long: bool = False
+    """It has grown, or begun, beyond `EngineLimits.long_from` tokens."""
     limit: int = 0
     """Maximum number of tokens that it generates."""
     users: int = 0

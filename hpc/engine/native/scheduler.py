@@ -24,6 +24,7 @@ class Scheduler:
 
     `share`: rows read a prefix of `share_from` tokens or more in place; otherwise it is copied into the extent
     of each. `mixed`: a step may both decode and compute prompts; otherwise prompts go first. `refill`: see `Gate`.
+    `long_from`: see `EngineLimits`; the host must know all tokens.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Scheduler:
         mixed: bool = True,
         refill: float = 0.0,
         share_from: int = 0,
+        long_from: int = 0,
     ) -> None:
         self._limits = max_seqs, step_tokens
         self.max_seqs, self.step_tokens = self._limits
@@ -45,10 +47,11 @@ class Scheduler:
         self._extents = extents
         self.share = share
         self._share_from = share_from
+        self._long_from = long_from
         self._mixed = mixed
         self._gate = Gate(refill)
         self._slots = list(range(max_seqs))[::-1]
-        self._prefixes: dict[bytes, LiveSequence] = {}
+        self._prefixes: dict[tuple[bool, bytes], LiveSequence] = {}
         self._lengths: deque[int] = deque(maxlen=4096)
         self._usual: int | None = None
         self._isolated = 0
@@ -95,11 +98,15 @@ class Scheduler:
         plan = ScheduledStep()
         for shared in self._prefixes.values():
             shared.stored = shared.done
-        prompts = [row for row in self.rows if not row.num_scheduled]
+        for row in list(self.rows) if self._long_from else ():
+            grown = not row.is_long and row.live and row.done >= max(self._long_from, len(row.tokens))
+            if grown and (row.done < row.capacity or self._grow(row, plan)):
+                self._begin_as_long(row)
+        prompts = [row for row in self.rows if row.done < len(row.tokens)]
         if self._mixed or not prompts:
             count = len(self.rows)
             for row in list(self.rows):
-                if not 0 < row.num_scheduled < row.limit or not row.capacity:
+                if row.done < len(row.tokens) or row.num_scheduled >= row.limit or not row.capacity:
                     continue
                 done = row.done
                 if done - row.shared < row.capacity or self._grow(row, plan):
@@ -124,7 +131,8 @@ class Scheduler:
 
     def lookahead(self, row: LiveSequence) -> int:
         """Return how many further tokens a decoding row may store and choose in the next step."""
-        return min(row.capacity - self._own(row, row.done), row.limit - row.num_scheduled)
+        before_long = self._long_from - row.done if self._long_from and not row.is_long else row.limit
+        return min(row.capacity - self._own(row, row.done), row.limit - row.num_scheduled, before_long)
 
     def advance(self, row: LiveSequence) -> None:
         """Note that a row stores and chooses one further token."""
@@ -182,14 +190,25 @@ class Scheduler:
         request = sequence.request
         # All samples of a prompt share it but for its last token, whose logits each needs.
         cut = len(request.token_ids) - 1 if request.sampling.n > 1 else request.prefix
+        is_long = 0 < self._long_from < len(request.token_ids)
+        if not is_long and 0 < self._long_from < len(request.token_ids) + request.sampling.max_new_tokens:
+            cut = 0  # computed anew as a long one, it could not go on behind the prefix
         cut = cut if share else 0
-        prefix = self._prefix(request.token_ids[:cut]) if cut else None
+        prefix = self._prefix(request.token_ids[:cut], is_long) if cut else None
         if cut and prefix is None:
             return None
         limit = request.sampling.max_new_tokens
         copies = not self.share or cut < self._share_from
         row = LiveSequence(
-            request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, copies=copies, limit=limit
+            request.token_ids,
+            0,
+            0,
+            sequence=sequence,
+            prefix=prefix,
+            cut=cut,
+            copies=copies,
+            limit=limit,
+            is_long=is_long,
         )
         capacity = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
@@ -202,14 +221,14 @@ class Scheduler:
         row.start, row.capacity, row.slot = start, capacity, self._slots.pop()
         return row
 
-    def _prefix(self, tokens: Tokens) -> LiveSequence | None:
-        key = tokens.tobytes()
+    def _prefix(self, tokens: Tokens, is_long: bool) -> LiveSequence | None:
+        key = is_long, tokens.tobytes()
         prefix = self._prefixes.pop(key, None)
         if prefix is None:
             start = self._take(len(tokens))
             if start is None:
                 return None
-            prefix = LiveSequence(tokens, start, len(tokens))
+            prefix = LiveSequence(tokens, start, len(tokens), is_long=is_long)
         self._prefixes[key] = prefix  # the last used is the last to be dropped
         return prefix
 
@@ -226,6 +245,13 @@ class Scheduler:
             prefix = self._prefixes.pop(key)
             self._extents.give(prefix.start, prefix.capacity)
         return len(unused)
+
+    def _begin_as_long(self, row: LiveSequence) -> None:
+        """Let a row that has grown too long be computed anew in its place, as one with a longer prompt."""
+        assert row.sequence is not None
+        generated = np.array(row.sequence.token_ids, dtype=np.int32)
+        row.tokens = np.concatenate([row.sequence.request.token_ids, generated])
+        row.done, row.is_long = 0, True
 
     def _begin_behind(self, row: LiveSequence, prefix: LiveSequence, plan: ScheduledStep) -> bool:
         """Let a row begin behind its prefix; return False if the prefix is not computed yet."""
