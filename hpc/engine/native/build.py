@@ -208,7 +208,7 @@ def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = Fals
     return None
 
 
-def check_supported(model: Any, context_tokens: int, device: str) -> None:
+def check_supported(model: Any, context_tokens: int, device: str = "cpu") -> None:
     """Raise `Unsupported` for a model that a type of device cannot compute in sequences of `context_tokens`."""
     config = model.config.get_text_config()
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
