@@ -11,7 +11,9 @@ from rich.table import Table as RichTable
 
 from hpc.exit import FAULT, OK, Refusal
 from hpc.report.page import Table, page, several
-from hpc.report.timeline import KINDS, AttemptHistory, History, read
+from hpc.report.read_events import read
+from hpc.report.timeline import KINDS, AttemptHistory, History
+from hpc.report.trace import trace
 from hpc.rundir import atomic
 from hpc.rundir.progress import duration
 
@@ -37,6 +39,8 @@ def report(paths: Sequence[Path], html: bool = True) -> int:
     show(tables, notes)
     if not html:
         return OK
+    if len(runs) == 1 and (code := write_trace(runs[0])) != OK:
+        return code
     name = "report.html" if len(runs) == 1 else f"report-versus-{runs[1].path.resolve().name}.html"
     return write_page(runs[0].path / name, runs, tables, notes)
 
@@ -54,6 +58,18 @@ def write_page(path: Path, runs: Sequence[History], tables: Sequence[Table], not
         print(f"scattergen: cannot write {path}: {error.strerror}; --no-html prints the tables alone", file=sys.stderr)
         return FAULT
     print(f"page: {path}")
+    return OK
+
+
+def write_trace(run: History) -> int:
+    """Write the spans of a run beside its page; return the exit code."""
+    path = run.path / "trace.json"
+    try:
+        atomic.write(path, trace(run))
+    except OSError as error:
+        print(f"scattergen: cannot write {path}: {error.strerror}; --no-html prints the tables alone", file=sys.stderr)
+        return FAULT
+    print(f"trace: {path} (open it in https://ui.perfetto.dev)")
     return OK
 
 
@@ -89,6 +105,12 @@ def remarks(run: History) -> list[str]:
         found.append("the run is going on: figures are as of its latest events")
     elif any(attempt.ending in ("interrupted", "failed") for attempt in run.attempts):
         found.append("figures of an attempt that did not come to its end are as of its latest events")
+    for attempt in run.attempts:
+        if not attempt.told:
+            found.append(
+                f"attempt {attempt.number} is of an earlier version, whose ranks did not write what they did: only "
+                "loading, generating and waiting are told apart"
+            )
     if run.damaged:
         found.append(f"{several(run.damaged, 'line')} of events could not be read: half written, or damaged")
     return found

@@ -65,7 +65,7 @@ class Picture:
     def _take(self, rank: int, event: dict[str, Any]) -> None:
         phase, when = event.pop("phase"), event.pop("time")
         self.time = max(self.time, when)
-        if phase == "spent":  # of what is past
+        if phase in ("span", "spent"):  # "spent": of an earlier version
             return
         if phase == "load" and "seconds" in event:
             self.expected_end = when + event["seconds"]

@@ -10,8 +10,6 @@ ESTIMATE_S, ESTIMATE_SHARE, ESTIMATE_ROWS = 10.0, 0.05, 3
 """After so many seconds, and so many of the rows, the rest of a run can be told from its beginning: the first rows to
 end say little, as those that take longest are begun first."""
 MESSAGE_S = 2.0
-LEAST_SPENT_S = 0.05
-"""What took less is not worth an event."""
 
 
 @dataclass
