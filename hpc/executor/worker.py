@@ -48,7 +48,6 @@ class _Assignment:
     directory: RunDirectory
     attempt: int
     model_path: Path
-    file_names: tuple[str, ...]
     place: Binding
     deadline: Deadline
     events: Events
@@ -123,7 +122,6 @@ class Worker:
             directory,
             values["attempt"],
             Path(values["model_path"]),
-            tuple(values["file_names"]),
             Binding(**values["place"]),
             Deadline(values["seconds_left"]),
             Events(directory.events(values["attempt"], self.world.rank)),
@@ -140,7 +138,7 @@ class Worker:
             given = self.assignment
             use_threads(given.place.threads)
             given.events.span("import")
-            self._checker = self.loader.checker(given.job, given.model_path, given.file_names)
+            self._checker = self.loader.checker(given.job, given.model_path)
             given.events.span(FOLLOW)
         answer_block(self.world, message, self._checker.check_block)
 
