@@ -255,9 +255,9 @@ def test_a_run_that_has_said_nothing_is_said_to(
 ) -> None:
     path = write_run(tmp_path / "run", files)
     assert report([path]) == 0
-    assert capsys.readouterr().out == (
-        f"{path}: nothing to report yet: no attempt has said anything in {path / 'events'}\n"
-    )
+    printed = capsys.readouterr().out
+    assert "nothing to report yet" in printed
+    assert str(path / "events") in printed
 
 
 @pytest.mark.parametrize("length", range(1, 8))
@@ -284,9 +284,8 @@ def test_without_matplotlib_the_tables_come_and_a_line_says_how_to_get_the_page(
     (tmp_path / "hidden" / "matplotlib" / "__init__.py").write_text("raise ImportError('no matplotlib')")
     ended = with_path(tmp_path / "hidden", run)
     assert "rank-seconds" in ended.out
-    assert [line for line in ended.out.splitlines() if "scattergen[report]" in line] == [
-        "no page was written, for want of matplotlib: pip install 'scattergen[report]'"
-    ]
+    [line] = [line for line in ended.out.splitlines() if "matplotlib" in line]
+    assert "pip install 'scattergen[report]'" in line
     assert (ended.out.splitlines()[-1], (run / "report.html").exists(), ended.err) == ("0 []", False, "")
 
 

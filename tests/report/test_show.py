@@ -72,7 +72,9 @@ def test_a_sample_is_of_the_rows_that_fulfil_the_conditions(shown: Shown) -> Non
 
 
 def test_where_no_row_fulfils_the_conditions_it_says_how_many_there_are(shown: Shown) -> None:
-    assert shown("text=nothing") == "no row with text=nothing; 6 rows, 6 of them with a completion or an error\n"
+    printed = shown("text=nothing")
+    assert "no row with text=nothing" in printed
+    assert "6 rows" in printed
 
 
 def test_a_long_text_is_cut_and_all_of_it_is_there_when_asked_for(shown: Shown) -> None:
