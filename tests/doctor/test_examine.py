@@ -75,7 +75,7 @@ def wrong(found: Findings) -> list[str]:
 
 
 def to_fix(found: Findings, check: str, *names: str) -> None:
-    """Assert that one line alone says FIX, that it is of a check, and that it names the value, the node, the way out."""
+    """Assert that one line alone says FIX, of this check, and that it names value, node and way out."""
     [line] = [line for line in diagnose(found) if not line.ok]
     assert line.what == check
     assert [name for name in names if name not in str(line)] == [], str(line)
@@ -269,7 +269,7 @@ def test_a_model_without_weights_is_to_be_fixed() -> None:
 
 def test_a_model_that_differs_from_that_of_rank_0_is_to_be_fixed() -> None:
     found = findings(of_rank("a"), of_rank("b", model={"files": 1, "bytes": 7, "error": ""}))
-    to_fix(found, "model", "on b", "1 weight files of 7 bytes", "where every node can read it")
+    to_fix(found, "model", "on b", "1 weight files of 7 bytes", "where every node reads the same")
 
 
 def test_too_little_space_in_the_run_directory_is_to_be_fixed() -> None:
