@@ -11,21 +11,20 @@ from hpc.exit import Refusal
 from hpc.report.rows import Answered, RunRows
 
 MAX_COUNTED = 20_000
-"""Completions that are decoded to be counted, spread over all: 50 us each, so a second."""
+"""Number of completions to decode and count, evenly spread over all: decoding one takes 50 us, so all take a second."""
 EXAMPLES, ERROR_EXAMPLES = 5, 2
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a run has answered."""
+    """The answers of a run, counted."""
 
     rows: int
     """Of the corpus."""
     answered: int
     """Rows with a completion or an error."""
     endings: dict[str, int]
-    """Rows by finish reason, and errors by kind ("error: prompt"), of all that are answered, or of some of these that
-    are spread over all; the largest number first."""
+    """Number of counted rows by finish reason, of errors by kind ("error: prompt"); the largest first."""
     prompt_tokens: Ints
     """Length of each prompt that was not refused, shape [rows]."""
     completion_tokens: Ints
@@ -34,7 +33,7 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents | None:
-    """Return what a run has answered; None where its corpus was not read to its end."""
+    """Count the answers of a run; return None if its corpus was not read to the end."""
     try:
         rows = RunRows(path)
     except Refusal:
@@ -58,7 +57,7 @@ def read_contents(path: Path) -> Contents | None:
 
 
 def _spread(rows: Ints, count: int) -> Ints:
-    """Return at most so many of some rows, spread over all of them."""
+    """Return at most `count` of the rows, evenly spread."""
     if len(rows) <= count:
         return rows
     spread: Ints = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]

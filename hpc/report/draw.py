@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 120
-"""Moments between which the rate of a run is drawn."""
+"""Number of intervals for which the rate of a run is drawn."""
 MIN_SHOWN = 0.004
-"""Share of an attempt below which waiting is drawn as generating: it would not be seen, and there is much of it."""
+"""Waits shorter than this share of an attempt are drawn as generating: they are many, and too thin to see."""
 
 INK = "#010101"
 COLOURS = {kind: f"#0102{index:02x}" for index, kind in enumerate(KINDS)}
-"""What matplotlib draws with; in the page a variable of the style stands for each."""
+"""Placeholder colours for matplotlib; `svg` replaces each by a variable of the page's style."""
 
 
 def _figure_of(height: float) -> "Figure":
@@ -34,7 +34,7 @@ def _figure_of(height: float) -> "Figure":
 
 
 def draw_shares(bars: Sequence[tuple[str, dict[str, float]]]) -> "Figure":
-    """Draw a bar for each, of the shares of its rank-seconds."""
+    """Draw a bar for each name, divided by the kinds of its rank-seconds."""
     figure = _figure_of(0.6 + 0.35 * len(bars))
     axes = figure.subplots()
     for index, (_, seconds) in enumerate(bars):
@@ -48,7 +48,7 @@ def draw_shares(bars: Sequence[tuple[str, dict[str, float]]]) -> "Figure":
 
 
 def draw_lengths(prompts: Ints, outputs: Ints) -> "Figure":
-    """Draw how many prompts and how many outputs have which length, by powers of two."""
+    """Draw histograms of the lengths of prompts and outputs, in tokens, by powers of two."""
     figure = _figure_of(2.8)
     parts = (("prompt", prompts, "read"), ("output", outputs, "generate"))
     for axes, (name, lengths, kind) in zip(figure.subplots(1, 2), parts, strict=True):
@@ -63,7 +63,7 @@ def draw_lengths(prompts: Ints, outputs: Ints) -> "Figure":
 
 
 def draw_rates(run: History) -> "Figure":
-    """Draw the tokens/s of all ranks over time, attempt after attempt, without the time between them."""
+    """Draw the tokens/s of all ranks over time, one attempt after the other, leaving out the time between them."""
     figure = _figure_of(2.6)
     axes = figure.subplots()
     whole = sum(attempt.ended - attempt.began for attempt in run.attempts)
@@ -85,7 +85,7 @@ def draw_rates(run: History) -> "Figure":
 
 
 def draw_ranks(attempt: AttemptHistory) -> "Figure":
-    """Draw what each rank did over time, and beside it the tokens it generated."""
+    """Draw the spans of each rank over time, and beside them its number of tokens."""
     ranks = sorted(attempt.ranks, key=lambda rank: rank.progress.ended)
     if len(ranks) > SHOWN_RANKS:  # the first and the last to end among them
         ranks = [ranks[round(i)] for i in np.linspace(0, len(ranks) - 1, SHOWN_RANKS)]
@@ -93,9 +93,9 @@ def draw_ranks(attempt: AttemptHistory) -> "Figure":
     figure = _figure_of(1.0 + 0.24 * len(ranks))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     unit, name = _unit(attempt.ended - attempt.began)
-    least = MIN_SHOWN * (attempt.ended - attempt.began)
+    min_s = MIN_SHOWN * (attempt.ended - attempt.began)
     for index, rank in enumerate(ranks):
-        for kind, began, ended in _drawn(rank.spans, least):
+        for kind, began, ended in _drawn(rank.spans, min_s):
             bar = ((began - attempt.began) / unit, (ended - began) / unit)
             left.broken_barh([bar], (index - 0.38, 0.76), color=COLOURS[kind], linewidth=0)
         right.barh(index, rank.progress.generated_tokens, height=0.76, color=COLOURS["generate"])
@@ -108,23 +108,23 @@ def draw_ranks(attempt: AttemptHistory) -> "Figure":
     return _inked(figure)
 
 
-def _drawn(spans: Sequence[Span], least: float) -> list[tuple[str, float, float]]:
-    """Return what to draw of a rank: kind, beginning and end; waiting shorter than `least` seconds as generating."""
+def _drawn(spans: Sequence[Span], min_s: float) -> list[tuple[str, float, float]]:
+    """Return kind, beginning and end of the bars of a rank; a wait below `min_s` seconds becomes generating."""
     found: list[tuple[str, float, float]] = []
     for span in spans:
-        kind = "generate" if span.kind == "wait" and span.ended - span.began < least else span.kind
+        kind = "generate" if span.kind == "wait" and span.ended - span.began < min_s else span.kind
         began = found.pop()[1] if found and found[-1][0] == kind else span.began
         found.append((kind, began, span.ended))
     return found
 
 
 def _unit(seconds: float) -> tuple[float, str]:
-    """Return what to measure a time in: seconds of the unit, its name."""
+    """Return the unit for a duration: its seconds and its name."""
     return (1, "s") if seconds < 300 else (60, "min") if seconds < 3 * 3600 else (3600, "h")
 
 
 def _inked(figure: "Figure") -> "Figure":
-    """Give axes the colour of the text and short numbers of tokens; leave away what is not needed."""
+    """Give axes the colour of the text, short numbers for tokens and rows, and no frame."""
     from matplotlib.ticker import EngFormatter
 
     axes: Axes
@@ -141,7 +141,7 @@ def _inked(figure: "Figure") -> "Figure":
 
 
 def svg(figure: "Figure", name: str, label: str) -> str:
-    """Return a figure as an SVG element for a page, with ids that begin with `name` and the page's colours."""
+    """Return a figure as an SVG element with the page's colours; its ids begin with `name`."""
     import matplotlib
 
     drawn = StringIO()

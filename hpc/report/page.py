@@ -12,12 +12,12 @@ from hpc.report.timeline import KINDS, AttemptHistory, History
 
 SHOWN_ATTEMPTS = 12
 MAX_CHARS = 300
-"""Of each side of a row that is shown."""
+"""Of an input or output in the table of rows."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row that is shown, as text."""
+    """A row of the run, as texts of the page."""
 
     name: str
     input: str
@@ -28,7 +28,7 @@ class Example:
 def page(
     runs: Sequence[History], tables: Sequence[Table], notes: Sequence[Sequence[str]], contents: Contents | None = None
 ) -> str:
-    """Return the whole page of one run, with its `contents` where they are known, or of two that are compared."""
+    """Return the page of one run, with its `contents` where known, or the comparison of two."""
     import jinja2
     from markupsafe import Markup
 
@@ -76,7 +76,7 @@ def _ranks(attempt: AttemptHistory, label: str) -> str:
 
 
 def _example(row: Answered) -> Example:
-    """Return a row as the page shows it."""
+    """Return a row as texts of the page."""
     turns = prompt_of(row.given) if row.given is not None else ()
     given = "\n".join(f"{role}: {text}" if role else text for role, text in turns)
     output = row.error["message"] if row.error else (row.completion.text if row.completion else "") or ""

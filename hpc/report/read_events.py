@@ -15,12 +15,12 @@ from hpc.rundir.lock import is_held
 from hpc.rundir.progress import Progress, Work
 
 LEADING = ("begin", "read", "plan", "merge", "drained", "done")
-"""Phases that rank 0 alone writes, and every job with a share of the rows."""
+"""Phases that only rank 0 writes, or the job of a share."""
 
 
 @dataclass
 class _Log:
-    """What one event file says."""
+    """The contents of one event file."""
 
     rank: int
     times: list[float] = field(default_factory=list)
@@ -32,23 +32,23 @@ class _Log:
     latest: dict[str, Any] = field(default_factory=dict)
     """The latest event with counts."""
     begun: list[tuple[str, float]] = field(default_factory=list)
-    """What it did, and from when on."""
+    """Kind and beginning of each span."""
     counts: list[tuple[float, int]] = field(default_factory=list)
-    """When it had generated how many tokens."""
+    """Times and the tokens generated until then."""
     damaged: int = 0
 
     @cached_property
     def progress(self) -> Progress | None:
-        """What the rank had done at the latest event; None if it had not begun to generate. For when all is read."""
+        """The latest progress; None if the rank had not begun to generate. Cached: ask when the file is read."""
         return Progress.from_json(self.latest) if self.latest else None
 
     @property
     def leads(self) -> bool:
-        """Whether it is rank 0's, or that of a job with a share of the rows."""
+        """Whether it is the file of rank 0, or of the job of a share."""
         return self.rank == 0 or any(phase in LEADING for phase in self.at)
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take in an event; raise if it is none."""
+        """Add an event; raise `ValueError`, `TypeError` or `KeyError` if it is none."""
         time, phase = float(event["time"]), str(event["phase"])
         if phase == "span":
             kind = str(event["kind"])
@@ -67,9 +67,9 @@ class _Log:
         self.at.setdefault(phase, time)
 
     def spans(self, began: float, ended: float) -> list[Span]:
-        """Return what it did between two times.
+        """Return its spans between two times.
 
-        A rank of an earlier version wrote no spans: its loading and generating is known from its counts.
+        An earlier version wrote no spans: loading and generating are known from its counts.
         """
         begun = self.begun
         if not begun and (progress := self.progress):
@@ -84,7 +84,7 @@ class _Crew:
     """The ranks of one job in an attempt: all of them, or the one of a share."""
 
     logs: list[_Log]
-    """That of rank 0 or of the share first; those without events have nothing but a number."""
+    """The file of rank 0, or of the share, comes first; ranks without a file have a number alone."""
     directory: RunDirectory
     latest: bool
     began: float = field(init=False)
@@ -100,7 +100,7 @@ class _Crew:
 
     @property
     def leader(self) -> _Log:
-        """Who tells the others what to do."""
+        """The file of rank 0, or of the share."""
         return self.logs[0]
 
     def _ending(self) -> str:
@@ -120,7 +120,7 @@ class _Crew:
         return "failed" if self.directory.state == "failed" else "interrupted"
 
     def ranks(self) -> Iterable[RankHistory]:
-        """Yield the ranks with what they did from the beginning to the end."""
+        """Yield the ranks with their spans over the whole attempt."""
         leading = [
             Span("other", span.began, span.ended) if span.kind == FOLLOW else span
             for span in self.leader.spans(self.began, self.ended)
@@ -169,7 +169,7 @@ def _read_log(path: Path, rank: int) -> _Log:
 
 
 def _attempt(number: int, logs: list[_Log], directory: RunDirectory, latest: dict[int, int]) -> AttemptHistory:
-    """Put together what the event files of an attempt say."""
+    """Make an attempt of its event files."""
     leaders = [log for log in logs if log.leads]
     followers = [log for log in logs if not log.leads]
     if followers and not (leaders and leaders[0].rank == 0):

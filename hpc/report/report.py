@@ -1,4 +1,4 @@
-"""Report: where the time of a run went, or of two beside each other: tables, and a page with pictures of them."""
+"""Report where the time of a run went, or of two in comparison: tables on the terminal, a page, and a trace."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from hpc.rundir import atomic
 from hpc.rundir.progress import duration
 
 TERMINAL_COLUMNS = 240
-"""A table takes what it needs of them; one that is cut says less than one that is wrapped."""
+"""Width that is allowed to tables: the terminal wraps a wide line, where rich would cut it."""
 
 
 def report(paths: Sequence[Path], html: bool = True) -> int:
-    """Print where the time of a run went, or of two, and with `html` write a page of it; return the exit code.
+    """Print where the time of one run or of two went; with `html` write the page too; return the exit code.
 
     Raises `Refusal` for a path that is no run directory.
     """
@@ -50,7 +50,7 @@ def report(paths: Sequence[Path], html: bool = True) -> int:
 
 
 def write_page(path: Path, make: Callable[[], str]) -> int:
-    """Write the page and say where it is, or how to get it; return the exit code."""
+    """Write the page, or say which library is missing; return the exit code."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -66,7 +66,7 @@ def write_page(path: Path, make: Callable[[], str]) -> int:
 
 
 def write_trace(run: History) -> int:
-    """Write the spans of a run beside its page; return the exit code."""
+    """Write the trace of a run; return the exit code."""
     path = run.path / "trace.json"
     try:
         atomic.write(path, trace(run))
@@ -78,7 +78,7 @@ def write_trace(run: History) -> int:
 
 
 def describe(run: History) -> str:
-    """Say what ran, and how it ended."""
+    """Return a line on the model, the engine and the ending of a run."""
     job, last = run.job["job"], run.attempts[-1]
     engine = run.summary.get("engine", job["engine"])
     what = f"{job['model']} with the {engine} engine in {run.job['bound'].get('dtype', job['dtype'])}"
@@ -86,7 +86,7 @@ def describe(run: History) -> str:
 
 
 def remarks(run: History) -> list[str]:
-    """Say what else the events and the summary tell."""
+    """Return further facts of the events and the summary, a line each."""
     total, found = run.total, []
     if total.guessed_tokens:
         right = total.accepted_tokens / total.guessed_tokens
@@ -121,7 +121,7 @@ def remarks(run: History) -> list[str]:
 
 
 def predictions(run: History) -> list[str]:
-    """Compare what was expected of each attempt that came to its end with what it was, and with the device's limit."""
+    """Return lines that compare each finished attempt with its prediction and with the limit of the device."""
     found = []
     for attempt in run.attempts:
         what = f"attempt {attempt.number}: "

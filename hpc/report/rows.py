@@ -1,4 +1,4 @@
-"""Take rows of a run out of its run directory, the input of each beside its output; also of a run that is going on."""
+"""Read rows of a run, finished or running, from its run directory: input and output of each."""
 
 import json
 import random
@@ -21,7 +21,7 @@ from hpc.output.write import what_is_gone
 from hpc.request import Completion, RowId
 
 FIELDS = ("id", "finish_reason", "error", "text", "prompt_tokens", "completion_tokens")
-"""What a condition may be about, besides `meta.KEY`, a key of the row in the corpus."""
+"""Fields of a condition, besides `meta.KEY`, a key of the row in the corpus."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class Answered:
     row: int
     id: RowId | None
     place: str
-    """Where it stands in the corpus; empty where the corpus cannot be read."""
+    """Its place in the corpus; empty if the corpus cannot be read."""
     given: dict[str, Any] | None
-    """What the row says; None where it, or the corpus, cannot be read."""
+    """The row of the corpus; None if it, or the corpus, cannot be read."""
     prompt_tokens: int
     completion: Completion | None
-    """None for a refused row, and while a row has none."""
+    """None for a refused row, and for one that is not finished."""
     error: Mapping[str, str] | None
 
     @property
     def finish_reason(self) -> str:
-        """Why it ended; "pending" while it has no completion."""
+        """Finish reason of its first sample; "error", or "pending" before it has a completion."""
         if self.error is not None:
             return "error"
         return "pending" if self.completion is None else str(self.completion.finish_reason)
 
     def value(self, name: str) -> Any:
-        """Return a field of `FIELDS`; of an error its kind."""
+        """Return the value of a field of `FIELDS`; "error" is the kind of the error."""
         if name == "error":
             return self.error["kind"] if self.error else None
         if name in ("text", "completion_tokens"):
@@ -58,14 +58,14 @@ class Answered:
 
 @dataclass(frozen=True)
 class Condition:
-    """A field of a row that is to have a value."""
+    """A field and the value that it must have."""
 
     field: str
     value: str
 
     @classmethod
     def of(cls, text: str) -> "Condition":
-        """Return the condition that FIELD=VALUE stands for; raise `Refusal` if it stands for none."""
+        """Parse FIELD=VALUE; raise `Refusal` if that is not its form or there is no such field."""
         field, equals, value = text.partition("=")
         if not equals or not (field in FIELDS or field.startswith("meta.")):
             raise Refusal(
@@ -76,11 +76,11 @@ class Condition:
 
     @property
     def key(self) -> str | None:
-        """The key of a corpus row that it is about; None if it is about the output."""
+        """The key of the corpus row; None for a field of the output."""
         return self.field.removeprefix("meta.") if self.field.startswith("meta.") else None
 
     def holds(self, value: Any) -> bool:
-        """Say whether a value is the one that is asked for: as JSON writes it, strings without quotes."""
+        """Return whether a value equals that of the condition: both as JSON, strings without quotes."""
         return self.value == (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
@@ -88,12 +88,12 @@ class RunRows:
     """The rows of a run, by their index in the corpus."""
 
     def __init__(self, path: Path) -> None:
-        """Open a run directory; raise `Refusal` if it is none, or its corpus was not read to its end."""
+        """Open a run directory; raise `Refusal` if it is none, or its corpus was not read to the end."""
         self.run = RecordedRun.open(path)
         self._records = self.run.index.find(self.run.tokens.keys)
         self._refused = dict(self.run.tokens.errors())
         self.gone = what_is_gone(self.run.tokens)
-        """Which file of the corpus cannot be read any more; empty if all is as it was."""
+        """Names the corpus file that is missing or changed; empty if all are as they were."""
 
     @property
     def answered(self) -> Ints:
@@ -102,7 +102,7 @@ class RunRows:
         return np.flatnonzero((self._records >= 0) | ~tokens.good)
 
     def named(self, ids: Sequence[str]) -> Ints:
-        """Return the rows with these ids, the text of strings and integers; raise `Refusal` for one that no row has."""
+        """Return the rows whose id, as text, is one of `ids`; raise `Refusal` for an id that no row has."""
         tokens, wanted = self.run.tokens, set(ids)
         found = [(row, str(identity)) for row in range(tokens.num_rows) if (identity := tokens.id(row)) is not None]
         rows = [row for row, name in found if name in wanted]
@@ -111,7 +111,7 @@ class RunRows:
         return np.array(rows, dtype=np.int64)
 
     def select(self, rows: Ints, conditions: Sequence[Condition]) -> Iterator[int]:
-        """Yield those of some rows, in order, that fulfil all conditions."""
+        """Yield the rows, of those given, that fulfil all conditions, in order."""
         about_input = [condition for condition in conditions if condition.key is not None]
         about_output = [condition for condition in conditions if condition.key is None]
         if about_input:
@@ -130,7 +130,7 @@ class RunRows:
                 yield answered.row
 
     def read(self, rows: Sequence[int]) -> list[Answered]:
-        """Return rows with their input and output, in order."""
+        """Return rows with input and output, in the order of the corpus."""
         ordered = np.array(sorted(rows), dtype=np.int64)
         given = {} if self.gone else {row: (place, value) for row, place, value in self._corpus(ordered)}
         found = []
@@ -140,11 +140,11 @@ class RunRows:
         return found
 
     def sample(self, rows: Sequence[int], count: int) -> list[int]:
-        """Return so many of some rows, drawn anew each time, in order."""
+        """Draw `count` of the rows at random; return them in order."""
         return sorted(random.sample(rows, min(count, len(rows))))
 
     def _completions(self, rows: Ints) -> Iterator[tuple[int, Completion]]:
-        """Yield the completions of those rows that have one."""
+        """Yield row and completion of each row that has one."""
         rows = rows[(self._records[rows] >= 0) & self.run.tokens.good[rows]]
         for row, record in zip(rows.tolist(), self.run.index.read(self._records[rows].tolist()), strict=True):
             try:
@@ -153,7 +153,7 @@ class RunRows:
                 raise Refusal(f"row {row} of {self.run.directory.path}: {error}; run the job again") from error
 
     def outputs(self, rows: Ints) -> Iterator[Answered]:
-        """Yield rows without their input."""
+        """Yield rows with output alone."""
         tokens = self.run.tokens
         completions = self._completions(rows)
         following = next(completions, None)
@@ -166,7 +166,7 @@ class RunRows:
             yield Answered(row, tokens.id(row), "", None, prompt_tokens, completion, error)
 
     def _corpus(self, rows: Ints) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-        """Yield index, place and value of some rows of the corpus, read no further; None where it cannot be read."""
+        """Yield index, place and value of rows of the corpus; None for a row that cannot be read. Stop at the last."""
         wanted = iter(rows.tolist())
         following = next(wanted, None)
         try:
@@ -184,7 +184,7 @@ class RunRows:
 
 
 def prompt_of(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield the prompt of a corpus row in parts, each with the role of its turn; none for a prompt without turns."""
+    """Yield role and text of each turn of a prompt; a prompt without turns is one with the role ""."""
     messages = given.get("messages")
     if isinstance(messages, list):
         for turn in messages:
@@ -195,7 +195,7 @@ def prompt_of(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of the content of a turn: a string, or parts with text."""
+    """Return the text of a turn's content: a string, or a list of text parts."""
     if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
         return "".join(str(part["text"]) for part in content)
     return "" if content is None else str(content)

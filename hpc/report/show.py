@@ -15,18 +15,18 @@ from hpc.exit import OK, Refusal
 from hpc.report.rows import Answered, Condition, RunRows, prompt_of
 
 MAX_CHARS = 2000
-"""Of each side of a row, unless all of it is asked for: some 40 lines of a terminal."""
+"""Of an input or output, without `--whole`: some 40 lines of a column."""
 MIN_COLUMNS = 60
-"""Below this width, two columns side by side hold no text."""
+"""A narrower terminal wraps the lines: two columns would hold no text."""
 _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, what turns the direction of a line, halves of surrogate pairs."""
+"""Control characters except tab and newline, bidirectional controls, halves of surrogate pairs."""
 
 
 def show(path: Path, where: Sequence[str], ids: Sequence[str], sample: int | None, rows: int, whole: bool) -> int:
-    """Print rows of a run that fulfil all conditions: the first ones, or a sample; return the exit code.
+    """Print the first rows that fulfil all conditions, or a sample of them; return the exit code.
 
-    Rows that have neither completion nor error yet are shown where their ids name them. Raises `Refusal`
-    for a path that is no run directory, and for a condition that is none.
+    A row without completion or error is printed only if `ids` name it. Raises `Refusal` for a path that
+    is no run directory, and for a malformed condition.
     """
     for name, number in (("--sample", sample), ("--rows", rows)):
         if number is not None and number < 1:
@@ -53,7 +53,7 @@ def show(path: Path, where: Sequence[str], ids: Sequence[str], sample: int | Non
 
 
 def draw(answered: Answered, max_chars: int | None) -> Table:
-    """Return a row as a table of two columns, its title saying which row it is and how it ended."""
+    """Return a row as a table of input and output; title and heads name the row, its lengths and its ending."""
     title = f"row {answered.row}"
     if answered.id is not None and answered.id != answered.row:
         title += f", id {answered.id!r}"
@@ -105,5 +105,5 @@ def _cut(text: Text, max_chars: int | None) -> Text:
 
 
 def printable(text: str | None) -> str:
-    """Return a text in which a terminal finds no command: control characters are written as escapes."""
+    """Return a text with control characters escaped, so that it cannot command the terminal."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text or "")

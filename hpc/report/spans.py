@@ -1,4 +1,4 @@
-"""Put together what each rank did when, from the spans that the ranks wrote."""
+"""Make a timeline without gaps of the spans that a rank wrote."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from hpc.rundir.events import FOLLOW
 
 @dataclass(frozen=True)
 class Span:
-    """What a rank did for a while; times in seconds of the clock."""
+    """An activity of a rank; times in seconds of the clock."""
 
     kind: str
     began: float
@@ -17,10 +17,10 @@ class Span:
 
 
 def chain(begun: Iterable[tuple[str, float]], began: float, ended: float, before: str) -> list[Span]:
-    """Return spans without a gap from `began` to `ended`: each of `begun`, a kind and a time, until the next one.
+    """Return spans that cover `began` to `ended`. Each of `begun`, kind and time, lasts until the next one.
 
-    What was before the first of them is of the kind `before`. A time before that of its predecessor, by a
-    clock that was set, counts as the predecessor's.
+    The time before the first is of the kind `before`. A time earlier than its predecessor's, from a clock
+    that was set, counts as the predecessor's.
     """
     kinds, times = [before], [began]
     for kind, time in begun:
@@ -35,9 +35,9 @@ def chain(begun: Iterable[tuple[str, float]], began: float, ended: float, before
 
 
 def followed(spans: Iterable[Span], leading: Sequence[Span]) -> list[Span]:
-    """Return the spans of a rank with rank 0's in the place of those in which it follows.
+    """Replace each span "follow" of a rank by the spans of rank 0 in that time.
 
-    While rank 0 loads or generates, who follows is idle.
+    A rank that follows while rank 0 loads or generates is idle.
     """
     found: list[Span] = []
     for span in spans:

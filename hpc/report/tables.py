@@ -13,7 +13,7 @@ SHOWN_RANKS = 64
 
 @dataclass(frozen=True)
 class Table:
-    """What is printed on a terminal and stands in the page."""
+    """A table of the terminal and of the page."""
 
     title: str
     heads: tuple[str, ...]
@@ -21,7 +21,7 @@ class Table:
 
 
 def attempts_table(run: History) -> Table:
-    """Return when each attempt was, and what was done in it."""
+    """Return a table of attempts: time, ranks, rows, tokens, ending."""
     heads = ("attempt", "began", "took", "ranks", "rows", "tokens", "tokens/s", "ended", "Slurm job")
     rows = [
         (
@@ -40,7 +40,7 @@ def attempts_table(run: History) -> Table:
 
 
 def time_table(run: History) -> Table:
-    """Return the rank-seconds of each attempt by what they went to."""
+    """Return a table of the rank-seconds of each attempt by kind."""
     listed = [(str(attempt.number), attempt.seconds) for attempt in run.attempts]
     if len(listed) > 1:
         listed.append(("all", run.seconds))
@@ -55,7 +55,7 @@ def time_table(run: History) -> Table:
 
 
 def versus_table(one: History, other: History) -> Table:
-    """Return the figures of two runs side by side, and what the second has for each 1 of the first."""
+    """Return a table of the figures of two runs, and their ratio."""
     rows = []
     for (name, value), versus in zip(_figures(one).items(), _figures(other).values(), strict=True):
         ratio = versus / value if value else None
@@ -66,7 +66,7 @@ def versus_table(one: History, other: History) -> Table:
 
 
 def endings_table(contents: Contents) -> Table:
-    """Return how the rows ended: by finish reason, and errors by their kind."""
+    """Return a table of rows by finish reason, and of errors by kind."""
     counted = sum(contents.endings.values())
     rows = [(name, f"{count:,}", f"{count / counted:.1%}") for name, count in contents.endings.items()]
     title = "How the rows ended"
@@ -78,7 +78,7 @@ def endings_table(contents: Contents) -> Table:
 
 
 def ranks_table(attempt: AttemptHistory) -> Table:
-    """Return how fast each rank of an attempt was; of very many, the slowest."""
+    """Return a table of the tokens/s of each rank; of more than `SHOWN_RANKS` the slowest."""
     listed = [(_speed(rank), rank) for rank in attempt.ranks]
     title = f"Tokens per second of each rank, attempt {attempt.number}"
     if len(listed) > SHOWN_RANKS:
@@ -118,7 +118,7 @@ def _figures(run: History) -> dict[str, float]:
 
 
 def _rate(attempts: Sequence[AttemptHistory]) -> float:
-    """Return tokens per second of generating."""
+    """Return the tokens per second while generating."""
     seconds = sum(attempt.generating_s for attempt in attempts)
     return sum(attempt.total.generated_tokens for attempt in attempts) / seconds if seconds else 0.0
 
@@ -128,7 +128,7 @@ def _figure(value: float) -> str:
 
 
 def show_time(seconds: float) -> str:
-    """Write seconds for people, tenths of a short time too."""
+    """Return a duration for people; below 10 s with tenths."""
     return duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 

@@ -1,4 +1,4 @@
-"""Describe all attempts of a run: what each rank did when, and where the time of all ranks went. Draws nothing."""
+"""Describe the attempts of a run: the spans of each rank, and the rank-seconds by kind. Draws nothing."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,21 +27,21 @@ KINDS = {
     "merge": "merge",
     "other": "other",
 }
-"""What the time of a rank goes to. An engine that does not tell prefill and decode apart has all in the rest."""
+"""Kinds of spans. With an engine that does not report steps, prefill and decode count as "generate"."""
 
 ENDINGS = ("running", "failed", "interrupted", "drained", "done")
 
 
 @dataclass(frozen=True)
 class RankHistory:
-    """A rank's part in an attempt, as of its last event."""
+    """A rank in an attempt, as of its last event."""
 
     number: int
     progress: Progress
     points: tuple[tuple[float, int], ...]
-    """When, in seconds of the clock, it had generated how many tokens."""
+    """Times, in seconds of the clock, and the tokens generated until then."""
     spans: tuple[Span, ...]
-    """They follow one another without a gap. Prefill and decode, which take turns at every step, are in "generate",
+    """They cover the attempt without a gap. Prefill and decode, which take turns at every step, are in "generate",
     and so are waits too short for a span."""
 
     @property
@@ -54,7 +54,7 @@ class RankHistory:
         short = max(0.0, min(self.progress.waited_s - found["wait"], found["generate"]))
         found["wait"], found["generate"] = found["wait"] + short, found["generate"] - short
         steps = totals.prefill_s + totals.decode_s
-        told = min(1.0, found["generate"] / steps) if steps else 0.0  # the last steps may have ended nothing
+        told = min(1.0, found["generate"] / steps) if steps else 0.0  # steps that ended no sequence are not in it yet
         found["prefill"], found["decode"] = told * totals.prefill_s, told * totals.decode_s
         found["generate"] = max(0.0, found["generate"] - found["prefill"] - found["decode"])
         return found
@@ -62,7 +62,7 @@ class RankHistory:
 
 @dataclass(frozen=True)
 class AttemptHistory:
-    """One try at a run; times in seconds of the clock."""
+    """One attempt; times in seconds of the clock."""
 
     number: int
     ranks: tuple[RankHistory, ...]
@@ -71,33 +71,33 @@ class AttemptHistory:
     slurm_job: str
     began: float
     ended: float
-    """For an attempt that did not come to its end: when its latest event was written."""
+    """For an unfinished attempt the time of its latest event."""
     duplicates: int
     predicted: dict[str, Any]
-    """What was expected of it, as its event has it; empty where nothing was."""
+    """The prediction, as its event has it; empty if there was none."""
     planned: float
-    """When, in seconds of the clock, it was known what to do; what was expected counts from there."""
+    """When, in seconds of the clock, the plan was made; the prediction counts from then."""
     told: bool = True
-    """Whether its ranks wrote spans; those of an earlier version wrote progress alone."""
+    """Whether its ranks wrote spans; an earlier version wrote progress alone."""
 
     @property
     def limit_share(self) -> float | None:
-        """Share of the time in steps that the device would have needed at its fastest; None where that is unknown.
+        """Share of the time in steps that the device would need at its fastest; None if that is unknown.
 
-        Of all steps together the longer of two times: for the operations of layers and head, attention
-        apart, and for reading the weights once a step and what the rows that decode have stored.
+        That time is the longer of two, over all steps: for the operations of layers and head, without
+        attention, and for reading the weights once a step and the KV cache of the rows that decode.
         """
         size, speed = self.predicted.get("size"), self.predicted.get("speed")
         totals = self.total.totals
         spent = totals.prefill_s + totals.decode_s
         if not (size and speed and spent):
             return None
-        least = 0.0
+        min_s = 0.0
         for totals in (rank.progress.totals for rank in self.ranks):
             flops = size["token_flops"] * totals.step_tokens + size["choice_flops"] * totals.step_chosen
             read = size["weight_bytes"] * totals.steps + self.predicted["token_bytes"] * totals.step_kv
-            least += max(flops / speed["flops_per_s"], read / speed["bytes_per_s"])
-        return float(least / spent)
+            min_s += max(flops / speed["flops_per_s"], read / speed["bytes_per_s"])
+        return float(min_s / spent)
 
     @property
     def total(self) -> Progress:

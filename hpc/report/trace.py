@@ -12,7 +12,7 @@ import numpy as np
 from hpc.report.timeline import KINDS, AttemptHistory, History
 
 RATES = 240
-"""Between so many moments of an attempt its tokens/s are given."""
+"""Number of intervals of an attempt for which the tokens/s are given."""
 
 
 def trace(run: History) -> str:

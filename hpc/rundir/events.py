@@ -1,4 +1,4 @@
-"""Write a rank's events: its progress every ten seconds, what happens once, and spans of what it does."""
+"""Write the events of a rank: progress every ten seconds, phases, and spans of its activities."""
 
 import json
 import time
@@ -9,20 +9,21 @@ from typing import Any, TextIO
 from hpc.rundir.progress import Progress
 
 EVENT_S = 10.0
+"""Seconds between two lines of progress: a day makes 8,640, some 4 MB."""
 MIN_SPAN_S = 0.05
-"""A shorter span is not written: nobody would see it, and a run has thousands of them."""
+"""Shorter spans are not written: they are too short to see, and a run has thousands."""
 MIN_WAIT_SHARE = 1 / 256
-"""A wait is written if it takes this share of the time since the first one: so a rank writes at most 2,500 in a day,
-256 (1 + ln(86,400 s / 12.8 s)). The sum of all waits is in its progress."""
+"""Waits are written from this share of the time since the first wait on, so at most 256 (1 + ln(86,400 s / 12.8 s)) =
+2,500 in a day. The sum of all waits is in the progress."""
 FOLLOW = "follow"
-"""The kind of span in which a rank waits for rank 0's next message: what that time goes to, rank 0's spans say."""
+"""The kind of span in which a rank waits for messages of rank 0, whose own spans give the reason."""
 
 
 class Events:
-    """A rank's event file: its progress every `EVENT_S` seconds, more often at first, phases, and spans.
+    """The event file of a rank: progress every `EVENT_S` seconds, at first more often, phases, and spans.
 
-    Every line is flushed, so that a rank that is killed leaves all but its last line. A span is written
-    when it begins, and ends where the next one begins: what a killed rank was doing is there, too.
+    Each line is flushed, so that a killed rank loses at most its last line. A span is written when it
+    begins, and lasts until the next one begins, so that the file has the span in which a rank was killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,15 +39,15 @@ class Events:
         self._file.flush()
 
     def span(self, kind: str, began: float | None = None) -> None:
-        """Write that the rank does something of a kind of `hpc.report.timeline`, or follows, from `began` on.
+        """Write the beginning of a span: a kind of `hpc.report.timeline`, or `FOLLOW`.
 
-        `began` is in seconds of the clock, now by default, and not before the beginning of the span before.
+        `began` is in seconds of the clock, by default now, and not before the beginning of the last span.
         """
         self._kind, self._waits_since = kind, None
         self.write("span", {"kind": kind, "began": round(time.time() if began is None else began, 3)})
 
     def within(self, spans: Iterable[tuple[str, float, float]]) -> None:
-        """Write spans that have ended, each with its kind, beginning and end; the one that they were in goes on."""
+        """Write finished spans (kind, beginning, end) that lie within the current one, which then goes on."""
         kind = self._kind
         for inner, began, ended in spans:
             if ended - began >= MIN_SPAN_S:
@@ -54,7 +55,7 @@ class Events:
                 self.span(kind, ended)
 
     def wait(self, waiting: bool, now: float | None = None) -> None:
-        """Note whether the engine has nothing to do; called whenever it asks. A wait of some length is a span."""
+        """Note, at each pull of the engine, whether it got nothing and must wait; a long wait becomes a span."""
         now = time.time() if now is None else now
         if not waiting:
             if self._kind == "wait":
@@ -69,7 +70,7 @@ class Events:
                 self.span("wait", self._waits_since)
 
     def tick(self, phase: str, progress: Progress) -> None:
-        """Write the progress if it is time."""
+        """Write the progress if the pause is over."""
         now = time.monotonic()
         if now >= self._next:
             self.write(phase, progress.as_json())
