@@ -135,7 +135,8 @@ def page(rows: Sequence[Sequence[str]], old: str) -> str:
 `python -m tests.bench.architectures` made this table with transformers {version}: of each family a tiny model with
 random weights. "Yes" means that in float32 on a CPU three prompts give the tokens that `generate` gives for one prompt
 at a time. A model that `native` does not serve, which it finds out when it loads it, goes to `hf` by itself, with the
-reason that stands here.
+reason that stands here. A sequence of Phi-3 with LongRoPE that grows beyond its first context is computed anew with the
+frequencies for long ones, as `generate` does it for one prompt alone; on a GPU such a model goes to another engine.
 
 {table}
 """
