@@ -16,15 +16,13 @@ from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
 from hpc.corpus.tokenize import Checker
-from hpc.engine.bounds import seqs_at_once
-from hpc.executor import scatter
 from hpc.executor.attempt import Attempt, Timings, begin
 from hpc.executor.crew import Crew
 from hpc.executor.gather import Gathering, OwnRecords
 from hpc.executor.generate import completion_maker, generate_shard
 from hpc.executor.read import make_checker, read_corpus
 from hpc.executor.root import Generated, Generation
-from hpc.executor.scatter import Backlog, Dispatcher
+from hpc.executor.scatter import Backlog, Dispatcher, make_dispatcher
 from hpc.executor.worker import serve
 from hpc.exit import FAULT, OK, UNFINISHED, Refusal
 from hpc.forecast.expect import predict_attempt, record_steps
@@ -34,7 +32,6 @@ from hpc.mpi.comm import Comm
 from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex, JournalWriter
 from hpc.output.write import Counts, journal_records, output_rows, write_output
-from hpc.plan.arrange import make_plan
 from hpc.plan.pending import Pending, find_pending
 from hpc.report.display import open_display
 from hpc.report.summary import first_error, nothing_generated, show_summary, summarise, write_summary
@@ -148,15 +145,11 @@ def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
 
 def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending) -> Dispatcher:
     """Bucket and shard what no earlier attempt has done."""
-    job, size = attempt.job, attempt.crew.world.size
-    # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
-    asked = tokens.prompts(found.asked)
-    at_once = seqs_at_once(job.max_num_seqs, attempt.place.gpu is not None)
-    arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
-    padded = int(arranged.buckets.sum())
-    timings.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
+    on_gpu = attempt.place.gpu is not None
+    dispatcher = make_dispatcher(attempt.job, tokens, found, attempt.crew.world.size, on_gpu)
+    timings.padding = dispatcher.padding
     attempt.events.write("plan", asdict(found.work))
-    return Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
+    return dispatcher
 
 
 def generate_all(

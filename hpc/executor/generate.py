@@ -4,8 +4,9 @@ The one thread of a rank does everything: the engine calls `on_step` at each dec
 the rank answers messages, notices signals and says how far it is.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import replace
 
 from hpc.engine.interface import Engine
@@ -19,6 +20,8 @@ from hpc.trim import Decode, trim
 
 Finish = Callable[[list[Sequence]], Completion]
 """Makes a completion of all the sequences of a request, in the order of its samples."""
+Answer = tuple[Completion, list[int]]
+"""A completion, and the rows that it answers."""
 
 
 def generate_shard(
@@ -31,18 +34,36 @@ def generate_shard(
     finish: Finish,
 ) -> None:
     """Run an engine on a backlog; a request whose samples have all ended is in the journal before the next step."""
+    try:
+        with contextlib.closing(complete(engine, backlog, progress, on_step, finish)) as steps:
+            for ended in steps:
+                places = journal.append(completion for completion, _ in ended)
+                for (_, rows), (offset, length) in zip(ended, places, strict=True):
+                    for row in rows:
+                        records.add(row, offset, length)
+    finally:
+        journal.close()
+        records.sort()
+
+
+def complete(
+    engine: Engine, backlog: Backlog, progress: Progress, on_step: Callable[[], bool], finish: Finish
+) -> Generator[list[Answer], None, None]:
+    """Run an engine on a backlog; yield after each step the completions whose samples have all ended, if there are any.
+
+    `progress` counts them. Closed at any time, it leaves the engine as it was.
+    """
     progress.began = progress.ended = time.time()
     sequences = engine.generate(backlog, on_step)
     waiting: dict[int, dict[int, Sequence]] = {}
     try:
         for finished in sequences:
-            whole = list(_whole(finished, waiting))
-            completions = [_finish(finish, samples) for samples in whole]
-            places = journal.append(completions) if completions else []
-            for completion, samples, (offset, length) in zip(completions, whole, places, strict=True):
-                rows = [completion.row, *backlog.done(completion.row, max(len(s.token_ids) for s in samples))]
-                for row in rows:
-                    records.add(row, offset, length)
+            answers: list[Answer] = []
+            for samples in _whole(finished, waiting):
+                completion = _finish(finish, samples)
+                steps = max(len(sequence.token_ids) for sequence in samples)
+                rows = [completion.row, *backlog.done(completion.row, steps)]
+                answers.append((completion, rows))
                 progress.rows += len(rows)
                 progress.errors += len(rows) if completion.error else 0
                 progress.requests += 1
@@ -53,12 +74,12 @@ def generate_shard(
             progress.ended, progress.waited_s = time.time(), backlog.waited_s
             progress.busy_s = progress.ended - progress.began - progress.waited_s
             progress.totals = replace(engine.steps.totals)
+            if answers:
+                yield answers
     finally:
         close = getattr(sequences, "close", None)
         if close:
             close()
-        journal.close()
-        records.sort()
 
 
 def _whole(finished: Iterable[Sequence], waiting: dict[int, dict[int, Sequence]]) -> Iterator[list[Sequence]]:

@@ -12,9 +12,12 @@ import numpy as np
 from hpc.arrays import Ints
 from hpc.corpus import store
 from hpc.corpus.store import TokenStore
+from hpc.engine.bounds import seqs_at_once
 from hpc.executor.deadline import Deadline
+from hpc.job import Job
 from hpc.mpi.comm import Buffer, pack, unpack
-from hpc.plan.arrange import Plan
+from hpc.plan.arrange import Plan, make_plan
+from hpc.plan.pending import Pending
 from hpc.plan.shard import next_piece
 from hpc.request import KEY_BYTES, Request
 from hpc.sampling_params import SamplingParams
@@ -26,6 +29,15 @@ _MIN_BYTES = 64
 def piece_bytes(size: int) -> int:
     """Return how large a piece may be: rank 0 holds about one for each rank at the same time."""
     return min(8 << 20, (512 << 20) // size)
+
+
+def make_dispatcher(job: Job, tokens: TokenStore, found: Pending, size: int, on_gpu: bool) -> "Dispatcher":
+    """Bucket and shard for `size` ranks what is pending; return what hands it out."""
+    # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
+    asked = tokens.prompts(found.asked)
+    at_once = seqs_at_once(job.max_num_seqs, on_gpu)
+    plan = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
+    return Dispatcher(tokens, found.pending, found.also, plan, piece_bytes(size))
 
 
 class Dispatcher:
@@ -52,6 +64,12 @@ class Dispatcher:
         self._tail = plan.shards.tail
         self._spent = np.cumsum(plan.costs[self._tail])  # once: thousands of ranks ask
         self._max_bytes = max_bytes
+
+    @property
+    def padding(self) -> float:
+        """Share of padding in the prompts of full buckets."""
+        padded = int(self._plan.buckets.sum())
+        return 1 - int(self._tokens.prompt_lengths(self.rows).sum()) / padded if padded else 0.0
 
     @property
     def shared(self) -> tuple[Ints, Ints]:
