@@ -228,7 +228,7 @@ def gather_and_merge(
     began, job, crew = time.monotonic(), attempt.job, attempt.crew
     gathering = Gathering(crew.world, generated.others_with_records(), crew.on_message)
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
-    rows = output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
+    rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
     path = attempt.directory.completions
     try:
         counts = write_output(path, rows)
@@ -262,7 +262,7 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
-    show_summary(attempt.directory, values, attempt.job.show, attempt.files)
+    show_summary(attempt.directory, values, attempt.job.show, attempt.inputs.corpus)
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",

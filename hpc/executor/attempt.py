@@ -72,7 +72,6 @@ class Attempt:
             "run": str(self.directory.path),
             "attempt": self.number,
             "model_path": str(self.model.path),
-            "file_names": self.inputs.file_names,
             "seconds_left": self.seconds_left,
         }
 

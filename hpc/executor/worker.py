@@ -48,7 +48,6 @@ class _Assignment:
     directory: RunDirectory
     attempt: int
     model_path: Path
-    file_names: tuple[str, ...]
     place: Binding
     deadline: Deadline
 
@@ -119,7 +118,6 @@ class Worker:
             RunDirectory(Path(values["run"])),
             values["attempt"],
             Path(values["model_path"]),
-            tuple(values["file_names"]),
             Binding(**values["place"]),
             Deadline(values["seconds_left"]),
         )
@@ -133,7 +131,7 @@ class Worker:
         if self._checker is None:
             given = self.assignment
             use_threads(given.place.threads)
-            self._checker = self.loader.checker(given.job, given.model_path, given.file_names)
+            self._checker = self.loader.checker(given.job, given.model_path)
         answer_block(self.world, message, self._checker.check_block)
 
     def _add_piece(self, message: Message) -> None:

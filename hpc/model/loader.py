@@ -162,7 +162,7 @@ class Loader:
         if kind is not None and kind.optional and (problem := kind.maker.check(checkpoint)):
             raise Refusal(problem)
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         """Return what checks and tokenizes rows for the model at `path`."""
         from hpc.model import load
         from hpc.model.tokenizer import Tokenizer
@@ -174,7 +174,6 @@ class Loader:
         ending = tokenizer.chat_ending(described.eos_token_ids)
         context = min((n for n in (asked_context(job), described.context_tokens) if n is not None), default=None)
         return Checker(
-            file_names,
             job.sampling,
             PromptLimits(described.vocab_size, context, job.truncate_prompts, ending),
             tokenizer,

@@ -7,7 +7,7 @@ import lzma
 
 import pytest
 
-from hpc.corpus.formats import HEAD_BYTES, foreign
+from hpc.corpus.detect import HEAD_BYTES, foreign
 
 ROWS = [{"id": index, "prompt": f"prompt {index}, and more"} for index in range(3)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
