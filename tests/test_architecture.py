@@ -20,7 +20,7 @@ LAYERS = (
     ("report", "doctor", "executor"),
     ("forecast",),
     ("pipeline",),
-    ("cli",),
+    ("cli", "api"),
     ("__init__", "__main__"),
 )
 """From bottom to top. A package imports from lower layers alone, and from itself."""
@@ -40,8 +40,8 @@ ONLY_IN = {
 }
 
 PURE = (
-    "arrays", "corpus/chat", "corpus/decode", "corpus/detect", "corpus/row",
-    "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
+    "api/completion", "api/parameters", "api/rows", "arrays", "corpus/chat", "corpus/decode", "corpus/detect",
+    "corpus/row", "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
     "engine_args", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
     "plan/prefix", "plan/shard", "request", "sampling_params", "trim",
 )  # fmt: skip
