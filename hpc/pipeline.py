@@ -1,7 +1,7 @@
 """The story: read, bucket, shard, scatter, generate, journal, gather, trim, merge, write.
 
-`generate` runs on every rank and gets its world handed in: how ranks talk, what loads models, what
-says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages say (`hpc.executor.worker`).
+`generate` runs on every rank; the comm, the model loader and the stop flag are handed in. Rank 0 leads (`lead`), and
+the other ranks do what its messages say (`hpc.executor.worker`).
 """
 
 import contextlib
@@ -46,10 +46,10 @@ LOGGER = logging.getLogger(__name__)
 def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allocation | None = None) -> int:
     """Generate a completion for every row of the job's corpus; return this rank's exit code.
 
-    In an `allocation` whose end is known, what would not end in time is left to another attempt.
+    In an `allocation` whose end is known, requests that would not end in time are left to another attempt.
 
-    Raises `Refusal`, on rank 0 alone, when every other rank has been told to leave. After any other
-    exception the other ranks still wait: it is for the caller to `world.abort`.
+    Raises `Refusal` on rank 0 alone, after every other rank was told to leave. After any other exception the other
+    ranks still wait, and the caller has to `world.abort`.
     """
     if world.rank:
         return serve(world, loader, stop)
@@ -64,7 +64,7 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
 
 
 def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation | None) -> int:
-    """Take the run directory, tell the story, give it back."""
+    """Lock the run directory, lead the attempt, and unlock it."""
     files = corpus_files(job)
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
@@ -91,7 +91,7 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
 
 
 def lead(attempt: Attempt) -> int:
-    """Tell the story on rank 0."""
+    """Lead an attempt on rank 0: read, plan, generate, gather, merge; return the exit code."""
     timings, directory = Timings(), attempt.directory
     with contextlib.closing(attempt.events):
         earlier = JournalIndex(directory.journals(), attempt.job.retry_errors)
@@ -120,7 +120,7 @@ def lead(attempt: Attempt) -> int:
 
 
 def read(attempt: Attempt, timings: Timings, earlier: JournalIndex) -> TokenStore | None:
-    """Read the corpus, if it has changed; return its token store, None when told to stop."""
+    """Read the corpus if it has changed; return its token store, or None when told to stop."""
     began, inputs = time.monotonic(), attempt.inputs
 
     def checker() -> Checker:
@@ -134,7 +134,7 @@ def read(attempt: Attempt, timings: Timings, earlier: JournalIndex) -> TokenStor
 
 
 def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
-    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
+    """Choose the engine before there is a plan, since engines pad and batch differently."""
     with timings.importing(attempt.events):
         choice = attempt.loader.choose_engine(attempt.job, attempt.model.path, attempt.place)
     if choice.reason:
@@ -144,7 +144,7 @@ def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
 
 
 def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending) -> Dispatcher:
-    """Bucket and shard what no earlier attempt has done."""
+    """Bucket and shard the requests that no earlier attempt has answered."""
     on_gpu = attempt.place.gpu is not None
     dispatcher = make_dispatcher(attempt.job, tokens, found, attempt.crew.world.size, on_gpu)
     timings.padding = dispatcher.padding
@@ -155,7 +155,7 @@ def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending)
 def generate_all(
     attempt: Attempt, timings: Timings, tokens: TokenStore, earlier: JournalIndex, work: Work, dispatcher: Dispatcher
 ) -> Generated:
-    """Scatter the requests over all ranks, this one too, and generate until nothing is in flight."""
+    """Scatter the requests over all ranks, rank 0 too, and generate until nothing is in flight."""
     crew, job, directory = attempt.crew, attempt.job, attempt.directory
     journal = directory.journal(attempt.number, 0)
     own = OwnRecords(journal)
@@ -193,7 +193,7 @@ def generate_all(
 
 
 def drain(attempt: Attempt, work: Work | None = None, generated: Generated | None = None) -> int:
-    """End before the end: everything finished is in the journals."""
+    """End an attempt that was stopped: all finished completions are in the journals."""
     attempt.directory.set_state("drained")
     attempt.events.write("drained", {})
     reason = attempt.crew.stop.reason or "the rest would not end within the time limit"
@@ -204,7 +204,7 @@ def drain(attempt: Attempt, work: Work | None = None, generated: Generated | Non
 
 
 def merge_if_last(attempt: Attempt, timings: Timings, tokens: TokenStore, work: Work, generated: Generated) -> int:
-    """End a share: the one that finds every row answered, by whichever job, writes the output."""
+    """End a share: the share that finds every row answered writes the output."""
     directory = attempt.directory
     with alone(directory.path, "merge", lambda: bool(attempt.crew.stop.reason)):
         index = JournalIndex(directory.journals())
@@ -248,7 +248,7 @@ def gather_and_merge(
 
 
 def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generated, counts: Counts) -> int:
-    """Write and print the summary; decide the exit code."""
+    """Write and print the summary; return the exit code."""
     timings.seconds["total"] = time.monotonic() - attempt.began
     job, world = attempt.job, attempt.crew.world
     values = summarise(job, world.size, work, counts, generated.progress, timings.seconds, timings.padding)

@@ -1,7 +1,7 @@
-"""Complete: what every rank does with its requests: generate, trim, write down.
+"""Generate: every rank runs its engine on its requests, trims the completions and writes them to its journal.
 
-The one thread of a rank does everything: the engine calls `on_step` at each decoding step, and there
-the rank answers messages, notices signals and says how far it is.
+A rank has one thread. The engine calls `on_step` at each decoding step; there the rank answers messages, notices
+signals and reports its progress.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from hpc.rundir.progress import Progress
 from hpc.trim import Decode, trim
 
 Finish = Callable[[list[Sequence]], Completion]
-"""Makes a completion of all the sequences of a request, in the order of its samples."""
+"""Makes the completion of a request from its sequences, in the order of its samples."""
 Answer = tuple[Completion, list[int]]
 """A completion, and the rows that it answers."""
 
@@ -33,7 +33,7 @@ def generate_shard(
     on_step: Callable[[], bool],
     finish: Finish,
 ) -> None:
-    """Run an engine on a backlog; a request whose samples have all ended is in the journal before the next step."""
+    """Run an engine on a backlog; write each completion to the journal before the next step."""
     try:
         with contextlib.closing(complete(engine, backlog, progress, on_step, finish)) as steps:
             for ended in steps:
@@ -49,9 +49,9 @@ def generate_shard(
 def complete(
     engine: Engine, backlog: Backlog, progress: Progress, on_step: Callable[[], bool], finish: Finish
 ) -> Generator[list[Answer], None, None]:
-    """Run an engine on a backlog; yield after each step the completions whose samples have all ended, if there are any.
+    """Run an engine on a backlog; after each step yield the completions whose last sample has ended, if there are any.
 
-    `progress` counts them. Closed at any time, it leaves the engine as it was.
+    `progress` counts them. It may be closed at any time, and leaves nothing in the engine.
     """
     progress.began = progress.ended = time.time()
     sequences = engine.generate(backlog, on_step)
