@@ -33,6 +33,8 @@ class Row:
 def row_id(value: dict[str, Any], row: int) -> RowId:
     """Return the id of a row: the one it names, else its index."""
     given = value.get("id")
+    if type(given) is str or type(given) is int:
+        return given
     if given is None:
         return row
     if isinstance(given, bool) or not isinstance(given, int | str):

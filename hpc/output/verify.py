@@ -11,8 +11,10 @@ from hpc.corpus.store import StoreError, TokenStore
 from hpc.exit import FAULT, OK, UNFINISHED, Refusal
 from hpc.job import Job
 from hpc.output.compare import compare
+from hpc.output.formats import JSONL
 from hpc.output.journal import JournalIndex
-from hpc.output.merge import MergeError, OutputRow
+from hpc.output.merge import MergeError
+from hpc.output.row import OutputRow
 from hpc.output.write import journal_records, output_rows, rows_without_corpus, what_is_gone, write_output
 from hpc.rundir.directory import RunDirectory
 
@@ -85,7 +87,9 @@ def verify_run(path: Path) -> int:
     if gone:
         print(f'note: {gone}: the "meta" of the rows cannot be checked, all else can')
     try:
-        for problem in compare(run.directory.completions, run.rows(not gone), run.tokens, bool(gone)):
+        for problem in compare(
+            JSONL.read(run.directory.completions), run.rows(not gone), run.tokens, JSONL, bool(gone)
+        ):
             print(f"wrong: {problem}")
             found += 1
     except (MergeError, OSError) as error:

@@ -13,8 +13,10 @@ from hpc.corpus.files import Blocks
 from hpc.corpus.formats import CorpusFile, Place
 from hpc.corpus.formats import rows as rows_of
 from hpc.corpus.store import TokenStore
-from hpc.output.journal import JournalIndex
-from hpc.output.merge import MergeError, OutputRow, merge
+from hpc.output.formats import JSONL, Format
+from hpc.output.journal import JournalIndex, Spans
+from hpc.output.merge import MergeError, merge
+from hpc.output.row import OutputRow
 from hpc.rundir import atomic
 
 
@@ -87,25 +89,38 @@ def journal_records(tokens: TokenStore, index: JournalIndex) -> Iterator[Record]
     """Yield the records of all rows that the journals answer, in the order of rows."""
     numbers = index.find(tokens.keys)
     rows = np.flatnonzero((numbers >= 0) & tokens.good)
-    return zip(rows.tolist(), index.read(numbers[rows].tolist()), strict=True)
+    return zip(rows.tolist(), index.read(numbers[rows]), strict=True)
 
 
-def write_output(path: Path, rows: Iterable[OutputRow]) -> Counts:
+class Counted:
+    """Output rows, and counts of those that have gone by; those without an answer are left out."""
+
+    def __init__(self, rows: Iterable[OutputRow]) -> None:
+        self.counts = Counts()
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[OutputRow]:
+        """Yield the rows that have an answer; at the end the counts are whole."""
+        num_rows = errors = missing = prompt_tokens = completion_tokens = 0
+        for row in self._rows:
+            if row.answer is None:
+                missing += 1
+                continue
+            num_rows += 1
+            errors += type(row.answer) is not Spans and row.error is not None
+            prompt_tokens += row.prompt_tokens
+            completion_tokens += row.completion_tokens
+            yield row
+        self.counts = Counts(num_rows, errors, missing, prompt_tokens, completion_tokens)
+
+
+def write_output(path: Path, rows: Iterable[OutputRow], output: Format = JSONL) -> Counts:
     """Write output rows to `path`, leaving out missing ones; the file is there whole or not at all."""
-    counts = Counts()
+    counted = Counted(rows)
     try:
-        with open(atomic.aside(path), "wb", buffering=1 << 20) as file:
-            for row in rows:
-                if row.line is None:
-                    counts.missing += 1
-                    continue
-                file.write(row.line)
-                counts.rows += 1
-                counts.errors += row.error
-                counts.prompt_tokens += row.prompt_tokens
-                counts.completion_tokens += row.completion_tokens
+        output.write(atomic.aside(path), counted)
         atomic.finish(path)
     except BaseException:
         atomic.aside(path).unlink(missing_ok=True)
         raise
-    return counts
+    return counted.counts

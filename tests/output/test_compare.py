@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hpc.corpus.store import TokenStore
 from hpc.output.compare import compare
+from hpc.output.formats import JSONL
 from hpc.output.journal import JournalIndex, JournalWriter
 from hpc.output.write import journal_records, output_rows, write_output
 from hpc.request import Completion
@@ -46,7 +47,8 @@ class Run:
         """What verify says of an output."""
         path.write_bytes(b"".join(lines))
         records = [journal_records(self.tokens, self.index)]
-        return list(compare(path, output_rows(self.tokens, self.tokens.files, None, records, False), self.tokens))
+        rows = output_rows(self.tokens, self.tokens.files, None, records, False)
+        return list(compare(JSONL.read(path), rows, self.tokens, JSONL))
 
 
 def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:

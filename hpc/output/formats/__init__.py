@@ -1,0 +1,8 @@
+"""Output formats: each writes rows, which are values, to a file, and reads what stands in one."""
+
+from hpc.output.formats.format import Format
+from hpc.output.formats.jsonl import Jsonl
+
+__all__ = ["JSONL", "Format", "Jsonl"]
+
+JSONL = Jsonl()
