@@ -11,13 +11,13 @@ import numpy as np
 
 from hpc.corpus.errors import RowError
 from hpc.corpus.formats import Row
-from hpc.corpus.row import row_id
+from hpc.corpus.row import row_id, row_meta
 from hpc.output import journal
 from hpc.output.row import Answer, OutputRow
 from hpc.request import RowId
 
 Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
-"""Makes id and content of a row of its value and index."""
+"""Makes of a row's value and index its id, and what it carries to the output."""
 
 _AT_ONCE = 256
 """Rows for which records are fetched in one go: one by one over several streams takes as long as all the rest."""
@@ -38,7 +38,7 @@ def merge(
     """Yield an output row for each corpus row.
 
     `rows` are those of the corpus; `errors` and each stream of `records` come by row; `prompt_tokens[row]` is the
-    length of the prompt. `read` makes id and content of value and index, as a corpus has them by default. Raises
+    length of the prompt. `read` makes of a row its id, and what it carries, by default from our own columns. Raises
     `MergeError` for an answer to a row that is not there or has one already, and for a damaged record.
     """
     read, rows = read or read_row, iter(rows)
@@ -49,11 +49,13 @@ def merge(
         for stream in streams:
             stream.take(end, answers)
         for (row, _, value), length in zip(some, np.asarray(prompt_tokens[begin:end]).tolist(), strict=True):
-            identity, source = read(value, row)
+            identity, meta = read(value, row)
             answer = answers.get(row)
             if type(answer) is bytes:
                 answer = _decode(row, answer)
-            yield OutputRow(row, identity, source, answer, 0 if type(answer) is dict else length, return_token_ids)
+            source = value if type(value) is dict else None
+            used = 0 if type(answer) is dict else length
+            yield OutputRow(row, identity, meta, answer, used, return_token_ids, source)
     if any(stream.next is not None for stream in streams):
         raise MergeError(
             "there are answers to rows behind the end of the corpus; it has become shorter since it was read"
@@ -87,10 +89,10 @@ def _decode(row: int, record: bytes) -> Answer:
 
 
 def read_row(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
-    """Return id and content of a row as far as they can be read."""
+    """Return the id of a row as far as it can be read, and what it carries."""
     if isinstance(value, RowError):
         return None, {}
     try:
-        return row_id(value, row), value
+        return row_id(value, row), row_meta(value)
     except RowError:
-        return None, value
+        return None, row_meta(value)

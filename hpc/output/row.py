@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hpc.corpus.row import row_meta
 from hpc.output.journal import Spans, text_of
 from hpc.request import Completion, RowId, Sample
 
@@ -19,12 +18,14 @@ class OutputRow:
     """Index of the row of the corpus."""
     id: RowId | None
     """None for a row whose id cannot be read."""
-    source: dict[str, Any]
-    """The row of the corpus, as far as it can be read."""
+    meta: dict[str, Any]
+    """What the row of the corpus carries."""
     answer: Answer | None
     """None while its completion is missing."""
     prompt_tokens: int = 0
     return_token_ids: bool = False
+    source: dict[str, Any] | None = None
+    """The row of the corpus; None where it cannot be read."""
 
     @property
     def completion_tokens(self) -> int:
@@ -64,9 +65,8 @@ class OutputRow:
             "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
             "error": error,
         }
-        kept = row_meta(self.source)
-        if kept:
-            output["meta"] = kept
+        if self.meta:
+            output["meta"] = self.meta
         if self.return_token_ids:
             output["token_ids"] = list(samples[0].token_ids if samples else ())
         if samples and samples[0].logprobs is not None:

@@ -15,8 +15,6 @@ class Format(Protocol):
     a value.
     """
 
-    suffix: str
-    """What file names end in."""
     unit: str
     """What messages count: "line", or "row" in a file without lines."""
 

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from hpc import quick_json
-from hpc.corpus.row import row_meta
 from hpc.output.formats.lines import Lines
 from hpc.output.journal import Spans
 from hpc.output.row import OutputRow
@@ -56,8 +55,8 @@ def _spliced(row: OutputRow, answer: Spans) -> bytes:
     text, more = answer.text, b""
     if b"\\u" in text:  # not ASCII, as journals escape it
         text = quick_json.encode(quick_json.decode_string(text))
-    if kept := row_meta(row.source):
-        more = b', "meta": ' + quick_json.encode(kept)
+    if row.meta:
+        more = b', "meta": ' + quick_json.encode(row.meta)
     if row.return_token_ids:
         more += b', "token_ids": [%b]' % answer.token_ids.replace(b",", b", ")
     return _ROW % (

@@ -5,26 +5,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hpc.output.formats import packed
 from hpc.output.row import OutputRow
 from hpc.request import RowId
-
-_BUFFER_BYTES = 1 << 20
 
 
 class Lines:
     """A file with a JSON object on each line, compared byte by byte."""
 
-    suffix = ".jsonl"
     unit = "line"
+
+    def __init__(self, packing: str = "") -> None:
+        """Take what the files are packed with, as the end of a file name."""
+        self._packing = packing
 
     def write(self, path: Path, rows: Iterable[OutputRow]) -> None:
         """Write the line of each row."""
-        with open(path, "wb", buffering=_BUFFER_BYTES) as file:
-            file.writelines(map(self.entry, rows))
+        with packed.create(path, self._packing) as file:
+            for row in rows:
+                file.write(self.entry(row))
 
     def read(self, path: Path) -> Iterator[bytes]:
         """Yield the lines."""
-        with open(path, "rb") as file:
+        with packed.read(path, self._packing) as file:
             yield from file
 
     def entry(self, row: OutputRow) -> bytes:

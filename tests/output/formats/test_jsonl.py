@@ -24,9 +24,9 @@ def row_of(completion: Completion, source: dict[str, Any], return_token_ids: boo
     return row
 
 
-def by_json(row: OutputRow, completion: Completion, source: dict[str, Any], return_token_ids: bool) -> bytes:
+def by_json(row: OutputRow, completion: Completion, return_token_ids: bool) -> bytes:
     """Return the line of a row by the json module alone."""
-    value = OutputRow(0, row.id, source, completion, 7, return_token_ids).value
+    value = OutputRow(0, row.id, row.meta, completion, 7, return_token_ids).value
     try:
         return json.dumps(value, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -41,7 +41,7 @@ def test_a_line_is_what_the_json_module_writes(
     completion: Completion, source: dict[str, Any], return_token_ids: bool
 ) -> None:
     row = row_of(completion, source, return_token_ids)
-    assert JSONL.entry(row) == by_json(row, completion, source, return_token_ids)
+    assert JSONL.entry(row) == by_json(row, completion, return_token_ids)
 
 
 @settings(deadline=None)
