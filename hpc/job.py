@@ -111,6 +111,7 @@ class Share:
         return cls(int(index), int(count))
 
 
+OutputFormat = Literal["auto", "jsonl", "csv", "parquet", "openai"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -123,6 +124,16 @@ def _moment(date: str) -> str:
             f'"chat_date" is {date!r}; it must be a date such as 2026-11-28, or a date and time such as '
             "2026-11-28T09:30:00"
         ) from None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where an output goes, and in which format: fields of a job."""
+
+    output: str = ""
+    output_format: OutputFormat = "auto"
+    output_rows_per_file: int = 0
+    error_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +180,16 @@ class Job:
     in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
     """On a CPU, guess tokens of greedy rows while few rows are left; the output is the same."""
+    output: str = ""
+    """File, or folder, that the output goes to: .jsonl, .csv (either packed: .gz, .zst) or .parquet; default:
+    completions.jsonl in the run directory."""
+    output_format: OutputFormat = "auto"
+    """auto is what the name of the output says; of JSON lines openai (responses of its batch API) where the corpus is
+    such a batch."""
+    output_rows_per_file: int = 0
+    """Write several files of so many rows, NAME-00000-of-00012.jsonl; 0 is one file."""
+    error_file: str = ""
+    """openai: file for the lines that have no completion."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -222,6 +243,8 @@ class Job:
         object.__setattr__(self, "chat_date", _moment(self.chat_date))
         require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         Share.of(self.share)
+        rows = self.output_rows_per_file
+        require(rows >= 0, "output_rows_per_file", rows, "it must be at least 0 (one file)")
         require(self.show >= 0, "show", self.show, "it must be at least 0")
         require(
             self.name not in (".", "..") and "/" not in self.name,

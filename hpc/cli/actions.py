@@ -109,16 +109,18 @@ def status(command: verbs.Status, loader: Loader | None) -> int:  # noqa: ARG001
 
 def verify(command: verbs.Verify, loader: Loader | None) -> int:  # noqa: ARG001
     """Check the accounting of a run."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import verify_run
 
-    return verify_run(command.run)
+    return verify_run(command.run, token_bytes, command.where)
 
 
 def merge(command: verbs.Merge, loader: Loader | None) -> int:  # noqa: ARG001
     """Write the output of a run again."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import merge_run
 
-    return merge_run(command.run)
+    return merge_run(command.run, token_bytes, command.where, command.force)
 
 
 def report(command: verbs.Report, loader: Loader | None) -> int:  # noqa: ARG001

@@ -18,8 +18,9 @@ from hpc.sampling_params import SamplingParams
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code", "chat_date"),
     "corpus and output": (
-        "corpus", "format", "text_per", "name", "runs", "limit", "share", "truncate_prompts", "return_token_ids",
-        "max_error_rate", "retry_errors", "force", "show",
+        "corpus", "format", "text_per", "name", "runs", "limit", "share", "truncate_prompts", "output",
+        "output_format", "output_rows_per_file", "error_file", "return_token_ids", "max_error_rate",
+        "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),
     "engine": ("engine", "tail", "max_num_seqs", "cache_gib"),

@@ -24,11 +24,10 @@ def compare(
     over.
     """
     rows_of: dict[str, int] | None = None
-    rights = ((row, None if row.answer is None else output.entry(row)) for row in expected)
+    without = output.without_meta if without_meta else lambda entry: entry
+    rights = ((row, _right(row, output, without_meta)) for row in expected)
     row, right = next(rights, _NONE)
-    for number, entry in enumerate(found, 1):
-        if without_meta and (row is None or entry != right):
-            entry = output.without_meta(entry)
+    for number, entry in enumerate(map(without, found), 1):
         if row is not None and entry == right:
             row, right = next(rights, _NONE)
             continue
@@ -58,6 +57,13 @@ def compare(
 
 
 _NONE: tuple[OutputRow | None, Any] = (None, None)
+
+
+def _right(row: OutputRow, output: Format, without_meta: bool) -> Any:
+    """Return the entry that must stand for a row; None for one that has none."""
+    if row.answer is None and not output.has_missing:
+        return None
+    return output.without_meta(output.entry(row)) if without_meta else output.entry(row)
 
 
 def _rows_of(tokens: TokenStore, output: Format) -> dict[str, int]:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from hpc.corpus.errors import RowError
 from hpc.corpus.formats import Place
-from hpc.output.formats import JSONL
+from hpc.output.formats.jsonl import Jsonl
 from hpc.output.journal import encode
 from hpc.output.merge import MergeError, merge
 from hpc.output.row import OutputRow
 from hpc.request import Completion, Sample
 
+JSONL = Jsonl()
 Record = tuple[int, bytes]
 REFUSED = {"kind": "empty", "message": "c:1: empty"}
 BROKEN = {"kind": "engine", "message": "out of memory"}

@@ -1,13 +1,18 @@
 """Columns of the corpus in an output that is a table: its own where it is a table too, else one of JSON."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from hpc.corpus.formats import FORMATS
 from hpc.output.facts import Facts
+from hpc.request import RowId
 
 META = "meta"
 """The column that holds what rows carry, as JSON, where the corpus is no table."""
-_OWN = ("text", "finish_reason", "usage", "prompt_tokens", "completion_tokens", "error", "token_ids", "logprobs", "samples")
+_OWN = (
+    "id", "text", "finish_reason", "usage", "prompt_tokens", "completion_tokens", "error", "token_ids", "logprobs",
+    "samples",
+)  # fmt: skip
 """Columns of the output; one of the corpus that is called so is called `input_…` beside it."""
 
 
@@ -38,12 +43,47 @@ def renamed(names: list[str]) -> dict[str, str]:
     return called
 
 
-def stored_ids(facts: Facts) -> type:
-    """Return the type of ids in a column: int where all are, else str."""
-    tokens = facts.tokens
-    return int if all(isinstance(tokens.id(row), int | None) for row in range(tokens.num_rows)) else str
+@dataclass(frozen=True)
+class IdType:
+    """What a column holds ids as: integers where all of them are, else texts."""
 
+    smallest: int | None
+    """The range of the integers; None for texts."""
+    largest: int | None
 
-def as_id(value: Any, kind: type) -> Any:
-    """Return an id as a column of a type holds it."""
-    return value if value is None or isinstance(value, kind) else str(value)
+    @classmethod
+    def of(cls, facts: Facts) -> "IdType":
+        """Look at the ids of all rows."""
+        smallest = largest = 0
+        for row in range(facts.tokens.num_rows):
+            identity = facts.tokens.id(row)
+            if isinstance(identity, str):
+                return cls(None, None)
+            if identity is not None:
+                smallest, largest = min(smallest, identity), max(largest, identity)
+        fits = smallest >= -(2**63) and largest < 2**63
+        return cls(smallest, largest) if fits else cls(None, None)
+
+    def stored(self, identity: RowId | None) -> RowId | None:
+        """Return an id as the column holds it."""
+        if identity is None or self.smallest is not None:
+            return identity
+        return str(identity).encode("utf-8", "replace").decode()
+
+    def arrow(self, columns: Any) -> Any:
+        """Return the pyarrow.DataType: that of the corpus' own column of ids, if they fit it."""
+        import pyarrow as pa
+
+        if columns is not None and "id" in columns.names:
+            kind = columns.field("id").type
+            if self.smallest is None:
+                if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                    return kind
+            elif pa.types.is_integer(kind):
+                try:
+                    pa.array([self.smallest, self.largest], kind)
+                except (pa.ArrowException, OverflowError):
+                    pass
+                else:
+                    return kind
+        return pa.string() if self.smallest is None else pa.int64()

@@ -21,6 +21,7 @@ class Csv:
     """Comma-separated values as RFC 4180 has them, in UTF-8."""
 
     unit = "record"
+    has_missing = False
 
     def __init__(self, facts: Facts, packing: str = "") -> None:
         self._packing = packing
@@ -29,6 +30,7 @@ class Csv:
         self._names = ["id", "text", "finish_reason", "prompt_tokens", "completion_tokens", "error"]
         self._names += ["token_ids"] * facts.return_token_ids + ["logprobs"] * facts.logprobs
         self._names += ["samples"] * facts.several
+        self._own = tuple(self._names)
         self._names += [META] if self._carried is None else list(self._carried.values())
 
     def write(self, path: Path, rows: Iterable[OutputRow]) -> None:
@@ -82,8 +84,7 @@ class Csv:
 
     def without_meta(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Return a record without what it carries."""
-        carried = {META} if self._carried is None else set(self._carried.values())
-        return {name: "" if name in carried else kept for name, kept in entry.items()}
+        return {name: entry.get(name) for name in self._own}
 
 
 def _field(value: Any, as_json: bool) -> str:

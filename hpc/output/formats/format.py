@@ -17,21 +17,23 @@ class Format(Protocol):
 
     unit: str
     """What messages count: "line", or "row" in a file without lines."""
+    has_missing: bool
+    """Whether a file has something to say of rows that have no answer yet."""
 
     def write(self, path: Path, rows: Iterable[OutputRow]) -> None:
-        """Write rows, each of which has an answer, to a new file."""
+        """Write rows to a new file."""
 
     def read(self, path: Path) -> Iterator[Any]:
         """Yield the entries of a file."""
 
     def entry(self, row: OutputRow) -> Any:
-        """Return the entry that must stand for a row which has an answer."""
+        """Return the entry that must stand for a row."""
 
     def value(self, entry: Any) -> dict[str, Any] | None:
         """Return what an entry says, None where that cannot be read."""
 
     def name_of(self, identity: RowId | None, error: dict[str, str] | None) -> str:
-        """Return what tells an entry from others: the id of its row, or the error of one without, which names a place."""
+        """Return what tells an entry from others: the id, or of a row without the error, which names a place."""
 
     def name(self, value: dict[str, Any] | None) -> str:
         """Return the same of what an entry says."""

@@ -14,6 +14,7 @@ class Lines:
     """A file with a JSON object on each line, compared byte by byte."""
 
     unit = "line"
+    has_missing = False
 
     def __init__(self, packing: str = "") -> None:
         """Take what the files are packed with, as the end of a file name."""

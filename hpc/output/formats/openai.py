@@ -21,6 +21,8 @@ _ID_BYTES = 12
 class OpenAI(Lines):
     """A line says the answer of the API to a request."""
 
+    has_missing = True
+
     def __init__(self, facts: Facts, packing: str = "") -> None:
         super().__init__(packing)
         self._facts = facts
@@ -53,6 +55,22 @@ class OpenAI(Lines):
             error = error.get(key) if isinstance(error, dict) else None
         known = isinstance(error, dict) and isinstance(error.get("message"), str)
         return self.name_of(value.get("custom_id"), error if known else None)
+
+    def without_meta(self, entry: bytes) -> Any:
+        """Return what a line says without the form of its body, which follows from the url that was asked for."""
+        value = self.value(entry)
+        body = ((value or {}).get("response") or {}).get("body") or {}
+        if value is None or "choices" not in body:
+            return entry
+        choices = [
+            (choice.get("text", (choice.get("message") or {}).get("content")), choice.get("finish_reason"))
+            for choice in body["choices"]
+        ]
+        return {**value, "response": {"choices": choices, "usage": body.get("usage")}}
+
+    def value(self, entry: Any) -> dict[str, Any] | None:
+        """Return the object of a line."""
+        return entry if isinstance(entry, dict) else super().value(entry)
 
     def _custom_id(self, row: OutputRow) -> str | None:
         given = row.id if row.source is None else row.source.get("custom_id", row.id)

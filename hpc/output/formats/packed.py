@@ -14,13 +14,18 @@ ZSTD_LEVEL = 3
 PACKINGS = (".gz", ".zst")
 
 
+def of_name(path: Path) -> str:
+    """Return what the name of a file says that it is packed with."""
+    return path.suffix if path.suffix in PACKINGS else ""
+
+
 def create(path: Path, packing: str) -> IO[bytes]:
     """Create a file; the bytes are those of its text alone, and not of its name or time."""
     file = open(path, "wb", buffering=BUFFER_BYTES)  # noqa: SIM115  (the caller closes it)
     if packing == ".gz":
-        return _Closing(gzip.GzipFile("", "wb", GZIP_LEVEL, file, 0), file)
+        return cast(IO[bytes], _Closing(gzip.GzipFile("", "wb", GZIP_LEVEL, file, 0), file))
     if packing == ".zst":
-        return _Closing(zstd().ZstdFile(file, "w", level=ZSTD_LEVEL), file)
+        return cast(IO[bytes], _Closing(zstd().ZstdFile(file, "w", level=ZSTD_LEVEL), file))
     return file
 
 

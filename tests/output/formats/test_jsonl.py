@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpc.corpus.formats import Place
-from hpc.output.formats import JSONL
+from hpc.output.formats.jsonl import Jsonl
 from hpc.output.journal import Spans, encode
 from hpc.output.merge import merge
 from hpc.output.row import OutputRow
@@ -15,6 +15,7 @@ from hpc.request import Completion
 from tests.output.test_journal import COMPLETION
 from tests.test_quick_json import TEXT, VALUES
 
+JSONL = Jsonl()
 SOURCE = st.dictionaries(TEXT, VALUES, max_size=4)
 
 
