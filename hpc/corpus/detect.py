@@ -9,7 +9,6 @@ import json
 
 from hpc.corpus.decode import decode_row
 from hpc.corpus.errors import RowError
-from hpc.corpus.row import PROMPT_KEYS
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at."""
@@ -90,11 +89,6 @@ def _text(head: bytes, name: str) -> str | None:
             objects.append(decode_row(line))
         except RowError:
             continue
-    if objects and all("custom_id" in row and "body" in row and not set(row) & set(PROMPT_KEYS) for row in objects):
-        return (
-            "it is a batch file of OpenAI's API, which is not read yet; write its rows as a corpus has them: "
-            f"jq -c '{{id: .custom_id, messages: .body.messages}}' {name}"
-        )
     if objects or text.startswith(b"{"):
         return None
     if text.startswith(b"["):

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc.corpus import detect, pipe
-from hpc.corpus.files import find_files
+from hpc.corpus import detect, formats, pipe
+from hpc.corpus.columns import Columns, refusal
+from hpc.corpus.files import Blocks, find_files
+from hpc.corpus.formats import CorpusFile
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
+
+_FIRST_ROWS = 100
 
 
 def corpus_files(job: Job) -> tuple[Path, ...]:
@@ -36,6 +40,13 @@ def keep_corpus(files: Sequence[Path], directory: RunDirectory, give_up: Callabl
         if copy != file:
             _check_format(copy, "FILE")
     return kept
+
+
+def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
+    """Raise `Refusal` if the first rows of a corpus have text, and none of them anything that is read as a prompt."""
+    rows = (value for block in Blocks(files, limit=_FIRST_ROWS) for _, _, value in formats.rows(block))
+    if (reason := refusal(rows, columns)) is not None:
+        raise Refusal(f'corpus "{files[0].path}": {reason}')
 
 
 def _check_format(file: Path, name: str) -> None:

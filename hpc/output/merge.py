@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
+from hpc.corpus.columns import Columns
 from hpc.corpus.errors import RowError
 from hpc.corpus.formats import Row
-from hpc.corpus.row import row_id, row_meta
 from hpc.output import journal
 from hpc.request import Completion, RowId, Sample
 
@@ -33,7 +33,7 @@ class OutputRow:
 
 
 Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
-"""Makes id and content of a row of its value and index."""
+"""Makes of a row's value and index its id, and what it carries to the output."""
 
 
 class MergeError(Exception):
@@ -51,23 +51,23 @@ def merge(
     """Yield an output row for each corpus row.
 
     `rows` are those of the corpus, as its formats give them; `errors` and each stream of `records` come by
-    row; `prompt_tokens[row]` is the length of the prompt. `read` makes id and content of value and row, as
-    a corpus has them by default. Raises `MergeError` for an answer to a row that is not there or has one
+    row; `prompt_tokens[row]` is the length of the prompt. `read` makes of a row its id, and what it
+    carries, by default from our own columns. Raises `MergeError` for an answer to a row that is not there or has one
     already, and for a damaged record.
     """
-    read = read or read_row
+    read = read or reader(Columns())
     answers = heapq.merge(*records, key=itemgetter(0))
     refused = iter(errors)
     answer, error = next(answers, None), next(refused, None)
     for row, _, given in rows:
-        identity, value = read(given, row)
+        identity, kept = read(given, row)
         if error is not None and error[0] == row:
-            yield OutputRow(row, identity, _line(identity, None, 0, error[1], value, False), error=True)
+            yield OutputRow(row, identity, _line(identity, None, 0, error[1], kept, False), error=True)
             error = next(refused, None)
         elif answer is not None and answer[0] == row:
             completion = _decode(answer)
             tokens = int(prompt_tokens[row])
-            line = _line(identity, completion, tokens, completion.error, value, return_token_ids)
+            line = _line(identity, completion, tokens, completion.error, kept, return_token_ids)
             yield OutputRow(row, identity, line, completion.error is not None, tokens, completion.num_tokens)
             answer = next(answers, None)
         else:
@@ -87,14 +87,13 @@ def _decode(answer: tuple[int, bytes]) -> Completion:
         raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
 
 
-def read_row(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
-    """Return id and content of a row as far as they can be read."""
-    if isinstance(value, RowError):
-        return None, {}
-    try:
-        return row_id(value, row), value
-    except RowError:
-        return None, value
+def reader(columns: Columns) -> Read:
+    """Return what reads the id of a row, and what it carries, from the columns that it has."""
+
+    def read(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
+        return columns.identify(value, row), {} if isinstance(value, RowError) else columns.meta_of(value)
+
+    return read
 
 
 def _line(
@@ -102,7 +101,7 @@ def _line(
     completion: Completion | None,
     prompt_tokens: int,
     error: dict[str, str] | None,
-    value: dict[str, Any],
+    kept: dict[str, Any],
     return_token_ids: bool,
 ) -> bytes:
     output: dict[str, Any] = {
@@ -112,7 +111,6 @@ def _line(
         "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion.num_tokens if completion else 0},
         "error": error,
     }
-    kept = row_meta(value)
     if kept:
         output["meta"] = kept
     if return_token_ids:

@@ -45,7 +45,6 @@ BATCH = json.dumps({"custom_id": "q", "method": "POST", "url": "/v1/chat/complet
         (b"\xef\xbb\xbfWhat is a cat?\n", "plain text", "one object on each line"),
         (b'"What is a cat?"\n"What is a dog?"\n', "plain text", "one object on each line"),
         (b"x" * HEAD_BYTES, "plain text", "one object on each line"),
-        (BATCH.encode() * 2, "batch file of OpenAI's API", "jq -c"),
     ],
 )
 def test_another_format_is_named_with_the_way_out(data: bytes, what: str, way_out: str) -> None:
@@ -79,6 +78,7 @@ def test_another_format_is_named_with_the_way_out(data: bytes, what: str, way_ou
         "[\n" + JSONL,
         "{\n" + JSONL,
         '{"prompt": "a", "id": 5.0}\n' * 3,
+        BATCH * 2,
         BATCH + JSONL,
         '{"prompt": "a", "custom_id": 5, "body": "kept as meta"}\n',
         json.dumps({"prompt": "x" * 2 * HEAD_BYTES}),
