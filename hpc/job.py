@@ -133,7 +133,12 @@ class Job:
     model: str
     """A model directory, a .gguf file or a hub id."""
     corpus: tuple[str, ...]
-    """JSONL file, several, a quoted glob, or - for standard input; read in the order given (a glob in sorted order)."""
+    """File, several, a folder, a quoted glob, or - for standard input; read in the order given (a folder or glob in
+    sorted order). JSONL, JSON, CSV, TSV, plain text, Parquet, Arrow; text may be packed (.gz .zst .bz2 .xz)."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet", "arrow"] = "auto"
+    """How the corpus' files are read; auto looks at their content. text is plain text, whose lines are prompts."""
+    text_per: Literal["line", "file"] = "line"
+    """file: each file of the corpus is plain text, and one prompt."""
     name: str = ""
     """Name of the run directory below --runs; default: the corpus' stem."""
     runs: str = "runs"
@@ -214,13 +219,19 @@ class Job:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
         require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
-        require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
+        require(bool(self.corpus), "corpus", self.corpus, "it must name a file, several, a folder or a quoted glob")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
         require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
         require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
         require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
         require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
+        require(
+            self.text_per == "line" or self.format in ("auto", "text"),
+            "format",
+            self.format,
+            "with --text-per file it must be text",
+        )
         require(
             self.context_tokens is None or self.context_tokens >= 1,
             "context_tokens",

@@ -75,7 +75,7 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
     lock.acquire(job.force)
     before, whole = directory.state, directory.whole_state
     try:
-        kept = keep_corpus(files, directory, crew.step)
+        kept = keep_corpus(files, directory, job, crew.step)
         if kept is None:
             directory.set_state("drained")
             LOGGER.warning("stopped (%s); run the same command again to go on", crew.stop.reason)

@@ -22,8 +22,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "row_chat_templates", "chat_date", "unknown_parameters",
     ),
     "corpus and output": (
-        "corpus", "name", "runs", "limit", "share", "truncate_prompts", "return_token_ids", "max_error_rate",
-        "retry_errors", "force", "show",
+        "corpus", "format", "text_per", "name", "runs", "limit", "share", "truncate_prompts", "return_token_ids",
+        "max_error_rate", "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),
     "engine": ("engine", "tail", "max_num_seqs", "cache_gib"),

@@ -72,6 +72,12 @@ class Columns:
         )
         return cls(names, PromptTemplate.of(template) if template else None, chat)
 
+    @functools.cached_property
+    def wanted(self) -> frozenset[str]:
+        """The columns on which the request of a row may depend: a table reads no others."""
+        theirs = {self.names.get(name, name) for name in (*_ROW_KEYS, *CHAT_KEYS)}
+        return frozenset(theirs | {_CONVERSATIONS} | _LINE_KEYS | set(self.template.names if self.template else ()))
+
     def read(self, value: Mapping[str, Any]) -> Given:
         """Return a row in our own keys; raise `RowError` where it has no prompt, or more than one."""
         if self._is_plain(value) and value.get("prompt_token_ids") is None:
@@ -214,6 +220,9 @@ def _way_out(value: Mapping[str, Any]) -> str:
 
 
 def _from_json(value: object) -> Any:
+    """Return what a cell holds, which may be JSON in a string."""
+    if value == "":  # an empty cell of a CSV file
+        return None
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)

@@ -11,13 +11,7 @@ MAX_DEPTH = 100
 
 def decode_row(line: bytes) -> dict[str, Any]:
     """Return the JSON object of a line; raise `RowError` if it is none."""
-    try:
-        text = line.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise RowError(
-            "invalid_utf8", f"byte {error.start + 1} of the line is 0x{byte:02x}; a corpus must be UTF-8"
-        ) from None
+    text = decode_text(line).strip()
     try:
         value = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
@@ -28,6 +22,17 @@ def decode_row(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowError("not_object", f'{short(text)} is not an object; a row looks like {{"prompt": "…"}}')
     return value
+
+
+def decode_text(data: bytes, what: str = "line") -> str:
+    """Return the text of a line, or of what else it is called; raise `RowError` if it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise RowError(
+            "invalid_utf8", f"byte {error.start + 1} of the {what} is 0x{byte:02x}; a corpus must be UTF-8"
+        ) from None
 
 
 def short(value: object) -> str:

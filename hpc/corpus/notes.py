@@ -22,7 +22,7 @@ def note_lines(found: Iterable[tuple[str, Iterable[str]]]) -> bytes:
     notes: dict[str, Note] = {}
     for place, texts in found:
         for text in texts:
-            _add(notes, text, place, 1)
+            _add(notes, text.encode("utf-8", "backslashreplace").decode(), place, 1)
     return b"".join(json.dumps([text, note.first, note.rows]).encode() + b"\n" for text, note in notes.items())
 
 

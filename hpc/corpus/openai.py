@@ -152,7 +152,7 @@ def read_batch_line(value: Mapping[str, Any], rules: BatchRules) -> BatchRow:
             f'lines without "temperature" take the job\'s, {rules.temperature:g}, where the API would take 1: '
             "--sampling.temperature 1 does so"
         )
-    if "model" in body and rules.served and body["model"] not in rules.served:
+    if "model" in body and rules.served and str(body["model"]) not in rules.served:
         notes.append(f"lines ask for the model {short(body['model'])}; {min(rules.served, key=len)} answers them")
     return BatchRow(row, names, "max_tokens" in body or "max_completion_tokens" in body, tuple(notes))
 

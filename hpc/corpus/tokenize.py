@@ -70,7 +70,7 @@ class Checker:
         [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests, errors and
         notes (what the user should hear of once, and where it was first) are JSON lines as bytes.
         """
-        found = [self._check_row(row, place, value) for row, place, value in rows(block)]
+        found = [self._check_row(row, place, value) for row, place, value in rows(block, self.columns.wanted)]
         self._encode(found)
         for entry in found:
             self._check_vocabulary(entry)

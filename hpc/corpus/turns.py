@@ -61,6 +61,13 @@ def without_answer(turns: list[Any]) -> list[Any]:
     return turns[:end]
 
 
+def without_nulls(value: Any) -> Any:
+    """Return a value without keys that are null, at any depth: a table gives each object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(kept) for key, kept in value.items() if kept is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
 def check_text(value: object, name: str) -> str:
     """Return a string of Unicode text; raise `RowError` for anything else."""
     if not isinstance(value, str):
@@ -99,6 +106,8 @@ def _turn(given: object, name: str) -> dict[str, Any]:
     if not isinstance(turn["role"], str) or not turn["role"]:
         raise RowError("role", f"{name} has the role {short(turn['role'])}; it must be a word, such as user")
     check_text(turn["role"], f'the "role" of {name}')
+    for key in turn.keys() - {"role", "content"}:
+        turn[key] = without_nulls(turn[key])
     if "content" in turn:
         turn["content"] = _content(turn["content"], f'the "content" of {name}')
     return turn
@@ -128,6 +137,7 @@ def _objects(value: Mapping[str, Any], name: str) -> list[dict[str, Any]] | None
     given = value.get(name)
     if given in (None, [], ""):
         return None
+    given = without_nulls(given)
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         raise RowError(
             "messages",

@@ -1,6 +1,7 @@
 """Read: rank 0 cuts the corpus into blocks, all ranks check and tokenize them, rank 0 writes the token store."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import numpy as np
 from hpc.corpus.chat_date import tells_date
 from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks, name_files
-from hpc.corpus.find import check_columns
+from hpc.corpus.find import check_columns, find_formats
 from hpc.corpus.formats import Block, CorpusFile
 from hpc.corpus.notes import Notes
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
@@ -121,10 +122,10 @@ class Inputs:
     files: tuple[Path, ...]
     model: Model
 
-    @property
+    @functools.cached_property
     def corpus(self) -> tuple[CorpusFile, ...]:
         """The corpus files, and how they are read."""
-        return name_files(self.files)
+        return name_files(self.files, find_formats(self.files, self.job))
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the token store keeps it. A file is known by its size and time, as in make."""
@@ -141,6 +142,7 @@ class Inputs:
             "context_tokens": job.context_tokens,
             "chat_date": job.chat_date if tells_date(model.path, job.chat_template) else "",
             "model": [model.revision, model.tokenizer, model.template],
+            **({"formats": formats} if set(formats := [file.format for file in self.corpus]) != {"jsonl"} else {}),
             **({"prompts": prompts} if (prompts := job.prompt_values()) else {}),
             **({"context": context} if (context := asked_context(job)) is not None else {}),
         }

@@ -122,7 +122,7 @@ def forecast(
     lock.acquire(job.force)
     try:
         crew = Crew(Single(), Stop())
-        kept = keep_corpus(files, directory, crew.step)
+        kept = keep_corpus(files, directory, job, crew.step)
         if kept is None:
             raise Refusal("stopped")
         own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place

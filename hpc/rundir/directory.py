@@ -21,8 +21,12 @@ from hpc.rundir.lock import cannot_write, is_held
 
 
 def run_path(job: Job, files: tuple[Path, ...]) -> Path:
-    """Return the run directory of a job."""
-    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+    """Return the run directory of a job: by its name, or that of its corpus."""
+    given = Path(job.corpus[0]).expanduser()
+    stem = given.absolute().name if given.is_dir() else files[0].stem
+    if files[0].suffix in (".gz", ".bz2", ".zst", ".xz"):
+        stem = Path(stem).stem
+    return Path(job.runs).expanduser().absolute() / (job.name or stem)
 
 
 State = Literal["running", "drained", "done", "failed"]

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from hpc.corpus.columns import Columns
+from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.openai import known_parameters
+from hpc.corpus.turns import CHAT_KEYS
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.mpi.comm import Single
@@ -15,6 +21,7 @@ from hpc.pipeline import generate
 from hpc.sampling_params import SamplingParams
 from tests.conftest import read_rows, write_corpus
 from tests.fakes import EchoLoader
+from tests.stores import make_checker
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -132,3 +139,44 @@ def test_a_chat_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_the_token_store_says_what_prompts_were_made_of(tmp_path: Path) -> None:
     run(tmp_path, {"a": "hi"}, column=("prompt=a",))
     assert json.loads((tmp_path / "runs/rows/store.json").read_text())["inputs"]["prompts"] == {"column": ["prompt=a"]}
+
+
+KEYS = [
+    "prompt", "messages", "prompt_token_ids", "id", "sampling", "conversations", "custom_id", "url", "method", "body",
+    "role", "content", "from", "value", "type", "text", "tool_calls", "function", "arguments", "question", *CHAT_KEYS,
+]  # fmt: skip
+NUMBERS = st.integers(-2, 5000) | st.floats(allow_nan=False, allow_infinity=False)
+ANY = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.dictionaries(st.sampled_from(KEYS), ANY, max_size=6)
+TURNS = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=3) | ANY})
+CHATS = st.fixed_dictionaries({"messages": st.lists(TURNS | ANY)}, optional=dict.fromkeys(CHAT_KEYS, ANY))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROWS | CHATS, min_size=1, max_size=8))
+@pytest.mark.parametrize("knobs", [{}, {"last_assistant": "continue", "system": "s", "unknown_parameters": "ignore"}])
+def test_any_row_becomes_a_request_or_an_error(tmp_path: Path, knobs: dict[str, Any], rows: list[Any]) -> None:
+    columns = Columns.of(Job("m", ("c",), **knobs))
+    corpus = write_corpus(tmp_path / "rows.jsonl", rows)
+    [block] = Blocks(name_files([corpus]))
+    found = make_checker(columns=columns).check_block(block)
+    assert len(found["lengths"]) == len(rows)
+    assert found["refused"].tolist() == [int(length == 0) for length in found["lengths"]]
+
+
+@pytest.mark.parametrize("value", [[], {}, [[1]], {"a": [None]}, "x", "\ud800", -1, 0, True, 1e300, 10**30])
+@pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+def test_any_value_of_any_parameter_becomes_a_request_or_an_error(tmp_path: Path, url: str, value: Any) -> None:
+    plain: dict[str, Any] = {"prompt": "a"} if url == COMPLETIONS else {"messages": [{"role": "user", "content": "a"}]}
+    bodies = [{**plain, name: value} for name in sorted(known_parameters(url))]
+    lines = [{"custom_id": str(index), "url": url, "body": body} for index, body in enumerate(bodies)]
+    odd = [{**lines[0], name: value} for name in ("custom_id", "url", "method", "body")]
+    corpus = write_corpus(tmp_path / "rows.jsonl", [*lines, *odd])
+    columns = Columns.of(Job("m", ("c",), unknown_parameters="ignore"))
+    [block] = Blocks(name_files([corpus]))
+    found = make_checker(columns=columns).check_block(block)
+    assert found["refused"].tolist() == [int(length == 0) for length in found["lengths"]]

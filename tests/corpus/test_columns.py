@@ -46,6 +46,7 @@ def error(row: dict[str, Any], **values: Any) -> str:
         ),
         ({"conversations": [HI]}, {"messages": [HI]}),
         ({"prompt": "a", "conversations": [HI]}, {"prompt": "a"}),
+        ({"prompt": "a", "messages": "", "prompt_token_ids": ""}, {"prompt": "a"}),
         (LINE, {"messages": [HI]}),
     ],
 )
@@ -161,3 +162,12 @@ def test_what_a_job_says_of_its_columns_comes_back_from_its_values() -> None:
 
 def test_a_job_that_says_nothing_of_its_columns_has_no_values_of_them() -> None:
     assert Job("m", ("c",)).prompt_values() == {}
+
+
+def test_a_table_is_read_where_the_request_of_a_row_may_depend_on_it() -> None:
+    wanted = of(column=("prompt=question", "id=key"), prompt_template="").wanted
+    assert (wanted >= {"question", "key", "messages", "body"}, wanted & {"prompt", "id", "answer"}) == (True, set())
+
+
+def test_a_table_is_read_for_the_columns_of_the_prompt_template() -> None:
+    assert of(prompt_template="{a} {b}").wanted >= {"a", "b"}

@@ -71,11 +71,6 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
         find_files([str(tmp_path / name)])
 
 
-def test_a_folder_is_refused_with_the_glob_that_is_meant(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"is a folder; name its files, for example \".*/\*\.jsonl\""):
-        find_files([str(tmp_path)])
-
-
 LINES = st.lists(
     st.sampled_from([b"a", b"", b" ", b"\r", b"\t\r", line(1), line(1) + b"\r", '{"é": "€"}'.encode(), line(10**30)]),
     max_size=12,

@@ -149,9 +149,9 @@ def test_jobs_that_share_a_corpus_cannot_read_it_from_a_pipe(tmp_path: Path) -> 
 
 
 def test_a_file_of_another_format_is_refused_before_a_run_directory_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "c.csv"
+    path = tmp_path / "c.jsonl"
     path.write_text("id,prompt\n0,cat\n")
-    with pytest.raises(Refusal, match=r'corpus ".*c\.csv" cannot be read: it looks like CSV'):
+    with pytest.raises(Refusal, match=r'corpus ".*c\.jsonl" cannot be read: it looks like CSV'):
         run(tmp_path, corpus=(str(path),))
     assert not (tmp_path / "runs").exists()
 

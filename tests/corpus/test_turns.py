@@ -103,3 +103,12 @@ def test_a_row_may_bring_its_template_where_the_job_allows_it() -> None:
 @pytest.mark.parametrize("nothing", [None, []])
 def test_no_tools_are_no_tools(nothing: Any) -> None:
     assert check_chat({"messages": [HI], "tools": nothing}, ChatRules())[1].tools is None
+
+
+def test_what_is_null_within_calls_and_tools_counts_as_absent() -> None:
+    """A table gives each object the keys of all others."""
+    call = {**CALL, "index": None}
+    calling = {"role": "assistant", "tool_calls": [call]}
+    row = {"messages": [calling, HI], "tools": [{"function": {"a": None}}]}
+    turns, options = check_chat(row, ChatRules())
+    assert (turns[0]["tool_calls"], options.tools) == ([CALL], [{"function": {}}])
