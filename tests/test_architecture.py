@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Ended, finish, start
 
 LAYERS = (
-    ("sampling_params", "engine_args", "exit", "arrays", "quick_json"),
+    ("sampling_params", "prompts", "engine_args", "exit", "arrays", "quick_json"),
     ("mpi", "request", "job"),
     ("trim",),
     ("engine",),
@@ -41,7 +41,8 @@ ONLY_IN = {
 }
 
 PURE = (
-    "arrays", "corpus/chat", "corpus/decode", "corpus/detect", "corpus/row",
+    "arrays", "corpus/chat", "corpus/columns", "corpus/decode", "corpus/detect", "corpus/notes", "corpus/openai",
+    "corpus/row", "corpus/turns", "prompts",
     "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
     "engine_args", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
     "plan/prefix", "plan/shard", "quick_json", "request", "sampling_params", "trim",

@@ -59,10 +59,11 @@ def script(command: verbs.Script, loader: Loader | None) -> int:
 
 def submit(command: verbs.Submit, loader: Loader | None) -> int:
     """Submit a job, its model resolved here."""
+    from hpc.model.find import with_template
     from hpc.slurm.submit import show_log, submit_script
 
     log.configure(0, 1)
-    model = (loader or Loader()).resolve(command.job.model)
+    model = with_template((loader or Loader()).resolve(command.job.model), command.job.chat_template)
     verb = "doctor" if command.doctor else "run"
     job_id, path = submit_script(command.job, model, _program(loader), verb)
     print(f"Slurm job {job_id}\n{path}", flush=True)

@@ -15,7 +15,7 @@ from hpc.executor.deadline import Deadline
 from hpc.executor.read import Inputs
 from hpc.job import EARLY_SIGNAL_S, Job
 from hpc.model.bind import bind_run
-from hpc.model.find import Model
+from hpc.model.find import Model, with_template
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process
 from hpc.output.target import Target, is_batch, target_of, with_absolute_output
@@ -125,7 +125,7 @@ def begin(
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]
-    model = loader.resolve(job.model)
+    model = with_template(loader.resolve(job.model), job.chat_template)
     moments.append(time.time())
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hpc.corpus.columns import Columns
 from hpc.corpus.errors import RowError
 from hpc.corpus.formats import Row
-from hpc.corpus.row import row_id, row_meta
 from hpc.output import journal
 from hpc.output.row import Answer, OutputRow
 from hpc.request import RowId
@@ -41,7 +41,7 @@ def merge(
     length of the prompt. `read` makes of a row its id, and what it carries, by default from our own columns. Raises
     `MergeError` for an answer to a row that is not there or has one already, and for a damaged record.
     """
-    read, rows = read or read_row, iter(rows)
+    read, rows = read or reader(Columns()), iter(rows)
     streams = [_Stream(errors), *map(_Stream, records)]
     while some := list(itertools.islice(rows, _AT_ONCE)):
         begin, end = some[0][0], some[-1][0] + 1
@@ -88,11 +88,10 @@ def _decode(row: int, record: bytes) -> Answer:
         raise MergeError(f"row {row}: {error}; run the job again") from error
 
 
-def read_row(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
-    """Return the id of a row as far as it can be read, and what it carries."""
-    if isinstance(value, RowError):
-        return None, {}
-    try:
-        return row_id(value, row), row_meta(value)
-    except RowError:
-        return None, row_meta(value)
+def reader(columns: Columns) -> Read:
+    """Return what reads the id of a row, and what it carries, from the columns that it has."""
+
+    def read(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
+        return columns.identify(value, row), {} if isinstance(value, RowError) else columns.meta_of(value)
+
+    return read

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hpc.corpus.files import Blocks
 from hpc.corpus.formats import CorpusFile, rows
+from hpc.corpus.openai import is_batch_line
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.output.facts import Facts
@@ -16,6 +17,7 @@ from hpc.output.formats.registry import FORMATS
 
 _STEM = "completions"
 _HEAD_BYTES = 1 << 16
+_LOOKED_AT = frozenset({"custom_id", "body", "url", "method", "prompt", "messages"})
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def check_free(target: Target, corpus: Sequence[Path], own: Collection[str], for
 def is_batch(files: Sequence[CorpusFile]) -> bool:
     """Say whether a corpus is a batch of OpenAI's API: by the first of its rows that can be read."""
     for block in Blocks(files, _HEAD_BYTES):
-        for _, _, value in rows(block, ("custom_id", "body", "url", "method")):
+        for _, _, value in rows(block, _LOOKED_AT):
             if isinstance(value, dict):
-                return "custom_id" in value and "body" in value
+                return is_batch_line(value)
     return False

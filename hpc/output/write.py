@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpc.arrays import Record
+from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks
 from hpc.corpus.formats import CorpusFile, Place
 from hpc.corpus.formats import rows as rows_of
@@ -18,7 +19,7 @@ from hpc.corpus.store import TokenStore
 from hpc.output.facts import Facts
 from hpc.output.formats import packed
 from hpc.output.journal import JournalIndex, Spans
-from hpc.output.merge import MergeError, merge
+from hpc.output.merge import MergeError, merge, reader
 from hpc.output.row import OutputRow
 from hpc.output.target import Target
 from hpc.rundir import atomic
@@ -53,7 +54,8 @@ def output_rows(
     blocks = Blocks(files, limit=limit)
     rows = (row for block in blocks for row in rows_of(block))
     lengths = tokens.prompt_tokens
-    for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids)):
+    read = reader(Columns.said(tokens.inputs.get("prompts", {})))
+    for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids, read)):
         if index >= tokens.num_rows:
             break
         yield row

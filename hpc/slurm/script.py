@@ -67,8 +67,10 @@ def find_corpus(job: Job) -> tuple[Path, ...]:
 def with_absolute_paths(job: Job, files: Sequence[Path], run: Path) -> Job:
     """Return the job as it reads from any folder of any node."""
     model = Path(job.model).expanduser()
+    template = str(Path(job.chat_template).expanduser().absolute()) if job.chat_template else ""
     return replace(
         with_absolute_output(job),
+        chat_template=template,
         model=str(model.absolute()) if model.exists() else job.model,
         corpus=tuple(map(str, files)),
         runs=str(run.parent),

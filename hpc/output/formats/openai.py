@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+from hpc.corpus.openai import COMPLETIONS, endpoint, is_batch_line
 from hpc.output.facts import Facts
 from hpc.output.formats.jsonl import encode
 from hpc.output.formats.lines import Lines
@@ -14,7 +15,6 @@ from hpc.output.row import OutputRow
 from hpc.request import Completion, RowId, Sample, TokenLogprobs
 
 NOT_RUN = {"code": "not_run", "message": "the run has not come to this line yet; run the same command again"}
-_COMPLETIONS = "/v1/completions"
 _ID_BYTES = 12
 
 
@@ -144,11 +144,9 @@ class OpenAI(Lines):
 
 def _asks_for_text(source: dict[str, Any]) -> bool:
     """Say whether a row asks for the completion of a text, and not of a chat."""
-    url = source.get("url")
-    if isinstance(url, str):
-        return url == _COMPLETIONS
-    body = source.get("body", source)
-    return isinstance(body, dict) and body.get("messages") is None and body.get("prompt") is not None
+    if is_batch_line(source):
+        return endpoint(source) == COMPLETIONS
+    return source.get("messages") is None and not isinstance(source.get("prompt"), list)
 
 
 def _refusal(row: OutputRow) -> tuple[int, dict[str, Any]]:
