@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hpc.api.generator import Generator
     from hpc.api.read import read_run
     from hpc.api.run import run
-    from hpc.cli import main
+    from hpc.cli.main import main
 
 __all__ = [
     "Completion", "Generator", "Job", "Refusal", "SamplingParams", "Slurm", "Unfinished", "Vllm", "generate", "main",
@@ -25,7 +25,7 @@ _LATER = {
     "Completion": "hpc.api.completion",
     "Generator": "hpc.api.generator",
     "generate": "hpc.api.generate",
-    "main": "hpc.cli",
+    "main": "hpc.cli.main",
     "read_run": "hpc.api.read",
     "run": "hpc.api.run",
 }

@@ -28,13 +28,16 @@ from hpc.exit import FAULT, OK, UNFINISHED, Refusal
 from hpc.forecast.expect import predict_attempt, record_steps
 from hpc.job import Job, Share
 from hpc.model.loader import Loader
+from hpc.model.token_bytes import token_bytes
 from hpc.mpi.comm import Comm
 from hpc.mpi.signals import Stop
+from hpc.output.facts import facts_of
 from hpc.output.journal import JournalIndex, JournalWriter
+from hpc.output.verify import claim
 from hpc.output.write import Counts, journal_records, output_rows, write_output
 from hpc.plan.pending import Pending, find_pending
 from hpc.report.display import open_display
-from hpc.report.summary import first_error, nothing_generated, show_summary, summarise, write_summary
+from hpc.report.summary import nothing_generated, show_summary, summarise, write_summary
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import RunLock, alone
 from hpc.rundir.progress import Work, left
@@ -72,7 +75,7 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
     lock.acquire(job.force)
     before, whole = directory.state, directory.whole_state
     try:
-        kept = keep_corpus(files, directory, crew.step)
+        kept = keep_corpus(files, directory, job, crew.step)
         if kept is None:
             directory.set_state("drained")
             LOGGER.warning("stopped (%s); run the same command again to go on", crew.stop.reason)
@@ -96,6 +99,7 @@ def lead(attempt: Attempt) -> int:
     with contextlib.closing(attempt.events):
         earlier = JournalIndex(directory.journals(), attempt.job.retry_errors)
         try:
+            claim(attempt.target, directory, [file.path for file in attempt.inputs.corpus], attempt.job.force)
             tokens = read(attempt, timings, earlier)
         except Refusal:
             attempt.events.write("refused", {})  # for the batch script, which sees the state of an earlier attempt
@@ -229,19 +233,21 @@ def gather_and_merge(
     gathering = Gathering(crew.world, generated.others_with_records(), crew.on_message)
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
     rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
-    path = attempt.directory.completions
+    target, directory = attempt.target, attempt.directory
+    facts = facts_of(job, directory.created, tokens, token_bytes(attempt.model.path))
     try:
-        counts = write_output(path, rows)
+        counts = write_output(target, rows, facts, job.show)
     except OSError as error:
         raise RuntimeError(
-            f"cannot write {path}: {error}; every completion is in the journals: make room, and run the same command "
-            "again"
+            f"cannot write {target.path}: {error}; every completion is in the journals: make room, and run the same "
+            "command again"
         ) from error
     if counts.missing:
         raise RuntimeError(
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
         )
-    attempt.directory.partial.unlink(missing_ok=True)
+    for path in target.partial.existing():
+        path.unlink()
     timings.seconds["gather"] = gathering.waited_s
     timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
     return counts
@@ -262,12 +268,12 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
-    show_summary(attempt.directory, values, attempt.job.show, attempt.inputs.corpus)
+    show_summary(attempt.directory, attempt.target.path, values, counts.examples)
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",
             " with --retry-errors" if counts.errors > work.refused else "",
-            first_error(attempt.directory.completions),
+            counts.first_error,
         )
     elif faulty:
         LOGGER.error(

@@ -23,6 +23,7 @@ from hpc.api.completion import Completion, completed, refused
 from hpc.api.parameters import make_job, override
 from hpc.api.rows import Chats, Prompts, corpus_rows, json_line
 from hpc.corpus.formats import Block
+from hpc.corpus.notes import Notes
 from hpc.corpus.store import StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker
 from hpc.executor.crew import Crew
@@ -240,12 +241,16 @@ class Completions(Iterator[Completion]):
 
 def _read(rows: list[dict[str, Any]], checker: Checker, folder: Path) -> TokenStore:
     """Check and tokenize rows; return their token store."""
-    writer = StoreWriter(folder)
+    writer, notes = StoreWriter(folder), Notes()
     try:
         for begin in range(0, len(rows), BLOCK_ROWS):
             lines = [json_line(row) for row in rows[begin : begin + BLOCK_ROWS]]
             block = Block(0, PLACE, "jsonl", begin, begin, len(lines), b"\n".join(lines), in_lines=False)
-            writer.append(block, checker.check_block(block))
+            arrays = checker.check_block(block)
+            writer.append(block, arrays)
+            notes.add(arrays["notes"].tobytes())
+        for note in notes:
+            LOGGER.warning("%s", note)
         return writer.finish({}, ())
     finally:
         writer.close()

@@ -1,6 +1,7 @@
 """The keywords of a Python call: which are of the job, which of the sampling, and which of neither. Pure."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,8 +10,10 @@ from hpc.job import Job
 from hpc.sampling_params import SamplingParams
 
 TAKEN = (
-    "device", "dtype", "context_tokens", "trust_remote_code", "chat_date", "truncate_prompts", "engine",
-    "max_num_seqs", "cache_gib", "deterministic", "drafts", "buckets", "batch_tokens", "vllm",
+    "device", "dtype", "context_tokens", "trust_remote_code", "chat_date", "chat_template", "chat_template_kwargs",
+    "row_chat_templates", "column", "prompt_template", "system", "last_assistant", "unknown_parameters",
+    "truncate_prompts", "engine", "max_num_seqs", "cache_gib", "deterministic", "drafts", "buckets", "batch_tokens",
+    "vllm",
 )  # fmt: skip
 """Fields of a job that are about model, prompts and engine; the others are about files, ranks and Slurm."""
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
@@ -32,9 +35,19 @@ def make_job(model: str, parameters: Mapping[str, Any]) -> Job:
     for name, value in given.items():
         if name in TAKEN and get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
             raise ValueError(f'"{name}" is {value!r}; it must be one of {", ".join(get_args(hints[name]))}')
-    own = {name: value for name, value in given.items() if name in TAKEN}
+    own = {name: _as_flag(name, value) for name, value in given.items() if name in TAKEN}
     rest = {name: value for name, value in given.items() if name not in TAKEN}
     return Job(model=str(model), corpus=("-",), sampling=override(SamplingParams(), rest, (*TAKEN, *_SAMPLING)), **own)
+
+
+def _as_flag(name: str, value: Any) -> Any:
+    """Return a value as a job has it; mappings and lists are what one writes in Python."""
+    if name == "chat_template_kwargs" and isinstance(value, Mapping):
+        return json.dumps(value)
+    if name == "column":
+        pairs = [f"{ours}={column}" for ours, column in value.items()] if isinstance(value, Mapping) else value
+        return (pairs,) if isinstance(pairs, str) else tuple(pairs)
+    return value
 
 
 def override(

@@ -16,8 +16,8 @@ LOGGER = logging.getLogger(__name__)
 class RunRows:
     """The rows of a run: iterate over them as often as you like, or take all of them as a table.
 
-    Each is a dictionary with the keys of the output. Of a run that is not finished they are those that have ended by
-    then, in the order of the corpus: look again later, and there are more.
+    Each is a dictionary with the keys of a JSONL output, whatever the format of the run's own. Of a run that is not
+    finished they are those that have ended by then, in the order of the corpus: look again later, and there are more.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,8 +28,8 @@ class RunRows:
         if gone := what_is_gone(run.tokens):
             LOGGER.warning('%s: %s: its rows come without their "meta"', self.path, gone)
         for row in run.rows(not gone):
-            if row.line is not None:
-                yield json.loads(row.line)
+            if row.answer is not None:
+                yield json.loads(json.dumps(row.value))  # lists, where the journal's completions have tuples
 
     def __repr__(self) -> str:
         return f"<rows of {self.path}>"

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from hpc.api.read import read_run
 from hpc.corpus.find import corpus_files
 from hpc.exit import FAULT, UNFINISHED, Refusal, Unfinished
 from hpc.job import Job
@@ -15,7 +16,6 @@ from hpc.mpi.comm import Comm
 from hpc.mpi.signals import SIGNALS, Stop
 from hpc.mpi.world import connect, is_alone, launched_size
 from hpc.pipeline import generate
-from hpc.report.summary import first_error
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.slurm.queue import has_slurm
@@ -75,6 +75,10 @@ def _outcome(job: Job, code: int, stop: Stop) -> dict[str, Any] | None:
     if code == FAULT:
         raise RuntimeError(
             f"{directory.path}: {summary['errors']} of {summary['rows']} rows are error rows, and max_error_rate is "
-            f"{job.max_error_rate}; the first says: {first_error(directory.completions)}"
+            f"{job.max_error_rate}; the first says: {_first_error(directory)}"
         )
     return summary
+
+
+def _first_error(directory: RunDirectory) -> str:
+    return next((row["error"]["message"] for row in read_run(directory.path) if row["error"]), "")

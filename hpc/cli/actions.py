@@ -59,10 +59,11 @@ def script(command: verbs.Script, loader: Loader | None) -> int:
 
 def submit(command: verbs.Submit, loader: Loader | None) -> int:
     """Resolve the model here, and submit the job."""
+    from hpc.model.find import with_template
     from hpc.slurm.submit import show_log, submit_script
 
     log.configure(0, 1)
-    model = (loader or Loader()).resolve(command.job.model)
+    model = with_template((loader or Loader()).resolve(command.job.model), command.job.chat_template)
     verb = "doctor" if command.doctor else "run"
     job_id, path = submit_script(command.job, model, _program(loader), verb)
     print(f"Slurm job {job_id}\n{path}", flush=True)
@@ -109,16 +110,18 @@ def status(command: verbs.Status, loader: Loader | None) -> int:  # noqa: ARG001
 
 def verify(command: verbs.Verify, loader: Loader | None) -> int:  # noqa: ARG001
     """Check the accounting of a run."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import verify_run
 
-    return verify_run(command.run)
+    return verify_run(command.run, token_bytes, command.where)
 
 
 def merge(command: verbs.Merge, loader: Loader | None) -> int:  # noqa: ARG001
     """Write the output of a run from its journals."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import merge_run
 
-    return merge_run(command.run)
+    return merge_run(command.run, token_bytes, command.where, command.force)
 
 
 def report(command: verbs.Report, loader: Loader | None) -> int:  # noqa: ARG001

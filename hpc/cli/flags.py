@@ -16,9 +16,14 @@ from hpc.job import Job, Slurm
 from hpc.sampling_params import SamplingParams
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code", "chat_date"),
+    "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code"),
+    "prompts": (
+        "column", "prompt_template", "system", "last_assistant", "chat_template", "chat_template_kwargs",
+        "row_chat_templates", "chat_date", "unknown_parameters",
+    ),
     "corpus and output": (
-        "corpus", "name", "runs", "limit", "share", "truncate_prompts", "return_token_ids", "max_error_rate",
+        "corpus", "format", "text_per", "name", "runs", "limit", "share", "truncate_prompts", "output",
+        "output_format", "output_rows_per_file", "error_file", "return_token_ids", "max_error_rate",
         "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),

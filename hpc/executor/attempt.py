@@ -1,6 +1,7 @@
 """An attempt: the resolved job, its ranks and its run directory, as rank 0 holds them."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from hpc.executor.deadline import Deadline
 from hpc.executor.read import Inputs
 from hpc.job import EARLY_SIGNAL_S, Job
 from hpc.model.bind import bind_run
-from hpc.model.find import Model
+from hpc.model.find import Model, with_template
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process
+from hpc.output.target import Target, is_batch, target_of, with_absolute_output
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.events import Events
@@ -60,6 +62,11 @@ class Attempt:
     def inputs(self) -> Inputs:
         """Everything that the token store depends on."""
         return Inputs(self.job, self.files, self.model)
+
+    @functools.cached_property
+    def target(self) -> Target:
+        """Where the output goes; raises `Refusal` where that cannot be."""
+        return target_of(self.job, self.directory.path, is_batch(self.inputs.corpus))
 
     def write_job(self) -> None:
         """Write job.json."""
@@ -118,7 +125,7 @@ def begin(
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]
-    model = loader.resolve(job.model)
+    model = with_template(loader.resolve(job.model), job.chat_template)
     moments.append(time.time())
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them
@@ -130,9 +137,8 @@ def begin(
             job = replace(job, dtype=resolved)
         moments.append(time.time())
         loader.check(job, model.path, place)
-        job = replace(
-            job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
-        )
+        job, date = with_absolute_output(job), chat_date(job, directory)
+        job = replace(job, name=directory.path.name, runs=str(directory.path.parent), chat_date=date)
         bound = bind_run(directory, job, model)
         if earlier is None:  # else only when the corpus has not been refused
             directory.write_job(job, files, bound, model.path)

@@ -13,6 +13,9 @@ import numpy as np
 from hpc.arrays import Ints, Record
 from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 
+_AT_ONCE = 1 << 12
+"""Places of records that are taken in one go."""
+
 
 @dataclass
 class OwnRecords:
@@ -40,10 +43,10 @@ class OwnRecords:
             return
         file = os.open(self.path, os.O_RDONLY)
         try:
-            while self._sent < len(self._sorted):
-                row, offset, length = self._sorted[self._sent].tolist()
-                self._sent += 1
-                yield row, os.pread(file, length, offset)
+            while self._sent < len(self._sorted):  # places one by one take longer than the reading
+                for row, offset, length in self._sorted[self._sent : self._sent + _AT_ONCE].tolist():
+                    self._sent += 1
+                    yield row, os.pread(file, length, offset)
         finally:
             os.close(file)
 
