@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpc import Completion, Generator, Refusal, SamplingParams
+from hpc.api.parameters import make_job
 from hpc.engine.interface import OnStep, Source
 from hpc.engine.sequence import Sequence as Growing
 from hpc.job import Job
@@ -183,6 +184,23 @@ def test_parameters_of_a_call_go_before_those_of_the_generator() -> None:
 def test_what_a_call_asks_for_is_bounded_by_the_context() -> None:
     [found] = echoing().generate(["x" * (CONTEXT - 8)], max_new_tokens=100)
     assert found.usage.completion_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("parameters", "row", "text"),
+    [
+        ({"column": {"prompt": "question"}}, {"question": "ab"}, "abab"),
+        ({"column": "prompt=question"}, {"question": "ab"}, "abab"),
+        ({"prompt_template": "<{of}>"}, {"of": "ab"}, "<ab>"),
+        ({"system": "s", "max_new_tokens": 9}, "ab", "[system]s"),
+    ],
+)
+def test_columns_and_templates_are_those_of_a_job(parameters: dict[str, Any], row: Any, text: str) -> None:
+    assert texts(echoing(**parameters).generate([row])) == [text]
+
+
+def test_variables_of_the_chat_template_are_a_mapping() -> None:
+    assert make_job("m", {"chat_template_kwargs": {"b": 1, "a": True}}).chat_template_kwargs == '{"a": true, "b": 1}'
 
 
 def test_a_whole_set_of_parameters_can_be_given() -> None:
