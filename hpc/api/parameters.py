@@ -1,4 +1,4 @@
-"""The keywords of a Python call: which are of the job, which of the sampling, and which of neither. Pure."""
+"""Make a job and sampling parameters of the keywords of a Python call. Pure."""
 
 import difflib
 import json
@@ -41,7 +41,7 @@ def make_job(model: str, parameters: Mapping[str, Any]) -> Job:
 
 
 def _as_flag(name: str, value: Any) -> Any:
-    """Return a value as a job has it; mappings and lists are what one writes in Python."""
+    """Return a value in the form that a job has, from the mapping or list that one writes in Python."""
     if name == "chat_template_kwargs" and isinstance(value, Mapping):
         return json.dumps(value)
     if name == "column":
@@ -53,7 +53,7 @@ def _as_flag(name: str, value: Any) -> Any:
 def override(
     defaults: SamplingParams, parameters: Mapping[str, Any], names: tuple[str, ...] = _SAMPLING
 ) -> SamplingParams:
-    """Return sampling parameters with those of a call in their place: a whole set as `sampling`, and keywords.
+    """Return sampling parameters with those of a call in their place: a whole set given as `sampling`, or keywords.
 
     Raises `TypeError` for a keyword that is none of `names`, `ValueError` for a value that breaks its rule.
     """
@@ -70,7 +70,7 @@ def override(
 
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:
-    """Say of a keyword that is none where it belongs, or which one it may stand for."""
+    """Return the message for an unknown keyword: where it belongs, or which one it may stand for."""
     if name in TAKEN or name == "loader":
         return f'"{name}" is of the model: give it to Generator, or to generate'
     if name in (field.name for field in fields(Job)):

@@ -1,4 +1,4 @@
-"""What a Python call is given, as the rows of a corpus. Pure."""
+"""Turn the prompts or chats of a Python call into rows of a corpus. Pure."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ Chats = Iterable[Sequence[Mapping[str, Any]]]
 def corpus_rows(prompts: Prompts | None, messages: Chats | None) -> list[dict[str, Any]]:
     """Return the rows that prompts or chats stand for; raise `TypeError` for what is no list of them.
 
-    A row that is wrong in itself is for the check of rows, which makes an error of it.
+    The rows themselves are not checked here: the check of rows makes an error of a wrong one.
     """
     if (prompts is None) == (messages is None):
         raise TypeError("give a list of prompts, or a list of chats as messages=[[…], …]; one of the two")
@@ -26,7 +26,7 @@ def corpus_rows(prompts: Prompts | None, messages: Chats | None) -> list[dict[st
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """Return a row as a line of JSON; what JSON cannot carry becomes what no rule of rows takes."""
+    """Return a row as a line of JSON; a value that JSON cannot carry becomes one that the check of rows refuses."""
     try:
         return json.dumps(row, default=_plain, skipkeys=True).encode()
     except (ValueError, RecursionError) as error:  # it contains itself
@@ -58,7 +58,7 @@ def _row(prompt: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that is not JSON's own as one that is: arrays and numbers of numpy and torch, mappings, sets."""
+    """Return the JSON value of an object that is none: an array or number of numpy or torch, a mapping, a sequence."""
     if isinstance(value, Mapping):
         return dict(value)
     for name in ("tolist", "to_pylist"):

@@ -1,4 +1,4 @@
-"""How much transformers says, which is the whole process' affair: left as it was by a call from Python."""
+"""Restore the log level and progress bars of transformers, which belong to the whole process, after a Python call."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def keeping_verbosity() -> Iterator[None]:
-    """Undo afterwards what `hpc.model.load.quiet` does within. Does not import transformers itself."""
+    """Undo at the end what `hpc.model.load.quiet` does within. It does not import transformers itself."""
     before = _state(sys.modules.get("transformers"))
     try:
         yield

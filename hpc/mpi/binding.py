@@ -95,7 +95,7 @@ def bind_process(own: Binding) -> None:
 
 @contextlib.contextmanager
 def keeping_environment() -> Iterator[None]:
-    """Leave the variables of the environment as they were: what a program starts afterwards may want all GPUs."""
+    """Restore the environment at the end: processes that are started afterwards may want all GPUs."""
     before = dict(os.environ)
     try:
         yield

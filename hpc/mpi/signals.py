@@ -28,9 +28,9 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self, *numbers: int) -> Iterator[None]:
-        """Take signals within, and give them back to whoever had them; a second SIGINT raises `KeyboardInterrupt`.
+        """Handle signals within, and restore the earlier handlers; a second SIGINT raises `KeyboardInterrupt`.
 
-        Only the main thread of a process can; in another one nothing changes.
+        In a thread other than the main one, which cannot set handlers, nothing changes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -44,7 +44,7 @@ class Stop:
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was somebody at the keyboard who said stop."""
+        """Whether SIGINT, as of Ctrl-C, was the reason to stop."""
         return self.reason == _reason(signal.SIGINT)
 
     def _handle_or_raise(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002

@@ -61,7 +61,7 @@ def configure(rank: int, size: int, path: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def restoring() -> Iterator[None]:
-    """Let `configure` be called within, and leave the log to whoever had it before."""
+    """Let `configure` be called within, and restore handlers, level and propagation at the end."""
     handlers, level, propagates = LOGGER.handlers, LOGGER.level, LOGGER.propagate
     LOGGER.handlers = []  # not closed: they are somebody else's
     try:
