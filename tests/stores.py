@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks, name_files
 from hpc.corpus.store import StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
-from hpc.request import KEY_BYTES
 from hpc.sampling_params import SamplingParams
 from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
 
@@ -17,10 +17,11 @@ def make_checker(
     truncate_prompts: str = "none",
     encoder: Encoder | None = None,
     chat_ending: int | None = None,
+    columns: Columns | None = None,
 ) -> Checker:
     """Return a checker whose tokens are bytes."""
     limits = PromptLimits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
-    return Checker(sampling or SamplingParams(), limits, encoder or ByteTokenizer())
+    return Checker(sampling or SamplingParams(), limits, encoder or ByteTokenizer(), columns or Columns())
 
 
 def read_store(
@@ -31,8 +32,3 @@ def read_store(
     for block in blocks:
         writer.append(block, checker.check_block(block))
     return writer.finish({"files": [[str(file), 0, 0] for file in files]}, blocks.digests)
-
-
-def key_of(tokens: TokenStore, row: int) -> bytes:
-    """Return the key of a row, all of it: numpy drops zeros at the end of its byte strings."""
-    return bytes(tokens.keys[row]).ljust(KEY_BYTES, b"\0")

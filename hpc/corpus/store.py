@@ -257,6 +257,10 @@ class TokenStore:
         lengths: Ints = self.offsets[rows + 1, Column.REQUEST] - self.offsets[rows, Column.REQUEST]
         return lengths
 
+    def key(self, row: int) -> bytes:
+        """Return the key of a row, all of it: numpy drops zeros at the end of its byte strings."""
+        return bytes(self.keys[row]).ljust(KEY_BYTES, b"\0")
+
     def all_tokens(self, rows: Ints) -> npt.NDArray[np.int32]:
         """Return the prompts of some rows, one behind the other."""
         return self._join(self._tokens, rows, Column.TOKENS)
@@ -269,6 +273,13 @@ class TokenStore:
         """Return the line of one row in requests.jsonl."""
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
         return self._requests[begin:end].tobytes()
+
+    def any_request_says(self, parameter: str) -> bool:
+        """Say whether a row may have a sampling parameter of its own: its name stands in requests.jsonl."""
+        mark, step = f'"{parameter}": '.encode(), 1 << 24
+        return any(
+            mark in self._requests[at : at + step + len(mark)].tobytes() for at in range(0, len(self._requests), step)
+        )
 
     def id(self, row: int) -> RowId | None:
         """Return the id of a row; None for a refused one whose id cannot be read."""

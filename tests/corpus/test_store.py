@@ -12,7 +12,7 @@ from hpc.corpus.store import StoreError, StoreWriter, TokenStore, parse_request,
 from hpc.request import KEY_BYTES, completion_key
 from hpc.sampling_params import SamplingParams
 from tests.conftest import write_corpus
-from tests.stores import key_of, make_checker, read_store
+from tests.stores import make_checker, read_store
 
 
 def stored(tmp_path: Path, *rows: Any, **settings: Any) -> TokenStore:
@@ -62,7 +62,7 @@ def test_a_row_that_is_refused_for_another_reason_keeps_that_one(tmp_path: Path)
     assert refused(stored(tmp_path, {"id": "x", "prompt": "a"}, {"id": "x", "prompt": ""})) == {1: "empty"}
 
 
-@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.0, "prompt": "a"}, {"prompt": ""}])
+@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.5, "prompt": "a"}, {"prompt": ""}])
 def test_a_refused_row_has_no_claim_on_an_id(tmp_path: Path, broken: Any) -> None:
     tokens = stored(tmp_path, broken, {"id": 0, "prompt": "a"}, {"id": 0, "prompt": "b"}, broken)
     assert [row for row, kind in refused(tokens).items() if kind == "duplicate_id"] == [2]
@@ -110,7 +110,7 @@ def test_a_request_comes_back_as_it_was_asked(tmp_path: Path) -> None:
     row = {"id": "é", "prompt": "abc", "sampling": {"temperature": 0.5, "stop": ["x"], "stop_token_ids": [3]}}
     tokens = stored(tmp_path, {"prompt": "z"}, row, sampling=defaults)
     line = tokens.request_line(1)
-    request = parse_request(line, 1, tokens.tokens(1), key_of(tokens, 1), 8, defaults)
+    request = parse_request(line, 1, tokens.tokens(1), tokens.key(1), 8, defaults)
     sampling = SamplingParams(max_new_tokens=9, seed=4, temperature=0.5, stop=("x",), stop_token_ids=(3,))
     assert (request.id, request.token_ids.tolist(), request.sampling) == ("é", list(b"abc"), sampling)
     assert request.key == completion_key(request.token_ids, sampling, "é")
@@ -123,7 +123,7 @@ def test_new_tokens_are_as_clamped_to_the_context(tmp_path: Path) -> None:
 
 def test_rows_with_equal_prompts_share_a_key(tmp_path: Path) -> None:
     tokens = stored(tmp_path, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"})
-    assert (key_of(tokens, 0) == key_of(tokens, 2), key_of(tokens, 0) == key_of(tokens, 1)) == (True, False)
+    assert (tokens.key(0) == tokens.key(2), tokens.key(0) == tokens.key(1)) == (True, False)
 
 
 @pytest.mark.parametrize("key", [bytes(KEY_BYTES), b"k" * 15 + b"\0", b"\0" * 15 + b"k"])
@@ -132,7 +132,7 @@ def test_a_key_keeps_its_zero_bytes(tmp_path: Path, key: bytes) -> None:
     rows = make_checker().check_block(block)
     writer = StoreWriter(tmp_path)
     writer.append(block, {**rows, "keys": np.frombuffer(key, dtype=np.uint8).reshape(1, KEY_BYTES)})
-    assert key_of(writer.finish({}, []), 0) == key
+    assert writer.finish({}, []).key(0) == key
 
 
 def test_inputs_and_digests_come_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hpc.plan.shard import Deal, deal
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 from tests.conftest import write_corpus
-from tests.stores import key_of, read_store
+from tests.stores import read_store
 
 NUM_ROWS = 30
 DEFAULTS = SamplingParams(max_new_tokens=16)
@@ -127,7 +127,7 @@ def test_a_request_comes_out_as_the_store_has_it(tokens: TokenStore) -> None:
     for request in drain(backlog):
         sampling = DEFAULTS if request.row % 3 else SamplingParams(max_new_tokens=16, temperature=0.5)
         assert (request.id, request.sampling, request.bucket) == (f"é{request.row}", sampling, BUCKET)
-        assert (request.token_ids.tolist(), request.key) == ([97] * (request.row + 1), key_of(tokens, request.row))
+        assert (request.token_ids.tolist(), request.key) == ([97] * (request.row + 1), tokens.key(request.row))
 
 
 def test_further_rows_travel_with_the_request_they_share(tokens: TokenStore) -> None:
