@@ -164,12 +164,19 @@ class Job:
     in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
     """On a CPU, guess tokens of greedy rows while few rows are left; the output is the same."""
+    source_lang: str = ""
+    """Language of the prompts, as a multilingual encoder-decoder calls it (eng_Latn); a row's "source_lang" goes before
+    it. Default: the tokenizer's."""
+    target_lang: str = ""
+    """Language to translate into, as a multilingual encoder-decoder calls it (deu_Latn); a row's "target_lang" goes
+    before it."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
     """Cut a prompt that does not fit the context at this side; none makes it an error row."""
     context_tokens: int | None = None
-    """Most tokens of a prompt and its completion together, in place of what the model's config says."""
+    """Most tokens of a prompt and its completion together, in place of what the model's config says; of an
+    encoder-decoder, most tokens of a prompt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model: it can do whatever you can."""
     chat_date: str = ""

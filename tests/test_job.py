@@ -45,6 +45,7 @@ JOB = Job("model", ("corpus.jsonl",))
         ("stop_token_ids", (True,), "integers from 0"),
         ("stop_token_ids", 5, "a list"),
         ("ignore_eos", 1, "true or false"),
+        ("forced_bos_token_id", -1, "a token id"),
         ("seed", 0.5, "an integer"),
         ("seed", None, "an integer"),
         ("min_p", -0.1, "from 0 .off. to 1"),
@@ -222,6 +223,7 @@ def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
         "n": 2,
         "min_new_tokens": 1,
         "logprobs": 0,
+        "forced_bos_token_id": 0,
     }
     drawn = SamplingParams(temperature=1.0)
     assert dataclasses.replace(drawn, **{field: other[field]}).identity() != drawn.identity()
@@ -235,6 +237,7 @@ def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
         {"frequency_penalty": 0.1},
         {"min_new_tokens": 1},
         {"logprobs": 0},
+        {"forced_bos_token_id": 0},
     ],
     ids=str,
 )

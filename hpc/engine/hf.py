@@ -1,11 +1,13 @@
-"""The `hf` engine: transformers' `generate` on batches of one length bucket, left-padded.
+"""The `hf` engine: transformers' `generate` on padded batches of one length bucket.
 
-The reference that other engines are compared with, and what serves every causal language model.
-In float32 its output is that of `generate` on one prompt at a time: a batch changes the logits by
-rounding alone, and a row with a choice that rounding could have changed is generated again alone.
+It is the reference that other engines are compared with, and serves every causal language model (padded on the left)
+and every encoder-decoder (padded on the right, where no position of the source moves). In float32 its output is that of
+`generate` on one prompt at a time: a batch changes the logits by rounding only, and a row with a choice that rounding
+could have changed is generated again alone.
 """
 
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -19,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hpc.engine import bucket, memory
 from hpc.engine.bounds import Bounds
 from hpc.engine.cost import CostModel
+from hpc.engine.decoder import DecoderRules
 from hpc.engine.failure import Bisector, is_out_of_memory
 from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
@@ -37,6 +40,12 @@ NOISE = 1e-5
 """How far rounding in float32 moves the difference of two logits from one batch to another, as a share
 of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
+SIDES_NOISE = 1e-4
+"""The same for encoder-decoders: three times the 3.2e-5 seen of a T5, whose attention scores are not scaled down."""
+
+NEVER = -2e9
+"""The logit of a token that an encoder-decoder may not generate: finite, so that log probabilities can be written."""
+
 
 def load(checkpoint: Checkpoint) -> Loaded:
     """Load the model and make an engine of it."""
@@ -46,8 +55,14 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEngine":
     """Return the engine of a loaded model, which makes so many length buckets itself where the plan has none."""
-    batch_tokens = checkpoint.job.batch_tokens
-    return HFEngine(model, checkpoint.eos_token_ids, checkpoint.decode, batch_tokens, num_buckets=num_buckets)
+    return HFEngine(
+        model,
+        checkpoint.eos_token_ids,
+        checkpoint.decode,
+        checkpoint.job.batch_tokens,
+        num_buckets=num_buckets,
+        rules=checkpoint.decoder_rules,
+    )
 
 
 class HFEngine:
@@ -67,15 +82,23 @@ class HFEngine:
         batch_tokens: int,
         long_step_s: float = 5.0,
         num_buckets: int = 0,
+        rules: DecoderRules | None = None,
     ) -> None:
-        """Hold the model; with `num_buckets`, requests are put into so many length buckets here, not by a plan."""
+        """Hold the model; with `num_buckets`, requests are put into so many length buckets here, not by a plan.
+
+        `rules` are those of an encoder-decoder, None for a causal language model. Raises `ValueError` for a model and
+        rules that are not of one kind.
+        """
+        if model.config.is_encoder_decoder != (rules is not None):
+            raise ValueError(f"{type(model).__name__} is given the decoder rules {rules}")
         self._model = model
         self._long_step_s = long_step_s
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._batch_tokens = batch_tokens
         self._num_buckets = num_buckets
-        self._most_together = tokens_before_change(model.config.get_text_config())
+        self._rules = rules
+        self._max_together = tokens_before_change(model.config.get_text_config())
         self.steps = StepLog()  # `generate` does not tell of its steps
         self.bounds: Bounds | None = None
 
@@ -87,7 +110,7 @@ class HFEngine:
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
                 if self._num_buckets:
                     requests = bucketed(requests, self._num_buckets, self._batch_tokens)
-                for batch in batches(begin(requests), self._batch_tokens, self._most_together):
+                for batch in batches(begin(requests), self._batch_tokens, self._max_together):
                     yield from halver.run(batch)
                     if stop.told:
                         return
@@ -95,32 +118,28 @@ class HFEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:
-        device = self._model.device
-        prompts = [torch.from_numpy(sequence.request.token_ids.astype("int64")) for sequence in batch]
-        width = max(len(prompt) for prompt in prompts)
-        input_ids = torch.zeros(len(batch), width, dtype=torch.long)
-        attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
-            input_ids[row] = prompt[0]
-            input_ids[row, width - len(prompt) :] = prompt
-            attention_mask[row, width - len(prompt) :] = 1
-        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step)
+        device, rules = self._model.device, self._rules
+        inputs = _padded(batch, left=rules is None)
+        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step, rules)
         exact = len(batch) > 1 and self._model.dtype == torch.float32
-        sampler = Sampler(len(batch), device, NOISE if exact else 0.0, self._eos_token_ids)
+        noise = NOISE if rules is None else SIDES_NOISE
+        sampler = Sampler(len(batch), device, noise if exact else 0.0, self._eos_token_ids)
         for slot, sequence in enumerate(batch):
-            sampler.set(slot, sequence.request, sequence.sample)
+            sampler.set(slot, sequence.request if rules is None else _begun(sequence.request, rules), sequence.sample)
         config = GenerationConfig(
             max_new_tokens=max(sequence.request.sampling.max_new_tokens for sequence in batch),
             do_sample=False,
             pad_token_id=0,
+            decoder_start_token_id=rules and rules.start,
         )
+        if _has_global_attention(self._model):  # its first token sees all others, and they see it
+            inputs["global_attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+            inputs["global_attention_mask"][:, 0] = 1
         with contextlib.suppress(_Stopped):
             self._model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
+                **{name: tensor.to(device) for name, tensor in inputs.items()},
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_Chooser(sampler, growing)]),
+                logits_processor=LogitsProcessorList([_Chooser(sampler, growing, rules.banned if rules else ())]),
                 stopping_criteria=StoppingCriteriaList([growing]),
             )
         done = [sequence for row, sequence in enumerate(growing.sequences) if growing.ended[row]]
@@ -149,15 +168,40 @@ def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> li
     return [replace(requests[index], bucket=padded[index]) for index in order]
 
 
-def batches(sequences: list[Sequence], batch_tokens: int, most_together: int | None = None) -> Iterator[list[Sequence]]:
+def _padded(batch: list[Sequence], left: bool) -> dict[str, torch.Tensor]:
+    """Return the prompts of a batch and their mask, int64 of shape [rows, longest prompt], padded at one side."""
+    prompts = [torch.from_numpy(sequence.request.token_ids.astype("int64")) for sequence in batch]
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.zeros(len(batch), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        own = slice(width - len(prompt), None) if left else slice(len(prompt))
+        # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
+        input_ids[row] = prompt[0]
+        input_ids[row, own] = prompt
+        attention_mask[row, own] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _begun(request: Request, rules: DecoderRules) -> Request:
+    """Return a request as the decoder of an encoder-decoder sees it: penalties do not count the source."""
+    return replace(request, token_ids=np.array([rules.start], dtype=np.int32))
+
+
+def _has_global_attention(model: Any) -> bool:
+    """Return whether a model (LED) is told which tokens of a long source attend to all others."""
+    return "global_attention_mask" in inspect.signature(model.forward).parameters
+
+
+def batches(sequences: list[Sequence], batch_tokens: int, max_together: int | None = None) -> Iterator[list[Sequence]]:
     """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included.
 
-    Of those in which a row could grow beyond `most_together` tokens every sequence is a batch of its own.
+    If a row of a batch could grow beyond `max_together` tokens, each of its sequences is a batch of its own.
     """
     for batch in _full(sequences, batch_tokens):
         prompt = max(len(sequence.request.token_ids) for sequence in batch)
         new = max(sequence.request.sampling.max_new_tokens for sequence in batch)
-        if most_together is None or prompt + new <= most_together:
+        if max_together is None or prompt + new <= max_together:
             yield batch
         else:
             yield from ([sequence] for sequence in batch)
@@ -222,6 +266,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         eos_token_ids: Collection[int],
         decode: Decode,
         on_step: Callable[[], bool],
+        rules: DecoderRules | None = None,
     ) -> None:
         self.sequences = [Sequence(begun.request, sample=begun.sample) for begun in batch]
         self.ended = [False] * len(batch)
@@ -230,6 +275,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._endings = [ending_tokens(begun.request.sampling, eos_token_ids) for begun in batch]
         self._decode = decode
         self._on_step = on_step
+        self._rules = rules
         self._logprobs: dict[int, TokenLogprobs] = {}
 
     def note(self, choice: SamplerOutput) -> None:
@@ -241,6 +287,17 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
                 self.sequences[row].error = "the model's logits are not finite numbers; try another dtype"
                 self.ended[row] = True
         self._logprobs = choice.logprobs.read() if choice.logprobs else {}
+
+    def forced(self) -> dict[int, int]:
+        """Return the tokens that rows must have next, by row."""
+        if self._rules is None:
+            return {}
+        found = {}
+        for row, sequence in enumerate(self.sequences):
+            token = self._rules.forced(sequence.request.sampling, len(sequence.token_ids), self._endings[row])
+            if token is not None and not (self.ended[row] or self._was_close[row]):
+                found[row] = token
+        return found
 
     def close(self) -> list[Sequence]:
         """Return the sequences that are to be generated again, alone."""
@@ -254,6 +311,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
                 if row in self._logprobs:
                     self.sequences[row].logprobs.append(self._logprobs[row])
                 self.ended[row] = self._has_ended(row, token)
+                self._note_cut(row)
         if self._on_step():
             return torch.ones(len(self.ended), dtype=torch.bool, device=input_ids.device)
         enough = [ended or close for ended, close in zip(self.ended, self._was_close, strict=True)]
@@ -261,25 +319,36 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
     def _has_ended(self, row: int, token: int) -> bool:
         sequence = self.sequences[row]
-        request, sampling = sequence.request, sequence.request.sampling
+        sampling = sequence.request.sampling
+        before = sequence.request.token_ids if self._rules is None else ()
         return (
             token in self._endings[row]
             or len(sequence.token_ids) >= sampling.max_new_tokens
-            or ends_with_stop(
-                sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens, request.token_ids
-            )
+            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens, before)
         )
+
+    def _note_cut(self, row: int) -> None:
+        sequence = self.sequences[row]
+        if self._rules is not None:
+            at = len(sequence.token_ids) - 1
+            sequence.cut = self._rules.cuts(sequence.request.sampling, at, self._endings[row])
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
     """Chooses the tokens: `generate`'s own argmax then finds only the chosen one."""
 
-    def __init__(self, sampler: Sampler, growing: _Growing) -> None:
+    def __init__(self, sampler: Sampler, growing: _Growing, banned: Collection[int] = ()) -> None:
         self._sampler = sampler
         self._growing = growing
+        self._banned = list(banned)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return scores of shape [rows, vocabulary] that are 0 at the chosen token and -inf elsewhere."""
+        if self._banned:
+            scores[:, self._banned] = NEVER
+        for row, token in self._growing.forced().items():
+            scores[row] = NEVER
+            scores[row, token] = 0.0
         choice = self._sampler.choose(scores, list(range(len(scores))))
         self._growing.note(choice)
         return torch.full_like(scores, -torch.inf).scatter_(1, choice.tokens[:, None], 0.0)

@@ -18,6 +18,8 @@ class Sequence:
     """Index among the `n` samples of its request, each of which is a sequence of its own."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of each token, where the request asks for them."""
+    cut: bool = False
+    """Its ending token is there only because it was at its limit: the decoder of an encoder-decoder may force one."""
     guessed: int = 0
     """Tokens that were guessed while it grew."""
     accepted: int = 0

@@ -167,7 +167,7 @@ class Worker:
             self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
 
         beat = Heartbeat(self.stop, self.serve, journal, events, progress, Every(MESSAGE_S, report))
-        finish = completion_maker(replica.eos_token_ids, replica.decode)
+        finish = completion_maker(replica.eos_token_ids, replica.decode, replica.goes_on)
         generate_shard(replica.engine, backlog, journal, self.records, progress, beat, finish)
         events.write("generated", progress.as_json())
         events.close()

@@ -4,15 +4,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
-from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, choose
+from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, choose, no_encoder
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.job import Job
@@ -23,7 +23,8 @@ from hpc.trim import Decode
 if TYPE_CHECKING:
     import torch
 
-    from hpc.model.load import Description
+    from hpc.engine.decoder import DecoderRules
+    from hpc.model.description import Description
     from hpc.model.tokenizer import Tokenizer
 
 LOGGER = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Replica:
     """What generates, by the name of its flag; empty: what the job says."""
     spent: tuple[tuple[str, float, float], ...] = ()
     """What the time went to that is not loading: a kind of `hpc.report.timeline`, beginning and end by the clock, s."""
+    goes_on: bool = True
+    """A completion's text goes on with the prompt's; that of an encoder-decoder begins anew."""
     gpu: str = ""
     """The UUID of its GPU, as torch says it; nothing where it was known before."""
 
@@ -78,9 +81,9 @@ class Checkpoint:
     @cached_property
     def described(self) -> "Description":
         """What the configuration says of the tokens that the model takes."""
-        from hpc.model import load
+        from hpc.model.description import describe
 
-        return load.describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
+        return describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -98,6 +101,11 @@ class Checkpoint:
     def context_tokens(self) -> int | None:
         """Most tokens of prompt and completion together; None where the model sets no limit."""
         return self.described.context_tokens
+
+    @property
+    def decoder_rules(self) -> "DecoderRules | None":
+        """The rules of an encoder-decoder's decoder; None for a causal language model."""
+        return self.described.decoder_rules
 
     @property
     def decode(self) -> Decode:
@@ -159,26 +167,39 @@ class Loader:
             with _refusing():
                 _ = checkpoint.device
         kind = ENGINES.get(job.engine)  # none where it is still to be chosen
-        if kind is not None and kind.optional and (problem := kind.maker.check(checkpoint)):
-            raise Refusal(problem)
+        if kind is not None and kind.optional:
+            if problem := no_encoder(kind, checkpoint.config):
+                raise Refusal(f"{problem}; leave --engine to auto, or name hf")
+            if problem := kind.maker.check(checkpoint):
+                raise Refusal(problem)
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
-        """Return what checks and tokenizes rows for the model at `path`."""
+        """Return what checks and tokenizes rows for the model at `path`; raise `Refusal` for languages it has not."""
         from hpc.model import load
+        from hpc.model.description import describe
         from hpc.model.tokenizer import Tokenizer
 
         load.quiet()
-        described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        described = describe(path, job.trust_remote_code, job.context_tokens)
         with load.refusing(path):
             tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date)
+        languages = tokenizer.languages if described.decoder_rules is not None else None
         ending = tokenizer.chat_ending(described.eos_token_ids)
         context = min((n for n in (asked_context(job), described.context_tokens) if n is not None), default=None)
-        return Checker(
-            file_names,
-            job.sampling,
-            PromptLimits(described.vocab_size, context, job.truncate_prompts, ending),
-            tokenizer,
-        )
+        limits = PromptLimits(described.vocab_size, context, job.truncate_prompts, ending)
+        if (rules := described.decoder_rules) is not None:
+            limits = replace(
+                limits,
+                output=OutputLimits(
+                    described.output_vocab_size,
+                    described.output_tokens,
+                    rules.forced_bos is not None or bool(languages and languages.is_language(rules.start)),
+                ),
+            )
+        checker = Checker(file_names, job.sampling, limits, tokenizer, languages, job.source_lang, job.target_lang)
+        if problem := checker.languages_fault():
+            raise Refusal(f'model "{path}": {problem}')
+        return checker
 
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
         """Return the engine that is to generate with the model at `path`, and why."""
@@ -187,7 +208,17 @@ class Loader:
         load.quiet()
         checkpoint = Checkpoint(job, path, place)
         device = "cuda" if job.engine == AUTO and checkpoint.cuda else "cpu"
-        return choose(job.engine, device, lambda kind: kind.maker.supports(checkpoint))
+        if unheeded := checkpoint.described.unheeded:
+            LOGGER.warning(
+                "the model's generation config asks for %s, which changes nothing: each token is chosen at once, "
+                "without beams, as the job's and the rows' sampling parameters say",
+                ", ".join(unheeded),
+            )
+        return choose(
+            job.engine,
+            device,
+            lambda kind: no_encoder(kind, checkpoint.config) or kind.maker.supports(checkpoint),
+        )
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         """Load the model onto the device of the rank at `place`, for the engine that was chosen."""
@@ -207,7 +238,7 @@ class Loader:
         loaded = maker.load(checkpoint)
         return Replica(
             loaded.engine, described.eos_token_ids, tokenizer.decode, made, loaded.size, loaded.name,
-            (spent, *loaded.spent), gpu,
+            (spent, *loaded.spent), described.decoder_rules is None, gpu,
         )  # fmt: skip
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Measured], Speed | None]:

@@ -7,6 +7,7 @@ from typing import Any
 from hpc.corpus.chat import ChatWriter, Turn
 from hpc.corpus.chat_date import fix_date
 from hpc.model.detokenizer import ByText, detokenizer
+from hpc.model.languages import languages_of
 from hpc.trim import Decode
 
 
@@ -22,6 +23,8 @@ class Tokenizer:
         self._chat_date = chat_date
         self._template: str | None = None
         self._chats = ChatWriter(self._apply)
+        self.languages = languages_of(self._tokenizer, lambda texts: self.encode(texts, special_tokens=True))
+        """The languages of a multilingual model; None if the tokenizer knows none."""
         self.decode = _decode_of(self._tokenizer)
         """Makes text of tokens, special tokens left out and no space tidied away."""
 
