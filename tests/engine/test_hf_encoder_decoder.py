@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from hpc.engine.decoder import DecoderRules
 from hpc.engine.hf import HFEngine
@@ -15,7 +14,7 @@ from hpc.engine.sequence import Sequence as Grown
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 from tests.engine.models import CONFIGS, ENCODER_DECODERS, tiny
-from tests.engine.oracle import Steps, generated, grow, letters, one_bucket, prompts, request
+from tests.engine.oracle import Steps, generated, grow, letters, one_bucket, plain_output, prompts, request
 from tests.fakes import Behind, ListSource
 
 NEW = 10
@@ -42,23 +41,8 @@ def engine_of(
 
 
 def plain(kind: str, source: Sequence[int], new: int = NEW, **values: Any) -> list[int]:
-    """Return what `generate` writes for one source; of a LED, whose first token attends to all others."""
-    model, input_ids = made(kind), torch.tensor([list(source)])
-    if kind == "led":
-        values["global_attention_mask"] = torch.tensor([[1] + [0] * (len(source) - 1)])
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        generation_config=transformers.GenerationConfig(
-            max_new_tokens=new,
-            do_sample=False,
-            pad_token_id=0,
-            decoder_start_token_id=rules_of_kind(kind).start,
-            **{name: values.pop(name) for name in list(values) if name != "global_attention_mask"},
-        ),
-        **values,
-    )
-    return [int(token) for token in output[0, 1:]]
+    """Return what `generate` writes for one source."""
+    return plain_output(made(kind), rules_of_kind(kind).start, source, new, **values)
 
 
 @functools.cache

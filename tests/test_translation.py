@@ -1,0 +1,60 @@
+"""Whole jobs with an encoder-decoder: its languages, its text, what is generated again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hpc.exit import REFUSED
+from hpc.job import Job
+from hpc.mpi.comm import Single
+from tests.conftest import read_rows, run_here, write_corpus
+from tests.engine.oracle import loaded, plain_output
+from tests.many_jobs import run
+
+NEW = 12
+GERMAN, FRENCH = 34, 36
+"""Tokens of the languages of the tiny translator."""
+
+
+def job(model: Path, corpus: Path, **values: Any) -> dict[str, Any]:
+    sampling = {"max_new_tokens": NEW}
+    return {"model": str(model), "corpus": [str(corpus)], "dtype": "float32", "sampling": sampling, **values}
+
+
+def test_a_translation_begins_with_the_language_of_its_row_and_its_text_does_not(
+    tmp_path: Path, tiny_translator: Path
+) -> None:
+    rows = [{"prompt": "ab", "target_lang": "deu_Latn"}, {"prompt": "ab", "target_lang": "fra_Latn"}]
+    values = job(tiny_translator, write_corpus(tmp_path / "rows.jsonl", rows), return_token_ids=True)
+    found = read_rows(run_here(tmp_path, **values))
+    assert [row["token_ids"][0] for row in found] == [GERMAN, FRENCH]
+    assert [row["meta"] for row in found] == [{"target_lang": "deu_Latn"}, {"target_lang": "fra_Latn"}]
+    assert not any("Latn" in row["text"] or row["text"].startswith(" ") for row in found)
+
+
+def test_a_translation_is_what_plain_generate_gives(tmp_path: Path, tiny_translator: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_translator, src_lang="fra_Latn")
+    path = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "some text"}])
+    values = job(tiny_translator, path, return_token_ids=True, source_lang="fra_Latn", target_lang="deu_Latn")
+    [row] = read_rows(run_here(tmp_path, **values))
+    source = tokenizer("some text")["input_ids"]
+    plain = plain_output(loaded(tiny_translator), 2, source, NEW, forced_bos_token_id=GERMAN, eos_token_id=2)
+    assert row["token_ids"] == plain
+    assert row["text"] == tokenizer.decode(plain, skip_special_tokens=True)
+
+
+def test_another_target_language_is_generated_and_the_same_one_is_not(tmp_path: Path, tiny_translator: Path) -> None:
+    path = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "ab"}, {"prompt": "cd", "target_lang": "deu_Latn"}])
+    generated = []
+    for target in ("deu_Latn", "deu_Latn", "fra_Latn"):
+        output = run_here(tmp_path, **job(tiny_translator, path, target_lang=target))
+        generated.append(json.loads((output.parent / "summary.json").read_text())["generated_tokens"] > 0)
+    assert generated == [True, False, True]
+
+
+def test_a_job_whose_language_the_model_has_not_is_refused(tmp_path: Path, tiny_translator: Path) -> None:
+    path = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "ab"}])
+    values = {**job(tiny_translator, path, target_lang="German"), "runs": str(tmp_path), "name": "run"}
+    assert run(Job.from_json(values), Single()) == REFUSED
