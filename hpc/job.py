@@ -170,6 +170,9 @@ class Job:
     target_lang: str = ""
     """Language to translate into, as a multilingual encoder-decoder calls it (deu_Latn); a row's "target_lang" goes
     before it."""
+    instruction: str = ""
+    """What a model without an encoder is asked to do with each "prompt": a text with {prompt} in it, and {source_lang}
+    or {target_lang}. It becomes a user's turn if the model has a chat template."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -216,6 +219,12 @@ class Job:
             "it must be at least 1",
         )
         object.__setattr__(self, "chat_date", _moment(self.chat_date))
+        require(
+            not self.instruction or "{prompt}" in self.instruction,
+            "instruction",
+            self.instruction,
+            "it must have {prompt} in it, where the text of a row goes",
+        )
         require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         Share.of(self.share)
         require(self.show >= 0, "show", self.show, "it must be at least 0")

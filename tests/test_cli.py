@@ -22,7 +22,7 @@ FLAGS = {
     "--job", "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail",
     "--buckets",
     "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
-    "--source-lang", "--target-lang", "--sampling.forced-bos-token-id",
+    "--source-lang", "--target-lang", "--instruction", "--sampling.forced-bos-token-id",
     "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
     "--max-error-rate", "--retry-errors", "--force",
     "--show", "--sampling.max-new-tokens", "--sampling.temperature", "--sampling.top-p", "--sampling.top-k",

@@ -290,6 +290,11 @@ def test_a_chat_date_is_kept_as_date_and_time(given: str, kept: str) -> None:
     assert Job(model="m", corpus=("c",), chat_date=given).chat_date == kept
 
 
+def test_an_instruction_without_a_place_for_the_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'"instruction" is .Translate this.; it must have \{prompt\}'):
+        Job(model="m", corpus=("c",), instruction="Translate this")
+
+
 @pytest.mark.parametrize("given", ["today", "28.11.2026", "2026-13-01", 5])
 def test_a_chat_date_that_is_none_is_refused_with_the_way_out(given: Any) -> None:
     with pytest.raises(ValueError, match=r'"chat_date" is .*; it must be a date such as 2026-11-28'):

@@ -1,13 +1,17 @@
 """Whole jobs with an encoder-decoder: its languages, its text, what is generated again."""
 
 import json
+import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from hpc.exit import REFUSED
 from hpc.job import Job
 from hpc.mpi.comm import Single
-from tests.conftest import read_rows, run_here, write_corpus
+from tests.conftest import ROOT, read_rows, run_here, write_corpus
 from tests.engine.oracle import loaded, plain_output
 from tests.many_jobs import run
 
@@ -58,3 +62,23 @@ def test_a_job_whose_language_the_model_has_not_is_refused(tmp_path: Path, tiny_
     path = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "ab"}])
     values = {**job(tiny_translator, path, target_lang="German"), "runs": str(tmp_path), "name": "run"}
     assert run(Job.from_json(values), Single()) == REFUSED
+
+
+@pytest.mark.parametrize("name", ["translate", "summarize"])
+@pytest.mark.parametrize("model", ["tiny_translator", "tiny_summarizer", "tiny_model"])
+def test_the_ready_jobs_run_with_an_encoder_decoder_and_with_a_chat_model(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str, model: str
+) -> None:
+    ready: Job = runpy.run_path(str(ROOT / f"jobs/{name}.py"))["JOB"]
+    corpus = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "some text"}, {"prompt": "more", "id": "x"}])
+    target = "" if model == "tiny_summarizer" else "deu_Latn"
+    asked = replace(
+        ready, model=str(request.getfixturevalue(model)), corpus=(str(corpus),), runs=str(tmp_path), name="run",
+        target_lang=target if (name, model) != ("summarize", "tiny_model") else "", dtype="float32",
+        sampling=replace(ready.sampling, max_new_tokens=3, min_new_tokens=1),
+    )  # fmt: skip
+    assert run(asked, Single()) == 0
+    rows = read_rows(tmp_path / "run/completions.jsonl")
+    assert [row["error"] for row in rows] == [None, None]
+    prompt_tokens = rows[0]["usage"]["prompt_tokens"]
+    assert (prompt_tokens > len("some text") + 20) == (model == "tiny_model")  # a chat model is told what to do

@@ -18,8 +18,8 @@ from hpc.sampling_params import SamplingParams
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code", "chat_date"),
     "corpus and output": (
-        "corpus", "name", "runs", "limit", "share", "source_lang", "target_lang", "truncate_prompts",
-        "return_token_ids", "max_error_rate", "retry_errors", "force", "show",
+        "corpus", "name", "runs", "limit", "share", "source_lang", "target_lang", "instruction",
+        "truncate_prompts", "return_token_ids", "max_error_rate", "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),
     "engine": ("engine", "tail", "max_num_seqs", "cache_gib"),

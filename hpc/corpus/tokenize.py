@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,6 +15,9 @@ from hpc.corpus.files import Block
 from hpc.corpus.row import Row, RowError, check_row, decode_row, row_id
 from hpc.request import KEY_BYTES, RowId, completion_key
 from hpc.sampling_params import SamplingParams
+
+_PLACES = re.compile(r"\{(prompt|source_lang|target_lang)\}")
+"""Where an instruction names what goes into it."""
 
 
 class Encoder(Protocol):
@@ -92,11 +96,15 @@ class Checker:
     source_lang: str = ""
     target_lang: str = ""
     """The job's languages; a row's go before them."""
+    instruction: str = ""
+    """The text that a row's prompt is put into; empty: the prompt stands alone."""
 
     def languages_fault(self) -> str | None:
         """Return what is wrong with the job's languages; None if the model has them, or the job names none."""
         given = {"source_lang": self.source_lang, "target_lang": self.target_lang}
         for name, code in given.items():
+            if f"{{{name}}}" in self.instruction:
+                continue
             if code and self.languages is None:
                 return f'"{name}" is {code!r}, and the tokenizer of the model knows no languages; leave it out'
             if code and self.languages is not None and (problem := self.languages.problem(name, code)):
@@ -150,7 +158,7 @@ class Checker:
         try:
             value = decode_row(text.removesuffix(b"\r"))
             entry.identity = identity = row_id(value, row)
-            entry.checked = check_row(value, identity, self.defaults)
+            entry.checked = self._instruct(check_row(value, identity, self.defaults), value)
             entry.sampling = self._sampling(entry.checked)
             entry.text, entry.special = self._text(entry.checked), entry.checked.prompt is not None
             self._translate(entry, value)
@@ -158,6 +166,22 @@ class Checker:
         except RowError as error:
             entry.error = error
         return entry
+
+    def _instruct(self, row: Row, value: dict[str, Any]) -> Row:
+        """Put a row's prompt into the job's instruction: a chat where the model has a template, else a prompt."""
+        if not self.instruction or row.prompt is None:
+            return row
+        words = {"prompt": row.prompt}
+        for name in ("source_lang", "target_lang"):
+            words[name] = str(value.get(name) or getattr(self, name))
+            if not words[name] and f"{{{name}}}" in self.instruction:
+                raise RowError(
+                    "language", f'neither the row\'s "{name}" nor --{name.replace("_", "-")} names a language'
+                )
+        text = _PLACES.sub(lambda place: words[place[1]], self.instruction)
+        if not self.encoder.has_template:
+            return replace(row, prompt=text)
+        return replace(row, prompt=None, messages=[{"role": "user", "content": text}])
 
     def _sampling(self, row: Row) -> SamplingParams:
         """Return a row's parameters; those of a chat have the token that ends a turn, which is so a part of its key."""

@@ -135,7 +135,7 @@ class Inputs:
             "context_tokens": job.context_tokens,
             "chat_date": job.chat_date if tells_date(model.path) else "",
             "model": [model.revision, model.tokenizer, model.template],
-            **({"languages": languages} if any(languages := [job.source_lang, job.target_lang]) else {}),
+            **({"wording": wording} if any(wording := [job.source_lang, job.target_lang, job.instruction]) else {}),
             **({"context": context} if (context := asked_context(job)) is not None else {}),
         }
 

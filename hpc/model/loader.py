@@ -196,7 +196,17 @@ class Loader:
                     rules.forced_bos is not None or bool(languages and languages.is_language(rules.start)),
                 ),
             )
-        checker = Checker(file_names, job.sampling, limits, tokenizer, languages, job.source_lang, job.target_lang)
+        instruction = job.instruction if described.decoder_rules is None else ""
+        checker = Checker(
+            file_names,
+            job.sampling,
+            limits,
+            tokenizer,
+            languages=languages,
+            source_lang=job.source_lang,
+            target_lang=job.target_lang,
+            instruction=instruction,
+        )
         if problem := checker.languages_fault():
             raise Refusal(f'model "{path}": {problem}')
         return checker

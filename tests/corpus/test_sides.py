@@ -25,6 +25,12 @@ class Ending(ByteTokenizer):
         return [[*ids, *[END] * special_tokens] for ids in super().encode(texts, special_tokens)]
 
 
+class Templateless(Ending):
+    """The tokenizer of a base model."""
+
+    has_template = False
+
+
 class Numbered:
     """Languages that are numbers, before the source and at the beginning of the output."""
 
@@ -198,3 +204,35 @@ def test_the_jobs_languages_must_be_the_models(languages: Any, given: dict[str, 
     checker = Checker((), SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages, **given)
     found = checker.languages_fault()
     assert found == problem or (found is not None and problem is not None and found.startswith(problem))
+
+
+# Instructions, for models without an encoder.
+
+ASKED = "Into {target_lang}: {prompt}"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "text"), [(Ending(), b"[user]Into xx: a"), (Templateless(), bytes([*b"Into xx: a", END]))]
+)
+def test_a_prompt_is_put_into_the_instruction(tmp_path: Path, encoder: Ending, text: bytes) -> None:
+    [block] = Blocks([write_corpus(tmp_path / "corpus.jsonl", [{"prompt": "a", "target_lang": "xx"}])], 1 << 20)
+    checker = Checker(("c",), SamplingParams(), PromptLimits(256, 99), encoder, instruction=ASKED, target_lang="yy")
+    assert prompts(checker.check_block(block)) == [list(text)]
+    assert checker.languages_fault() is None
+
+
+def test_what_a_prompt_says_of_places_stays_as_it_is(tmp_path: Path) -> None:
+    [block] = Blocks([write_corpus(tmp_path / "corpus.jsonl", [{"prompt": "{prompt}{target_lang}"}])], 1 << 20)
+    checker = Checker(("c",), SamplingParams(), PromptLimits(256, 99), Ending(), instruction=ASKED, target_lang="y")
+    assert prompts(checker.check_block(block)) == [list(b"[user]Into y: {prompt}{target_lang}")]
+
+
+def test_a_row_whose_language_an_instruction_lacks_is_refused(tmp_path: Path) -> None:
+    [error] = errors(check(tmp_path, {"prompt": "a"}, output=None, instruction=ASKED))
+    assert error.startswith("language: ")
+    assert "--target-lang" in error
+
+
+def test_token_ids_are_no_business_of_an_instruction(tmp_path: Path) -> None:
+    rows = check(tmp_path, {"prompt_token_ids": [1, 2]}, output=None, instruction=ASKED)
+    assert prompts(rows) == [[1, 2]]
