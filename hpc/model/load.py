@@ -38,6 +38,9 @@ def refusing(path: Path) -> Iterator[None]:
                 f'model "{path}" comes with code of its own, which is not run unless you say so: read the .py files '
                 "that config.json and tokenizer_config.json name, and add --trust-remote-code"
             ) from error
+        if isinstance(error, ImportError) and "SentencePiece" in str(error):
+            way_out = "pip install 'scattergen[translation]'"
+            raise Refusal(f'model "{path}": its tokenizer needs the library SentencePiece: {way_out}') from error
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(
             f'model "{path}" cannot be read by transformers {transformers.__version__}: {said}. Copy or download it '

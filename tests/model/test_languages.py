@@ -1,5 +1,7 @@
-"""Languages of tokenizers: NLLB's as it is, Marian's and M2M100's by what they offer, since they need sentencepiece."""
+"""Languages of the tokenizers of NLLB, Marian and M2M100."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +9,7 @@ import pytest
 
 from hpc.model.languages import Languages, languages_of
 from hpc.model.tokenizer import Tokenizer
+from tests.conftest import finish, start
 
 DEU, FRA, EOS = 34, 36, 2
 
@@ -83,3 +86,50 @@ def test_a_table_of_languages_goes_before_the_names_of_tokens() -> None:
 
 def test_a_tokenizer_without_languages_has_none(tiny_model: Path) -> None:
     assert Tokenizer(tiny_model).languages is None
+
+
+# Marian's tokenizer as it is.
+
+WORDS = ["the", "house", "that", "stands", "there", "a", "green", "tree", "old", "river"]
+
+
+@pytest.fixture(scope="module")
+def opus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Marian model of two target languages, without weights."""
+    import sentencepiece
+    from transformers import MarianConfig
+
+    folder = tmp_path_factory.mktemp("opus")
+    texts = [" ".join(WORDS[at:] + WORDS[:at]) for at in range(len(WORDS))] * 3
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(folder / "source"), vocab_size=25, minloglevel=2
+    )
+    (folder / "source.model").rename(folder / "source.spm")
+    shutil.copy(folder / "source.spm", folder / "target.spm")
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / "source.spm"))
+    names = ["</s>", "<unk>", *(pieces.id_to_piece(index) for index in range(3, 25)), ">>fra<<", ">>por<<", "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MarianTokenizer"}))
+    MarianConfig(vocab_size=len(names), pad_token_id=len(names) - 1, eos_token_id=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_marians_tokenizer_marks_the_target_and_reads_text_back(opus: Path) -> None:
+    tokenizer = Tokenizer(opus)
+    languages = tokenizer.languages
+    assert languages is not None
+    [ids] = languages.encode([languages.mark("the green house", "por")], "")
+    assert (tokenizer.token(ids[0]), tokenizer.token(ids[-1])) == (">>por<<", "</s>")
+    assert tokenizer.decode(ids[1:]) == "the green house"
+
+
+def test_a_tokenizer_whose_library_is_missing_is_refused_with_what_to_install(opus: Path) -> None:
+    code = (
+        "import sys; sys.modules['sentencepiece'] = None\n"
+        "from pathlib import Path\nfrom hpc.model.load import refusing\nfrom hpc.model.tokenizer import Tokenizer\n"
+        "with refusing(Path('m')): Tokenizer(Path(sys.argv[1]))"
+    )
+    ended = finish(start(["-c", code, str(opus)]))
+    assert "Refusal" in ended.err
+    assert "pip install 'scattergen[translation]'" in ended.err
