@@ -38,7 +38,7 @@ LOGGER = logging.getLogger(__name__)
 
 NOISE = 1e-5
 """How far rounding in float32 moves the difference of two logits from one batch to another, as a share
-of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
+of the largest: three times the maximum that was seen (1.5e-4 at 43, a model of 30 layers)."""
 
 SIDES_NOISE = 1e-4
 """The same for encoder-decoders: three times the 3.2e-5 seen of a T5, whose attention scores are not scaled down."""
@@ -54,7 +54,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 
 def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEngine":
-    """Return the engine of a loaded model, which makes so many length buckets itself where the plan has none."""
+    """Return the engine of a loaded model. With `num_buckets` it makes length buckets, for a plan without any."""
     return HFEngine(
         model,
         checkpoint.eos_token_ids,
@@ -68,10 +68,10 @@ def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEng
 class HFEngine:
     """One replica of a model, driven by `generate`.
 
-    `decode` turns token ids to text; it is used for requests with stop strings alone.
+    `decode` turns token ids into text; only requests with stop strings need it.
     `batch_tokens` bounds a batch: its rows times its longest prompt and completion. In a step that
-    takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank is
-    not deaf meanwhile.
+    takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank still
+    notices signals and messages.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class HFEngine:
         num_buckets: int = 0,
         rules: DecoderRules | None = None,
     ) -> None:
-        """Hold the model; with `num_buckets`, requests are put into so many length buckets here, not by a plan.
+        """Hold the model. With `num_buckets`, the engine puts requests into as many length buckets itself.
 
         `rules` are those of an encoder-decoder, None for a causal language model. Raises `ValueError` for a model and
         rules that are not of one kind.
@@ -103,7 +103,7 @@ class HFEngine:
         self.bounds: Bounds | None = None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
-        """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
+        """Yield the sequences of a batch when all have ended; when told to stop, those that have ended."""
         stop = _Stop(on_step, self._long_step_s)
         halver = Bisector(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
         with stop.between_layers(self._model):
@@ -157,7 +157,7 @@ class HFEngine:
 def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> list[Request]:
     """Return requests in length buckets, at most `num_buckets` of them, the longest first.
 
-    For those of a plan that pads nothing: there every length is a bucket of its own, and a batch one row.
+    For a plan without padding, in which every length is a bucket of its own and a batch has one row.
     """
     lengths = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
     new_tokens = np.array([request.sampling.max_new_tokens for request in requests], dtype=np.int64)
@@ -212,12 +212,12 @@ def _full(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequenc
     longest = 0
     for sequence in sequences:
         request = sequence.request
-        most = max(longest, request.sample_tokens)
-        if batch and (request.bucket != batch[0].request.bucket or most * (len(batch) + 1) > batch_tokens):
+        width = max(longest, request.sample_tokens)
+        if batch and (request.bucket != batch[0].request.bucket or width * (len(batch) + 1) > batch_tokens):
             yield batch
-            batch, most = [], request.sample_tokens
+            batch, width = [], request.sample_tokens
         batch.append(sequence)
-        longest = most
+        longest = width
     if batch:
         yield batch
 
@@ -227,7 +227,7 @@ class _Stopped(Exception):
 
 
 class _Stop:
-    """Asks whether to stop, and remembers that the answer was yes."""
+    """Asks `on_step` whether to stop, and remembers a yes."""
 
     def __init__(self, on_step: OnStep, long_step_s: float) -> None:
         self._on_step = on_step
@@ -242,7 +242,7 @@ class _Stop:
 
     @contextlib.contextmanager
     def between_layers(self, model: torch.nn.Module) -> Iterator[None]:
-        """Ask between the layers of a step that takes long: the prefill of a large batch on a CPU takes a minute."""
+        """Ask between the layers of a long step: the prefill of a large batch takes a minute on a CPU."""
 
         def ask(module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
             if time.monotonic() - self._asked_at > self._long_step_s and self():
@@ -258,7 +258,7 @@ class _Stop:
 
 
 class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
-    """Follows each row of a batch, and tells `generate` which need no more tokens."""
+    """Follows each row of a batch, and tells `generate` which rows have ended."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._logprobs: dict[int, TokenLogprobs] = {}
 
     def note(self, choice: SamplerOutput) -> None:
-        """Take what is to be known of each row's next token, before the token itself."""
+        """Note what the sampler says of each row's next token, before the token itself arrives."""
         for row, close in enumerate(choice.close.tolist()):
             self._was_close[row] |= close and not self.ended[row]
         for row, finite in enumerate(choice.finite.tolist()):
@@ -300,11 +300,11 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         return found
 
     def close(self) -> list[Sequence]:
-        """Return the sequences that are to be generated again, alone."""
+        """Return the sequences to generate again, each in a batch of its own."""
         return [begun for begun, close in zip(self._batch, self._was_close, strict=True) if close]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        """Take the token just chosen for each row; return which rows need no more, shape [rows]."""
+        """Take the token just chosen for each row; return which rows have ended, shape [rows]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not (self.ended[row] or self._was_close[row]):
                 self.sequences[row].token_ids.append(token)
@@ -335,7 +335,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
-    """Chooses the tokens: `generate`'s own argmax then finds only the chosen one."""
+    """Chooses the tokens with our sampler, and leaves `generate` only the chosen one to find."""
 
     def __init__(self, sampler: Sampler, growing: _Growing, banned: Collection[int] = ()) -> None:
         self._sampler = sampler

@@ -1,6 +1,6 @@
-"""Forecast: what a job will take on 1, 2, 4, … ranks, from its corpus and a calibration. Loads no model.
+"""Forecast a job on 1, 2, 4, … ranks, from its corpus and a calibration. Loads no model.
 
-The corpus is read into the run directory, as a run would: a run that follows finds it there.
+The corpus is read into the run directory, where a later run finds it.
 """
 
 import json
@@ -36,8 +36,9 @@ from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import RunLock
 
 MAX_RANKS = 1024
+"""Predictions are made for no more ranks."""
 NO_GAIN = 1.02
-"""A time that is so many times the shortest is as good."""
+"""A time up to this multiple of the shortest counts as equally good."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a job before it runs."""
+    """All that is known of a job before it runs."""
 
     rows: int
     refused: int
@@ -83,19 +84,19 @@ class Forecast:
     longest_prompt: int
     most_new_tokens: int
     histogram: list[tuple[int, int]]
-    """Lengths in tokens, and how many prompts are as long at most and longer than the one before."""
+    """Upper ends of bins of prompt lengths, in tokens, and the prompts in each bin."""
     engine: str
-    """What will generate."""
+    """The engine that will generate."""
     engine_reason: str
-    """Why that one, where the job does not name it."""
+    """Why this engine, if the job does not name it."""
     buckets: list[tuple[int, int]]
     """Lengths to which an engine that pads would, and how many prompts to each."""
     padding: float
     """Share of padding in them."""
     lengths_from: str
-    """Where the lengths of the outputs come from."""
+    """Source of the lengths of the outputs, in words."""
     calibration: str | None
-    """None where there is none; then nothing is predicted."""
+    """The calibration, in words; None without one, and then nothing is predicted."""
     load_s: float
     memory: Memory | None
     predictions: list[Prediction]
@@ -188,7 +189,7 @@ def _put_together(
 
 
 def _counted(tokens: TokenStore, outlined: Pending, prompts: Prompts, cut: Ints, job: Job) -> dict[str, Any]:
-    """Return what counting alone tells of a corpus."""
+    """Return the fields of a forecast that need no calibration."""
     work, lengths = outlined.work, prompts.lengths
     kinds, reasons = Counter[str](), dict[str, str]()
     for _, error in tokens.errors():
@@ -224,10 +225,10 @@ def _memory(found: Calibration) -> Memory:
 
 def predict_all(estimator: Estimator, load_s: float, deadline_min: float | None) -> tuple[list[Prediction], Advice]:
     """Predict for 1, 2, 4, … ranks, until more would not help, and say how many to ask for."""
-    most = min(MAX_RANKS, estimator.most_ranks)
+    max_ranks = min(MAX_RANKS, estimator.max_ranks)
     predict = estimator.predict
     predictions = [predict(1)]
-    while 2 * predictions[-1].ranks <= most:
+    while 2 * predictions[-1].ranks <= max_ranks:
         predictions.append(predict(2 * predictions[-1].ranks))
         best = min(prediction.seconds for prediction in predictions)
         if predictions[-1].seconds > best / NO_GAIN and predictions[-1].efficiency < 0.3:

@@ -30,9 +30,9 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     if not found.requests:  # no table of nothing
         console.print(advice(found, deadline_min))
         return
-    most = max(count for _, count in found.histogram)
+    max_count = max(count for _, count in found.histogram)
     for end, count in found.histogram:
-        console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-_BAR * count // most)}")
+        console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-_BAR * count // max_count)}")
     padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
     if found.engine_reason:
         console.print(found.engine_reason)

@@ -1,7 +1,7 @@
-"""Account for every tensor of a checkpoint: what it lacks would be random numbers, what is left over is another model.
+"""Compare the tensors of a checkpoint with those of its model. A missing one would be filled with random numbers.
 
-transformers says what it does not find and does not know; it renames, merges and ties weights on the way, so it is
-asked: before anything is read, with the names and shapes of the headers in the place of the tensors.
+transformers reports missing and unexpected tensors. It renames, merges and ties weights on the way, so it is asked
+before anything is read, with the names and shapes of the headers in the place of the tensors.
 """
 
 import logging
@@ -28,6 +28,7 @@ _CONSTANTS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)(inv_fre
 """Masks and frequencies, which older checkpoints of many architectures have and models compute for themselves."""
 
 _FEW = 3
+"""Names that a message gives as examples."""
 
 
 def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
@@ -55,10 +56,9 @@ def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
 
 
 def describe_gaps(model: Any, info: Mapping[str, Collection[Any]], path: Path) -> str:
-    """Say what of a model was not in its checkpoint, or was there in vain; nothing if all is accounted for.
+    """Return a message naming the missing, unexpected and misshapen tensors of a checkpoint; empty if there are none.
 
-    `info` is what `from_pretrained` says of loading: without tied weights, and what transformers lists as of no
-    matter.
+    `info` is the loading info of `from_pretrained`, which leaves out tied weights and those that transformers ignores.
     """
     buffers = {name for name, _ in model.named_buffers()}
     missing = sorted(info["missing_keys"])
@@ -100,7 +100,7 @@ def _held(files: Collection[Path]) -> dict[str, torch.Tensor]:
 
 
 def _common_prefix(unexpected: Collection[str], missing: Collection[str]) -> str:
-    """Return what all names that are too many begin with, if the rest of each is one that is missing."""
+    """Return the prefix that all unexpected names share, if the rest of each name is a missing one; else empty."""
     wanted = set(missing)
     found = {
         name[:at]

@@ -1,4 +1,4 @@
-"""Load a model directory onto a device; make one out of a GGUF file. The only place that chooses a device."""
+"""Read the configuration of a model directory, examine it, and load the model onto a device."""
 
 import contextlib
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def configuration(path: Path, trust_remote_code: bool = False) -> Any:
 
 @contextlib.contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Make a `Refusal` of what transformers raises for a model directory that it cannot read."""
+    """Turn whatever transformers raises for a model directory that it cannot read into a `Refusal`."""
     try:
         yield
     except Refusal:
@@ -49,7 +49,7 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def examine(path: Path, trust_remote_code: bool = False) -> None:
-    """Raise `Refusal` for what does not generate text, or is not all of a model, as far as config and headers show."""
+    """Raise `Refusal` if config and headers show that the model does not generate text or lacks a part."""
     config = configuration(path, trust_remote_code)
     kind.check_kind(config, path)
     with refusing(path):
@@ -57,9 +57,9 @@ def examine(path: Path, trust_remote_code: bool = False) -> None:
 
 
 def load(path: Path, device: torch.device, dtype: str, threads: int, trust_remote_code: bool = False) -> Any:
-    """Load a causal language model or an encoder-decoder for inference, using so many CPU threads.
+    """Load a causal language model or an encoder-decoder for inference, with `threads` CPU threads.
 
-    Raises `ValueError` if the checkpoint is not all of the model, or has more than it.
+    Raises `ValueError` if the checkpoint lacks tensors of the model or has others.
     """
     torch.set_num_threads(threads)
     if device.type == "cuda":  # else this process would have a context on GPU 0 too
@@ -79,9 +79,10 @@ def load(path: Path, device: torch.device, dtype: str, threads: int, trust_remot
 
 
 def weights(model: Any) -> tuple[int, float, float]:
-    """Return the bytes of a model's weights, and what a token costs in its layers and in its head, in operations.
+    """Return the bytes of a model's weights, and the operations per token of its layers and of its head.
 
-    Two for each weight of a matrix; of the experts of a layer, which are one tensor, as many as a token meets.
+    A weight of a matrix counts two operations. Of the experts of a layer, which are one tensor, those that a token
+    meets are counted.
     """
     config = model.config.get_text_config()
     experts = next((getattr(config, n) for n in ("num_local_experts", "num_experts") if getattr(config, n, None)), 1)
@@ -95,7 +96,7 @@ def weights(model: Any) -> tuple[int, float, float]:
 
 
 def weights_of(path: Path, dtype: str) -> tuple[int, float, float] | None:
-    """Return `weights` of a model that is not loaded; None for a quantized one, and where transformers has no such."""
+    """Return `weights` of a model without loading it; None if it is quantized or transformers does not know it."""
     try:
         config: Any = AutoConfig.from_pretrained(path)
         if hasattr(config, "quantization_config"):

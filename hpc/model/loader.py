@@ -1,4 +1,4 @@
-"""What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
+"""Load tokenizers, models and engines. The pipeline is given a `Loader`; tests pass a fake with the same methods."""
 
 import contextlib
 import logging
@@ -32,23 +32,23 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Replica:
-    """An engine, with what is needed of its model to make text of tokens."""
+    """An engine, and what turns its tokens into text."""
 
     engine: Engine
     eos_token_ids: tuple[int, ...]
     decode: Decode
     device: str = "cpu"
-    """What computes, by its maker's name."""
+    """Name of the processor or GPU."""
     size: Size | None = None
-    """What it holds, where that is known."""
+    """Size of the model; None if it is not known."""
     engine_name: str = ""
-    """What generates, by the name of its flag; empty: what the job says."""
+    """Name of the engine, as the flag spells it; empty: that of the job."""
     spent: tuple[tuple[str, float, float], ...] = ()
-    """What the time went to that is not loading: a kind of `hpc.report.timeline`, beginning and end by the clock, s."""
+    """Spans of time not spent on loading: kind as in `hpc.report.timeline`, begin and end in seconds of the clock."""
     goes_on: bool = True
     """A completion's text goes on with the prompt's; that of an encoder-decoder begins anew."""
     gpu: str = ""
-    """The UUID of its GPU, as torch says it; nothing where it was known before."""
+    """UUID of its GPU as torch reports it; empty if the binding knows it already."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @cached_property
     def device(self) -> "torch.device":
-        """The device of the rank; where nothing named GPUs, torch may still see some: the ranks' in their order."""
+        """The device of the rank. If nothing named GPUs and torch sees some, ranks take them in order."""
         from hpc.model.device import resolve_device
 
         return resolve_device(self.job.device, self.place.local_rank if self.place.gpu is None else self.place.gpu)
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @cached_property
     def described(self) -> "Description":
-        """What the configuration says of the tokens that the model takes."""
+        """Vocabulary, limits and ending tokens, from the configuration."""
         from hpc.model.description import describe
 
         return describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
@@ -109,7 +109,7 @@ class Checkpoint:
 
     @property
     def decode(self) -> Decode:
-        """What makes text of tokens."""
+        """The detokenizer."""
         return self.tokenizer.decode
 
     @property
@@ -127,7 +127,7 @@ class Checkpoint:
         return model
 
     def size(self, model: Any = None) -> Size | None:
-        """Return what a loaded model holds; of none, what it will hold; None for one that is quantized."""
+        """Return the size of a loaded model, or without one the size it will have; None if it is quantized."""
         from hpc.engine import memory
         from hpc.model import load
 
@@ -136,7 +136,7 @@ class Checkpoint:
 
 
 class Loader:
-    """Loads models with transformers. Nothing is imported before it is needed: a finished run needs none of it."""
+    """Loads models with transformers. Libraries are imported on first use: a finished run needs none."""
 
     def resolve(self, model: str) -> Model:
         """Find the model; see `hpc.model.find.resolve`."""
@@ -147,14 +147,14 @@ class Loader:
         return find(model)
 
     def examine(self, job: Job, path: Path) -> None:
-        """Raise `Refusal` if the files at `path` show that they are not all of a causal language model."""
+        """Raise `Refusal` if the files at `path` show that the model lacks a part or does not generate text."""
         from hpc.model import load
 
         load.quiet()
         load.examine(path, job.trust_remote_code)
 
     def dtype(self, job: Job) -> str:
-        """Return the dtype that the job's stands for on this machine."""
+        """Return the dtype that the job's, which may be "auto", means on this machine."""
         from hpc.model.device import resolve_dtype
 
         with _refusing():
@@ -174,7 +174,7 @@ class Loader:
                 raise Refusal(problem)
 
     def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
-        """Return what checks and tokenizes rows for the model at `path`; raise `Refusal` for languages it has not."""
+        """Return a checker of rows for the model at `path`; raise `Refusal` for languages that it does not have."""
         from hpc.model import load
         from hpc.model.description import describe
         from hpc.model.tokenizer import Tokenizer
@@ -252,13 +252,13 @@ class Loader:
         )  # fmt: skip
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Measured], Speed | None]:
-        """Measure steps of all shapes, and the device, for about so many seconds, of an engine that reports steps."""
+        """Measure steps of all shapes, and the device, for about `seconds`. Only for engines that report steps."""
         return ENGINES[replica.engine_name].maker.trial(replica.engine, seconds)
 
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Refuse the job where there is no such device; for rank 0, before the others begin."""
+    """Turn the `ValueError` for a missing device into a `Refusal`, on rank 0 before the others begin."""
     try:
         yield
     except ValueError as error:

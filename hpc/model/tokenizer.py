@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the model's own tokenizer and chat template."""
+"""Tokenize texts and chats with the model's own tokenizer and chat template, and turn token ids into text."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
 
     def __init__(self, path: Path, trust_remote_code: bool = False, chat_date: str = "") -> None:
-        """Load it; a chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's."""
+        """Load it. A chat template that asks for the date gets `chat_date`, in ISO format; if empty, the clock's."""
         # Here, not above: --help, status and verify must not wait for transformers.
         from transformers import AutoTokenizer
 
@@ -26,11 +26,11 @@ class Tokenizer:
         self.languages = languages_of(self._tokenizer, lambda texts: self.encode(texts, special_tokens=True))
         """The languages of a multilingual model; None if the tokenizer knows none."""
         self.decode = _decode_of(self._tokenizer)
-        """Makes text of tokens, special tokens left out and no space tidied away."""
+        """The detokenizer: it leaves special tokens out and tidies no space away."""
 
     @property
     def has_template(self) -> bool:
-        """Whether the model says how a chat is written."""
+        """Whether the model has a chat template."""
         return self._tokenizer.chat_template is not None
 
     def render(self, messages: Sequence[Turn]) -> str:
@@ -51,11 +51,11 @@ class Tokenizer:
         )
 
     def token(self, token_id: int) -> str:
-        """Return what a token is called."""
+        """Return the name of a token in the vocabulary."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def chat_ending(self, eos_token_ids: Collection[int]) -> int | None:
-        """Return the token that ends a turn of a chat, for the tokenizer, if it is none of the model's own."""
+        """Return the tokenizer's token for the end of a turn, if it is none of the model's ending tokens."""
         token: int | None = self._tokenizer.eos_token_id
         return token if self.has_template and token not in eos_token_ids else None
 
@@ -68,7 +68,7 @@ class Tokenizer:
 
 
 def _decode_of(tokenizer: Any) -> Decode:
-    """Return what makes text with a tokenizer of transformers."""
+    """Return the detokenizer for a tokenizer of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:

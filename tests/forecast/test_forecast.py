@@ -186,7 +186,7 @@ def prediction(ranks: int, seconds: float) -> Prediction:
 class Law:
     """An estimator that knows a law of the time over ranks."""
 
-    most_ranks = 1000
+    max_ranks = 1000
 
     def __init__(self, law: Callable[[int], float]) -> None:
         self._law = law
