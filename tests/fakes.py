@@ -141,9 +141,9 @@ class EchoLoader(Loader):
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
         return Choice("native" if job.engine == AUTO else job.engine)
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         limits = PromptLimits(VOCABULARY, CONTEXT, job.truncate_prompts)
-        return Checker(file_names, job.sampling, limits, ByteTokenizer())
+        return Checker(job.sampling, limits, ByteTokenizer())
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         if "ECHO_FILE_BYTES" in os.environ:  # not before: MPI's own files must fit

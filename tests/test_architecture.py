@@ -40,7 +40,8 @@ ONLY_IN = {
 }
 
 PURE = (
-    "arrays", "corpus/chat", "corpus/formats", "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
+    "arrays", "corpus/chat", "corpus/decode", "corpus/detect", "corpus/row",
+    "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
     "engine_args", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
     "plan/prefix", "plan/shard", "request", "sampling_params", "trim",
 )  # fmt: skip

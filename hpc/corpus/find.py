@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc.corpus import formats, pipe
+from hpc.corpus import detect, pipe
 from hpc.corpus.files import find_files
 from hpc.exit import Refusal
 from hpc.job import Job
@@ -41,7 +41,7 @@ def keep_corpus(files: Sequence[Path], directory: RunDirectory, give_up: Callabl
 def _check_format(file: Path, name: str) -> None:
     try:
         with open(file, "rb") as opened:
-            found = formats.foreign(opened.read(formats.HEAD_BYTES), name)
+            found = detect.foreign(opened.read(detect.HEAD_BYTES), name)
     except OSError as error:
         raise Refusal(f'corpus "{file}" cannot be read: {error.strerror}') from error
     if found is not None:

@@ -1,4 +1,7 @@
-"""Check and tokenize the rows of a block: lines in, token ids, keys and errors out. Pure but for the tokenizer."""
+"""Check and tokenize the rows of a block: decoded values in; token ids, keys and errors out.
+
+Pure but for the tokenizer.
+"""
 
 import dataclasses
 import functools
@@ -11,8 +14,9 @@ import numpy as np
 
 from hpc.corpus import store
 from hpc.corpus.chat import LostText, Turn
-from hpc.corpus.files import Block
-from hpc.corpus.row import Row, RowError, check_row, decode_row, row_id
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Block, Place, rows
+from hpc.corpus.row import Row, check_row, row_id
 from hpc.request import KEY_BYTES, RowId, completion_key
 from hpc.sampling_params import SamplingParams
 
@@ -84,10 +88,8 @@ class PromptLimits:
 
 @dataclass(frozen=True)
 class Checker:
-    """All that it takes to turn lines into requests, the same on every rank."""
+    """All that it takes to turn rows into requests, the same on every rank."""
 
-    file_names: tuple[str, ...]
-    """What each corpus file is called in messages."""
     defaults: SamplingParams
     limits: PromptLimits
     encoder: Encoder
@@ -118,7 +120,7 @@ class Checker:
         [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests and errors are
         JSON lines as bytes.
         """
-        found = [self._check_line(row, line, text) for row, line, text in block.rows()]
+        found = [self._check_row(row, place, value) for row, place, value in rows(block)]
         self._encode(found)
         for entry in found:
             self._check_vocabulary(entry)
@@ -132,13 +134,13 @@ class Checker:
             for entry, prompt in zip(found, prompts, strict=True)
         ]
         errors = [
-            store.error_line(entry.row, entry.error.kind, f"{self._at(block, entry)}: {entry.error}")
+            store.error_line(entry.row, entry.error.kind, f"{entry.place}: {entry.error}")
             for entry in found
             if entry.error is not None
         ]
         return {
             "lengths": np.array([len(prompt) for prompt in prompts], dtype=np.int64),
-            "lines": np.array([entry.line for entry in found], dtype=np.int64),
+            "lines": np.array([entry.place.number for entry in found], dtype=np.int64),
             "new_tokens": np.array([entry.sampling.max_new_tokens for entry in found], dtype=np.int64),
             "samples": np.array([entry.sampling.n for entry in found], dtype=np.int64),
             "refused": np.array([entry.error is not None for entry in found], dtype=np.uint8),
@@ -150,13 +152,12 @@ class Checker:
             "errors": np.frombuffer(b"".join(errors), dtype=np.uint8),
         }
 
-    def _at(self, block: Block, entry: "_Entry") -> str:
-        return f"{self.file_names[block.file]}:{entry.line}"
-
-    def _check_line(self, row: int, line: int, text: bytes) -> "_Entry":
-        entry = _Entry(row, line, None, self.defaults)
+    def _check_row(self, row: int, place: Place, value: dict[str, Any] | RowError) -> "_Entry":
+        """Return what is known before tokenization of the row whose value stands at a place, its error included."""
+        entry = _Entry(row, place, None, self.defaults)
         try:
-            value = decode_row(text.removesuffix(b"\r"))
+            if isinstance(value, RowError):
+                raise value
             entry.identity = identity = row_id(value, row)
             entry.checked = self._instruct(check_row(value, identity, self.defaults), value)
             entry.sampling = self._sampling(entry.checked)
@@ -200,7 +201,7 @@ class Checker:
             for name, code in (("source_lang", source), ("target_lang", target)):
                 if code and (problem := self.languages.problem(name, code)):
                     raise RowError("language", problem)
-            entry.source_lang = source
+            entry.source_lang = str(source)  # a Marian model takes any
             if target:
                 entry.text = None if entry.text is None else self.languages.mark(entry.text, target)
                 token = self.languages.target_token(target)
@@ -347,10 +348,10 @@ class Checker:
 
 @dataclass
 class _Entry:
-    """A row on its way from line to request."""
+    """A row on its way from its value to a request."""
 
     row: int
-    line: int
+    place: Place
     identity: RowId | None
     """None where it cannot be read; such a row is always refused."""
     sampling: SamplingParams

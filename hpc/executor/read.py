@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hpc.corpus.chat_date import tells_date
-from hpc.corpus.files import BLOCK_BYTES, Block, Blocks
+from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.formats import Block, CorpusFile
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker
 from hpc.engine.registry import asked_context
@@ -115,10 +116,9 @@ class Inputs:
     model: Model
 
     @property
-    def file_names(self) -> tuple[str, ...]:
-        """What the corpus files are called in messages: their names, or paths where names repeat."""
-        names = [file.name for file in self.files]
-        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
+    def corpus(self) -> tuple[CorpusFile, ...]:
+        """The corpus files, and how they are read."""
+        return name_files(self.files)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the token store keeps it. A file is known by its size and time, as in make."""
@@ -144,7 +144,7 @@ def make_checker(loader: Loader, inputs: Inputs, threads: int) -> Checker:
     """Return what checks and tokenizes blocks here, on so many threads; raise `Refusal` for a model that cannot."""
     use_threads(threads)
     loader.examine(inputs.job, inputs.model.path)
-    return loader.checker(inputs.job, inputs.model.path, inputs.file_names)
+    return loader.checker(inputs.job, inputs.model.path)
 
 
 def read_corpus(
@@ -185,7 +185,7 @@ def _read_anew(
 ) -> TokenStore | None:
     """Read the corpus and return its token store, which keeps what is `known` of the inputs; None when told to stop."""
     job, files = inputs.job, inputs.files
-    blocks, writer = Blocks(files, BLOCK_BYTES, job.limit), StoreWriter(folder)
+    blocks, writer = Blocks(inputs.corpus, limit=job.limit), StoreWriter(folder)
     try:
         read_blocks(crew.world, blocks, check_block, writer.append, crew.stop, crew.on_message)
         if crew.stop.reason:
@@ -193,7 +193,6 @@ def _read_anew(
         if not writer.num_rows:
             raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
         return writer.finish(
-            inputs.file_names,
             known,
             blocks.digests,
             lambda keys, ids: binding.check(files, keys, ids, job.force, attempt),

@@ -173,7 +173,7 @@ class Loader:
             if problem := kind.maker.check(checkpoint):
                 raise Refusal(problem)
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         """Return a checker of rows for the model at `path`; raise `Refusal` for languages that it does not have."""
         from hpc.model import load
         from hpc.model.description import describe
@@ -198,7 +198,6 @@ class Loader:
             )
         instruction = job.instruction if described.decoder_rules is None else ""
         checker = Checker(
-            file_names,
             job.sampling,
             limits,
             tokenizer,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from hpc.corpus.row import RowError, decode_row, row_id, row_meta
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Row
+from hpc.corpus.row import row_id, row_meta
 from hpc.output import journal
 from hpc.request import Completion, RowId, Sample
 
@@ -30,8 +32,8 @@ class OutputRow:
     completion_tokens: int = 0
 
 
-Read = Callable[[bytes, int], tuple[RowId | None, dict[str, Any]]]
-"""Makes id and content of a row of its text and index."""
+Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
+"""Makes id and content of a row of its value and index."""
 
 
 class MergeError(Exception):
@@ -39,7 +41,7 @@ class MergeError(Exception):
 
 
 def merge(
-    lines: Iterable[tuple[int, int, bytes]],
+    rows: Iterable[Row],
     errors: Iterable[tuple[int, dict[str, str]]],
     records: Iterable[Iterable[tuple[int, bytes]]],
     prompt_tokens: Any,
@@ -48,8 +50,8 @@ def merge(
 ) -> Iterator[OutputRow]:
     """Yield an output row for each corpus row.
 
-    `lines` are (row, line number, text) of the corpus; `errors` and each stream of `records` come by
-    row; `prompt_tokens[row]` is the length of the prompt. `read` makes id and content of text and row, as
+    `rows` are those of the corpus, as its formats give them; `errors` and each stream of `records` come by
+    row; `prompt_tokens[row]` is the length of the prompt. `read` makes id and content of value and row, as
     a corpus has them by default. Raises `MergeError` for an answer to a row that is not there or has one
     already, and for a damaged record.
     """
@@ -57,8 +59,8 @@ def merge(
     answers = heapq.merge(*records, key=itemgetter(0))
     refused = iter(errors)
     answer, error = next(answers, None), next(refused, None)
-    for row, _, text in lines:
-        identity, value = read(text, row)
+    for row, _, given in rows:
+        identity, value = read(given, row)
         if error is not None and error[0] == row:
             yield OutputRow(row, identity, _line(identity, None, 0, error[1], value, False), error=True)
             error = next(refused, None)
@@ -85,11 +87,9 @@ def _decode(answer: tuple[int, bytes]) -> Completion:
         raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
 
 
-def read_row(text: bytes, row: int) -> tuple[RowId | None, dict[str, Any]]:
+def read_row(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
     """Return id and content of a row as far as they can be read."""
-    try:
-        value = decode_row(text)
-    except RowError:
+    if isinstance(value, RowError):
         return None, {}
     try:
         return row_id(value, row), value

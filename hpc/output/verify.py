@@ -23,7 +23,6 @@ class RecordedRun:
 
     directory: RunDirectory
     job: Job
-    files: tuple[Path, ...]
     tokens: TokenStore
     index: JournalIndex
 
@@ -36,9 +35,7 @@ class RecordedRun:
             tokens = TokenStore(path)
         except StoreError as error:
             raise Refusal(str(error)) from error
-        # What has been read, and not what was submitted since.
-        files = tuple(Path(name) for name, _, _ in tokens.inputs["files"])
-        return cls(directory, Job.from_json(values["job"]), files, tokens, JournalIndex(directory.journals()))
+        return cls(directory, Job.from_json(values["job"]), tokens, JournalIndex(directory.journals()))
 
     def rows(self, with_corpus: bool = True) -> Iterator[OutputRow]:
         """Yield the output rows that the journals, the token store and the corpus give; without it, but for `meta`."""
@@ -46,7 +43,7 @@ class RecordedRun:
         if not with_corpus:
             return rows_without_corpus(self.tokens, records, self.job.return_token_ids)
         limit: int | None = self.tokens.inputs["limit"]
-        return output_rows(self.tokens, self.files, limit, records, self.job.return_token_ids)
+        return output_rows(self.tokens, self.tokens.files, limit, records, self.job.return_token_ids)
 
     def answered(self) -> int:
         """Return how many rows have a completion in the journals."""

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpc.arrays import Record
-from hpc.corpus.files import BLOCK_BYTES, Blocks
+from hpc.corpus.files import Blocks
+from hpc.corpus.formats import CorpusFile, Place
+from hpc.corpus.formats import rows as rows_of
 from hpc.corpus.store import TokenStore
 from hpc.output.journal import JournalIndex
 from hpc.output.merge import MergeError, OutputRow, merge
@@ -28,7 +31,7 @@ class Counts:
 
 def output_rows(
     tokens: TokenStore,
-    files: Sequence[Path],
+    files: Sequence[CorpusFile],
     limit: int | None,
     records: Iterable[Iterable[Record]],
     return_token_ids: bool,
@@ -37,10 +40,10 @@ def output_rows(
 
     Raises `MergeError` if the corpus is not what it was when it was read.
     """
-    blocks = Blocks(files, BLOCK_BYTES, limit)
-    lines = (row for block in blocks for row in block.rows())
+    blocks = Blocks(files, limit=limit)
+    rows = (row for block in blocks for row in rows_of(block))
     lengths = tokens.prompt_tokens
-    for index, row in enumerate(merge(lines, tokens.errors(), records, lengths, return_token_ids)):
+    for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids)):
         if index >= tokens.num_rows:
             break
         yield row
@@ -52,9 +55,9 @@ def rows_without_corpus(
     tokens: TokenStore, records: Iterable[Iterable[Record]], return_token_ids: bool
 ) -> Iterator[OutputRow]:
     """Yield the output row of each row as far as the token store knows it: all of it but `meta`."""
-    lines = ((row, 0, b"") for row in range(tokens.num_rows))
+    rows = ((row, Place("", 0), dict[str, Any]()) for row in range(tokens.num_rows))
     return merge(
-        lines, tokens.errors(), records, tokens.prompt_tokens, return_token_ids, lambda _, row: (tokens.id(row), {})
+        rows, tokens.errors(), records, tokens.prompt_tokens, return_token_ids, lambda _, row: (tokens.id(row), {})
     )
 
 
@@ -71,7 +74,7 @@ def what_is_gone(tokens: TokenStore) -> str:
         changed = changed or (stat.st_size, stat.st_mtime_ns) != (size, time_ns)
     if changed:  # or it was only touched, or copied
         names = [name for name, _, _ in tokens.inputs["files"]]
-        blocks = Blocks([Path(name) for name in names], BLOCK_BYTES, tokens.inputs["limit"])
+        blocks = Blocks(tokens.files, limit=tokens.inputs["limit"])
         for _ in blocks:
             pass
         for name, digest, before in zip(names, blocks.digests, tokens.digests, strict=False):

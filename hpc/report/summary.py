@@ -1,4 +1,4 @@
-"""What a run came to: `summary.json` for programs, a few lines for people."""
+"""Summarise an attempt: `summary.json` for programs, a few lines for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.corpus.files import BLOCK_BYTES, Blocks
-from hpc.corpus.row import RowError, decode_row
+from hpc.corpus.errors import RowError
+from hpc.corpus.files import Blocks
+from hpc.corpus.formats import CorpusFile, Place, rows
 from hpc.job import Job
 from hpc.output.write import Counts
 from hpc.rundir import atomic
@@ -58,9 +59,9 @@ def summarise(
 
 
 def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+    """Write `summary.json`: the figures of this attempt, and under "attempts" those of each; return all of it.
 
-    Where no rank has generated, what has is as an earlier attempt says.
+    If no rank of this attempt has generated, the engine is that of the attempt before.
     """
     try:
         before = json.loads(path.read_text())
@@ -75,7 +76,9 @@ def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str,
     return whole
 
 
-def show_summary(directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[Path]) -> None:
+def show_summary(
+    directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[CorpusFile]
+) -> None:
     """Print the summary, after the first `examples` prompts with their completions."""
     for prompt, text in _examples(directory, examples, files):
         print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
@@ -103,7 +106,7 @@ def show_summary(directory: RunDirectory, values: Mapping[str, Any], examples: i
 
 
 def nothing_generated(work: Mapping[str, int]) -> str:
-    """Say why an attempt has generated no token."""
+    """Return the reason for which an attempt generated no token."""
     if work["requests"]:
         return "nothing was generated: every request ended in an error"
     if work["done"]:
@@ -112,7 +115,7 @@ def nothing_generated(work: Mapping[str, int]) -> str:
 
 
 def first_error(path: Path) -> str:
-    """Return the message of the first error row of an output; empty if there is none."""
+    """Return the message of the first error row of an output, or an empty string."""
     with open(path, "rb") as file:
         for line in file:
             error = json.loads(line)["error"]
@@ -125,23 +128,22 @@ def _some(texts: list[str]) -> str:
     return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
 
 
-def _examples(directory: RunDirectory, count: int, files: Sequence[Path]) -> list[tuple[str, str]]:
+def _examples(directory: RunDirectory, count: int, files: Sequence[CorpusFile]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if count == 0:
         return found
-    rows = (text for block in Blocks(files, BLOCK_BYTES, count) for _, _, text in block.rows())
+    given = (row for block in Blocks(files, limit=count) for row in rows(block))
     with open(directory.completions, "rb") as file:
-        for text, line in zip(rows, file, strict=False):
+        for (_, place, value), line in zip(given, file, strict=False):
             output = json.loads(line)
-            found.append((_prompt(text), output["text"] if output["error"] is None else output["error"]["message"]))
+            error = output["error"]
+            found.append((_prompt(place, value), output["text"] if error is None else error["message"]))
     return found
 
 
-def _prompt(text: bytes) -> str:
-    try:
-        value = decode_row(text)
-    except RowError:
-        return text.decode(errors="replace")
+def _prompt(place: Place, value: dict[str, Any] | RowError) -> str:
+    if isinstance(value, RowError):
+        return str(place)
     messages = value.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         return str(messages[-1].get("content"))

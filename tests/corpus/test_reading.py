@@ -38,12 +38,12 @@ class DatedLoader(EchoLoader):
     def resolve(self, model: str) -> Model:
         return Model(self.folder, "dated:1", "bytes", "dated")
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         class Dated(ByteTokenizer):
             def render(self, messages: Any) -> str:
                 return job.chat_date + super().render(messages)
 
-        return Checker(file_names, job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
+        return Checker(job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
 
 
 def run(tmp_path: Path, *contents: str, **knobs: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc.corpus.files import Blocks
+from hpc.corpus.files import Blocks, name_files
 from hpc.corpus.store import Arrays
 from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
 from hpc.sampling_params import SamplingParams
@@ -61,10 +61,14 @@ class Marked(Numbered):
         return None
 
 
+def blocks_of(tmp_path: Path, rows: Sequence[Any]) -> Blocks:
+    return Blocks(name_files([write_corpus(tmp_path / "corpus.jsonl", rows)]))
+
+
 def check(tmp_path: Path, *rows: Any, cut: str = "none", output: OutputLimits | None = SIDES, **more: Any) -> Arrays:
-    [block] = Blocks([write_corpus(tmp_path / "corpus.jsonl", rows)], 1 << 20)
+    [block] = blocks_of(tmp_path, rows)
     limits = PromptLimits(256, 6, cut, output=output)
-    return Checker(("corpus.jsonl",), SamplingParams(), limits, Ending(), **more).check_block(block)
+    return Checker(SamplingParams(), limits, Ending(), **more).check_block(block)
 
 
 def prompts(rows: Arrays) -> list[list[int]]:
@@ -186,6 +190,18 @@ def test_a_language_that_the_model_has_not_is_refused(tmp_path: Path, name: str)
     ]
 
 
+def test_a_marian_model_takes_any_source_language(tmp_path: Path) -> None:
+    class AnySource(Marked):
+        def problem(self, name: str, code: object) -> str | None:
+            return None
+
+        def encode(self, texts: Sequence[str], source: str) -> list[list[int]]:
+            return [list(text.encode()) for text in texts]
+
+    rows = check(tmp_path, {"prompt": ">>8<<", "source_lang": ["any"]}, languages=AnySource())
+    assert (prompts(rows), errors(rows)) == ([[*b">>8<<"]], [])
+
+
 def test_languages_of_rows_mean_nothing_to_a_model_without_any(tmp_path: Path) -> None:
     rows = check(tmp_path, {"prompt": "a", "target_lang": ["any"]})
     assert (prompts(rows), errors(rows)) == ([[*b"a", END]], [])
@@ -201,7 +217,7 @@ def test_languages_of_rows_mean_nothing_to_a_model_without_any(tmp_path: Path) -
     ],
 )
 def test_the_jobs_languages_must_be_the_models(languages: Any, given: dict[str, str], problem: str | None) -> None:
-    checker = Checker((), SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages, **given)
+    checker = Checker(SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages, **given)
     found = checker.languages_fault()
     assert found == problem or (found is not None and problem is not None and found.startswith(problem))
 
@@ -215,15 +231,15 @@ ASKED = "Into {target_lang}: {prompt}"
     ("encoder", "text"), [(Ending(), b"[user]Into xx: a"), (Templateless(), bytes([*b"Into xx: a", END]))]
 )
 def test_a_prompt_is_put_into_the_instruction(tmp_path: Path, encoder: Ending, text: bytes) -> None:
-    [block] = Blocks([write_corpus(tmp_path / "corpus.jsonl", [{"prompt": "a", "target_lang": "xx"}])], 1 << 20)
-    checker = Checker(("c",), SamplingParams(), PromptLimits(256, 99), encoder, instruction=ASKED, target_lang="yy")
+    [block] = blocks_of(tmp_path, [{"prompt": "a", "target_lang": "xx"}])
+    checker = Checker(SamplingParams(), PromptLimits(256, 99), encoder, instruction=ASKED, target_lang="yy")
     assert prompts(checker.check_block(block)) == [list(text)]
     assert checker.languages_fault() is None
 
 
 def test_what_a_prompt_says_of_places_stays_as_it_is(tmp_path: Path) -> None:
-    [block] = Blocks([write_corpus(tmp_path / "corpus.jsonl", [{"prompt": "{prompt}{target_lang}"}])], 1 << 20)
-    checker = Checker(("c",), SamplingParams(), PromptLimits(256, 99), Ending(), instruction=ASKED, target_lang="y")
+    [block] = blocks_of(tmp_path, [{"prompt": "{prompt}{target_lang}"}])
+    checker = Checker(SamplingParams(), PromptLimits(256, 99), Ending(), instruction=ASKED, target_lang="y")
     assert prompts(checker.check_block(block)) == [list(b"[user]Into y: {prompt}{target_lang}")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpc.corpus.files import Blocks
+from hpc.corpus.files import Blocks, name_files
 from hpc.corpus.store import Arrays
 from hpc.corpus.tokenize import Encoder
 from hpc.request import KEY_BYTES, completion_key
@@ -49,7 +49,7 @@ class Beginning(ByteTokenizer):
 
 
 def check_file(path: Path, **limits: Any) -> Arrays:
-    [block] = Blocks([path], 1 << 20)
+    [block] = Blocks(name_files([path]), 1 << 20)
     return make_checker(**limits).check_block(block)
 
 

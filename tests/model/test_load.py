@@ -175,7 +175,7 @@ def test_the_tokenizers_end_of_a_turn_is_told_where_it_is_none_of_the_models(
 def test_rows_are_checked_for_the_end_of_a_turn_that_the_model_does_not_name(alter: Alter) -> None:
     folder = alter("config.json", {"eos_token_id": 7})
     (folder / "generation_config.json").unlink()
-    checker = Loader().checker(Job("m", ("c.jsonl",)), folder, ("c.jsonl",))
+    checker = Loader().checker(Job("m", ("c.jsonl",)), folder)
     assert checker.limits.chat_ending == 256
 
 

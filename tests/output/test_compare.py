@@ -46,7 +46,7 @@ class Run:
         """What verify says of an output."""
         path.write_bytes(b"".join(lines))
         records = [journal_records(self.tokens, self.index)]
-        return list(compare(path, output_rows(self.tokens, [self.corpus], None, records, False), self.tokens))
+        return list(compare(path, output_rows(self.tokens, self.tokens.files, None, records, False), self.tokens))
 
 
 def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
@@ -60,7 +60,7 @@ def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
     )
     writer.close()
     index = JournalIndex([folder / "journal"])
-    rows = output_rows(tokens, [corpus], None, [journal_records(tokens, index)], False)
+    rows = output_rows(tokens, tokens.files, None, [journal_records(tokens, index)], False)
     path = folder / "completions.jsonl"
     write_output(path, rows)
     return Run(corpus, tokens, index, tuple(path.read_bytes().splitlines(keepends=True)))

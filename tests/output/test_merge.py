@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Place
 from hpc.output.journal import encode
 from hpc.output.merge import MergeError, OutputRow, merge
 from hpc.request import Completion, Sample
@@ -29,9 +31,8 @@ def merged(
     return_token_ids: bool = False,
 ) -> list[OutputRow]:
     """Merge corpus rows whose prompts have 10, 11, 12, … tokens."""
-    texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    lines = [(row, row + 1, text) for row, text in enumerate(texts)]
-    return list(merge(lines, errors, streams, range(10, 10 + len(rows)), return_token_ids))
+    given = [(row, Place("c", row + 1), value) for row, value in enumerate(rows)]
+    return list(merge(given, errors, streams, range(10, 10 + len(rows)), return_token_ids))
 
 
 def output(row: OutputRow) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def test_an_engine_error_is_written_without_text() -> None:
 
 
 def test_a_row_that_cannot_be_read_is_written_without_an_id() -> None:
-    rows = merged([{"prompt": "a", "id": "id0"}, b"{"], [record(0)], errors=[(1, REFUSED)])
+    rows = merged(
+        [{"prompt": "a", "id": "id0"}, RowError("not_json", "{ is not JSON")], [record(0)], errors=[(1, REFUSED)]
+    )
     assert (rows[1].id, output(rows[1])["id"]) == (None, None)
 
 
@@ -172,7 +175,7 @@ def test_text_is_written_as_utf_8() -> None:
 
 @pytest.mark.parametrize("key", ["id", "tag"])
 def test_half_of_a_surrogate_pair_is_written_escaped(key: str) -> None:
-    [row] = merged([b'{"prompt": "a", "%s": "\\ud800"}' % key.encode()], [record(0, "é")])
+    [row] = merged([{"prompt": "a", key: "\ud800"}], [record(0, "é")])
     assert rb"\ud800" in (row.line or b"")
     assert output(row)["text"] == "é"
 

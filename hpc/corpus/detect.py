@@ -7,7 +7,9 @@ if it were to be one.
 
 import json
 
-from hpc.corpus.row import PROMPT_KEYS, RowError, decode_row
+from hpc.corpus.decode import decode_row
+from hpc.corpus.errors import RowError
+from hpc.corpus.row import PROMPT_KEYS
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at."""
