@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from hpc import quick_json
 from hpc.corpus.errors import RowError
 
 MAX_DEPTH = 100
@@ -12,12 +13,12 @@ MAX_DEPTH = 100
 def decode_row(line: bytes) -> dict[str, Any]:
     """Return the JSON object of a line; raise `RowError` if it is none."""
     try:
-        text = line.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        byte = line[error.start]
-        raise RowError(
-            "invalid_utf8", f"byte {error.start + 1} of the line is 0x{byte:02x}; a corpus must be UTF-8"
-        ) from None
+        value = quick_json.decode(line)
+        if isinstance(value, dict) and line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+            return value
+    except ValueError:
+        pass  # what is wrong with it, or what the quick decoder does not take, is told below
+    text = decode_text(line).strip()
     try:
         value = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
@@ -28,6 +29,17 @@ def decode_row(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowError("not_object", f'{short(text)} is not an object; a row looks like {{"prompt": "…"}}')
     return value
+
+
+def decode_text(data: bytes, what: str = "line") -> str:
+    """Return the text of a line, or of what else it is called; raise `RowError` if it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise RowError(
+            "invalid_utf8", f"byte {error.start + 1} of the {what} is 0x{byte:02x}; a corpus must be UTF-8"
+        ) from None
 
 
 def short(value: object) -> str:

@@ -1,32 +1,33 @@
-"""Say what a corpus file is that is not JSONL, from its first bytes. Pure.
+"""Say what format a corpus file is of: from its first bytes, and of text that may be one or another from its name.
 
 A row that is broken is an error row and no reason to refuse a corpus. So a file is refused only where it is
-clear: by the signature of its format, or where none of its first lines is an object and the first does not look as
-if it were to be one.
+clear: by the signature of a format that is not read, or where it is text whose rows nothing tells.
 """
 
 import json
+import re
 
 from hpc.corpus.decode import decode_row
-from hpc.corpus.errors import RowError
-from hpc.corpus.row import PROMPT_KEYS
+from hpc.corpus.errors import CorpusError, RowError
+from hpc.corpus.formats import FORMATS
+from hpc.corpus.formats.arrow import FILE_MAGIC
+from hpc.corpus.formats.stream import BOM
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at."""
 
 _MAX_LINES = 100
 
-_PACKED = {
-    b"\x1f\x8b": ("gzip", "gunzip -c"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
-    b"BZh": ("bzip2", "bunzip2 -c"),
-    b"\xfd7zXZ\0": ("xz", "xz -dc"),
-    b"\x04\x22\x4d\x18": ("lz4", "lz4 -dc"),
-}
-_BINARY = {
-    b"PAR1": "Parquet",
-    b"ARROW1": "Arrow",
-    b"\xff\xff\xff\xff": "Arrow",
+PACKED = (".gz", ".bz2", ".zst", ".xz")
+SUFFIXES = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
+    ".txt": "text", ".text": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
+}  # fmt: skip
+"""What files are usually called. It decides nothing but which text is CSV, TSV or plain."""
+
+_TABLES = {b"PAR1": "parquet", FILE_MAGIC: "arrow", b"\xff\xff\xff\xff": "arrow"}
+_REFUSED = {
+    b"\x04\x22\x4d\x18": "packed with lz4",
     b"Obj\x01": "Avro",
     b"PK\x03\x04": "a zip archive (or .xlsx, .npz)",
     b"SQLite format 3\0": "an SQLite database",
@@ -35,73 +36,83 @@ _BINARY = {
     b"\x80\x04": "a Python pickle",
     b"\x80\x05": "a Python pickle",
     b"%PDF-": "a PDF",
+    b"FEA1": "an old Feather file",
 }
 _ROW = 'a corpus is JSONL, one object on each line such as {"prompt": "…"}'
 
 
-def foreign(head: bytes, name: str) -> str | None:
-    """Return what a file is that begins with `head`, and the way out; None for what may be JSONL.
+def named_format(name: str) -> str:
+    """Return the format that a file is of by its name; empty where the name says none."""
+    stem, dot, suffix = name.lower().rpartition(".")
+    if dot + suffix in PACKED:
+        stem, dot, suffix = stem.rpartition(".")
+    return SUFFIXES.get(dot + suffix, "")
 
-    `head` is the whole file if it is shorter than `HEAD_BYTES`; `name` is its name in the commands that are given.
+
+def table_format(head: bytes) -> str:
+    """Return the format of the table that begins with `head`; empty for what is none."""
+    return next((found for magic, found in _TABLES.items() if head.startswith(magic)), "")
+
+
+def recognise(head: bytes, name: str, whole: bool) -> str:
+    """Return the format of the text that begins with `head`; raise `CorpusError` with the way out for another.
+
+    `whole` says that there is nothing behind it; `name` is the file's name, whose suffix decides where the text does
+    not, and what it is called in the commands that are given.
     """
-    for magic, (packed, command) in _PACKED.items():
-        if head.startswith(magic):
-            return f"it is packed with {packed}; unpack it: {command} {name} | scattergen run --corpus - --name …"
+    reason = _refusal(head)
+    if not reason:
+        found = _text_format(head, named_format(name), whole)
+        if found in FORMATS:
+            return found
+        reason = found
+    raise CorpusError(f'corpus "{name}" cannot be read: {reason}')
+
+
+def _refusal(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return f"it is a tar archive; unpack it, {_ROW}"
-    for magic, what in _BINARY.items():
+    for magic, what in _REFUSED.items():
         if head.startswith(magic):
-            return f"it is {what}; write its rows as JSONL (to_json(…, orient='records', lines=True) of pandas): {_ROW}"
-    if (encoding := _wide(head)) is not None:
-        return f"it is {encoding}, and a corpus is UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name}"
-    return _text(head, name)
+            return f"it is {what}; unpack it, or write its rows as JSONL or Parquet: {_ROW}"
+    if table_format(head):
+        return "it is Parquet or Arrow, packed once more; unpack it"
+    return ""
 
 
-def _wide(head: bytes) -> str | None:
-    """Return the encoding of text whose characters have two or four bytes."""
-    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        return "UTF-32"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
-    even, odd = head[:64:2], head[1:64:2]
-    if len(head) >= 4 and not head.startswith(b"\0\0"):
-        if not any(odd) and all(even):
-            return "UTF-16LE"
-        if not any(even) and all(odd):
-            return "UTF-16BE"
-    return None
-
-
-def _text(head: bytes, name: str) -> str | None:
-    text = head.removeprefix(b"\xef\xbb\xbf").strip()
+def _text_format(head: bytes, named: str, whole: bool) -> str:
+    """Return the format of a text, or the reason why it is none."""
+    text = head.removeprefix(BOM).strip()
     if not text:
-        return None
-    whole = len(head) < HEAD_BYTES
+        return named if named in ("csv", "tsv", "text") else "jsonl"
     if text.startswith(b"[") and _is_array(text.decode("utf-8", "replace"), whole):
-        return f"it is a JSON array; write each of its objects on a line: jq -c '.[]' {name}"
+        return "json"
     if text.startswith(b"{") and _is_spread(text.decode("utf-8", "replace")):
-        return f"it holds an object that goes over several lines; write each on one line: jq -c . {name}"
+        return "json"
     lines = [line for line in text.split(b"\n") if line.strip()]
     if not whole and len(lines) > 1:
         lines.pop()  # it may go on
-    objects = []
-    for line in lines[:_MAX_LINES]:
-        try:
-            objects.append(decode_row(line))
-        except RowError:
-            continue
-    if objects and all("custom_id" in row and "body" in row and not set(row) & set(PROMPT_KEYS) for row in objects):
-        return (
-            "it is a batch file of OpenAI's API, which is not read yet; write its rows as a corpus has them: "
-            f"jq -c '{{id: .custom_id, messages: .body.messages}}' {name}"
-        )
-    if objects or text.startswith(b"{"):
-        return None
+    objects = [_object(line) for line in lines[:_MAX_LINES]]
+    rows = [value for value in objects if value is not None]
+    if named in ("csv", "tsv", "text"):
+        return "jsonl" if objects[0] is not None else named
+    if rows or text.startswith(b"{"):
+        return "jsonl"
     if text.startswith(b"["):
         return f"its lines are JSON, but no objects; {_ROW}"
-    first = lines[0]
-    table = next((kind for mark, kind in ((b"\t", "TSV"), (b",", "CSV"), (b";", "CSV")) if mark in first), None)
-    return f"it looks like {table or 'plain text'}: its first line is no JSON object, nor is one after it; {_ROW}"
+    kind = next((kind for mark, kind in ((b"\t", "tsv"), (b",", "csv"), (b";", "csv")) if mark in lines[0]), None)
+    looks = f"{kind.upper()}, to be read with --format {kind}" if kind else "plain text"
+    return (
+        f"it looks like {looks}: its first line is no JSON object, nor is one after it; with --format text each line "
+        f"is a prompt; otherwise {_ROW}"
+    )
+
+
+def _object(line: bytes) -> dict[str, object] | None:
+    try:
+        return decode_row(line)
+    except RowError:
+        return None
 
 
 def _is_array(text: str, whole: bool) -> bool:
@@ -114,7 +125,8 @@ def _is_array(text: str, whole: bool) -> bool:
         try:
             value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            return found > 0 and not whole
+            begun = re.match(r"\[\s*\{", text) is not None and not any(map(_object, text.encode().split(b"\n")))
+            return not whole and (found > 0 or begun)
         if not isinstance(value, dict):
             return False
         found += 1

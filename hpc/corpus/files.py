@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpc.corpus.errors import CorpusError
+from hpc.corpus.folder import files_in, saved_files
 from hpc.corpus.formats import FORMATS, Block, CorpusFile
 
 STDIN = Path("/dev/stdin")
@@ -14,7 +15,7 @@ STDIN = Path("/dev/stdin")
 
 
 def find_files(patterns: Sequence[str]) -> tuple[Path, ...]:
-    """Return the corpus files that names and globs stand for; raise `CorpusError` for what is no file."""
+    """Return the corpus files that names, folders and globs stand for; raise `CorpusError` for what is none."""
     files: list[Path] = []
     for pattern in patterns:
         if pattern == "-":
@@ -22,14 +23,17 @@ def find_files(patterns: Sequence[str]) -> tuple[Path, ...]:
             continue
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise CorpusError(f'corpus "{pattern}" is a folder; name its files, for example "{pattern}/*.jsonl"')
-        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        found = [path for path in found if not path.is_dir()]
+            files.extend(files_in(path))
+            continue
+        matched = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        found = [file for path in matched for file in (saved_files(path) or [] if path.is_dir() else [path])]
         if not found:
             hint = "; another process's pipe cannot be opened here: give it to --corpus -" * pattern.startswith(
                 "/dev/fd/"
             )
-            raise CorpusError(f'corpus "{pattern}": no such file; --corpus takes JSONL files or a quoted glob{hint}')
+            raise CorpusError(
+                f'corpus "{pattern}": no such file; --corpus takes files, a folder of them or a quoted glob{hint}'
+            )
         files.extend(found)
     return tuple(file.absolute() for file in files)
 
@@ -62,7 +66,7 @@ class Blocks:
         for index, file in enumerate(self._files):
             digest = hashlib.blake2b(digest_size=16)
             reader = FORMATS[file.format]
-            pieces = reader.blocks(file.path, self._block_bytes, digest)
+            pieces = reader.blocks(file, self._block_bytes, digest)
             while (left := self._left()) and (piece := next(pieces, None)) is not None:
                 num_rows = min(piece.num_rows, left)
                 yield Block(

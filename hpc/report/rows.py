@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from hpc.arrays import Ints
+from hpc.corpus.columns import Columns
 from hpc.corpus.errors import CorpusError, RowError
 from hpc.corpus.files import Blocks
 from hpc.corpus.formats import rows as rows_of
-from hpc.corpus.row import row_meta
 from hpc.exit import Refusal
 from hpc.output import journal
 from hpc.output.verify import RecordedRun
@@ -34,6 +34,8 @@ class Answered:
     """Its place in the corpus; empty if the corpus cannot be read."""
     given: dict[str, Any] | None
     """The row of the corpus; None if it, or the corpus, cannot be read."""
+    read_as: Mapping[str, Any] | None
+    """The same in our own keys, as the prompt is made of it."""
     prompt_tokens: int
     completion: Completion | None
     """None for a refused row, and for one that is not finished."""
@@ -92,6 +94,7 @@ class RunRows:
         self.run = RecordedRun.open(path)
         self._records = self.run.index.find(self.run.tokens.keys)
         self._refused = dict(self.run.tokens.errors())
+        self._columns = Columns.said(self.run.tokens.inputs.get("prompts", {}))
         self.gone = what_is_gone(self.run.tokens)
         """Names the corpus file that is missing or changed; empty if all are as they were."""
 
@@ -117,7 +120,7 @@ class RunRows:
         if about_input:
             if self.gone:
                 raise Refusal(f"--where {about_input[0].field}: {self.gone}; conditions on the output can be checked")
-            given = ((row, row_meta(value or {})) for row, _, value in self._corpus(rows))
+            given = ((row, self._columns.meta_of(value or {})) for row, _, value in self._corpus(rows))
             rows = np.array(
                 [row for row, meta in given if all(c.key in meta and c.holds(meta[c.key]) for c in about_input)],
                 dtype=np.int64,
@@ -136,8 +139,15 @@ class RunRows:
         found = []
         for answered in self.outputs(ordered):
             place, value = given.get(answered.row, ("", None))
-            found.append(replace(answered, place=place, given=value))
+            found.append(replace(answered, place=place, given=value, read_as=self._own(value)))
         return found
+
+    def _own(self, value: dict[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return a row in our own keys; a row without a prompt as it stands."""
+        try:
+            return value and self._columns.read(value).value
+        except RowError:
+            return value
 
     def sample(self, rows: Sequence[int], count: int) -> list[int]:
         """Draw `count` of the rows at random; return them in order."""
@@ -163,7 +173,7 @@ class RunRows:
                 completion, following = following[1], next(completions, None)
             error = self._refused.get(row) or (completion.error if completion else None)
             prompt_tokens = 0 if row in self._refused else len(tokens.tokens(row))
-            yield Answered(row, tokens.id(row), "", None, prompt_tokens, completion, error)
+            yield Answered(row, tokens.id(row), "", None, None, prompt_tokens, completion, error)
 
     def _corpus(self, rows: Ints) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         """Yield index, place and value of rows of the corpus; None for a row that cannot be read. Stop at the last."""
@@ -183,15 +193,15 @@ class RunRows:
             raise Refusal(str(error)) from error
 
 
-def prompt_of(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield role and text of each turn of a prompt; a prompt without turns is one with the role ""."""
-    messages = given.get("messages")
+def prompt_of(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield role and text of each turn of a row in our own keys; a prompt without turns is one with the role ""."""
+    messages = row.get("messages")
     if isinstance(messages, list):
         for turn in messages:
             known = isinstance(turn, dict)
             yield (str(turn.get("role")), text_of(turn.get("content"))) if known else ("", str(turn))
         return
-    yield "", text_of(given.get("prompt") if given.get("prompt") is not None else given.get("prompt_token_ids"))
+    yield "", text_of(row.get("prompt") if row.get("prompt") is not None else row.get("prompt_token_ids"))
 
 
 def text_of(content: Any) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,12 @@ from hpc.rundir.lock import cannot_write, is_held
 
 
 def run_path(job: Job, files: tuple[Path, ...]) -> Path:
-    """Return the run directory of a job."""
-    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+    """Return the run directory of a job: by its name, or that of its corpus."""
+    given = Path(job.corpus[0]).expanduser()
+    stem = given.absolute().name if given.is_dir() else files[0].stem
+    if files[0].suffix in (".gz", ".bz2", ".zst", ".xz"):
+        stem = Path(stem).stem
+    return Path(job.runs).expanduser().absolute() / (job.name or stem)
 
 
 State = Literal["running", "drained", "done", "failed"]
@@ -42,13 +47,8 @@ class RunDirectory:
 
     @property
     def completions(self) -> Path:
-        """The output, once every row is accounted for."""
+        """The output, once every row is accounted for, unless the job names another place."""
         return self.path / "completions.jsonl"
-
-    @property
-    def partial(self) -> Path:
-        """The output of `merge` while rows are missing."""
-        return self.path / "completions.partial.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -146,6 +146,20 @@ class RunDirectory:
             return None
         return kept
 
+    def note_output(self, name: str) -> None:
+        """Add an output to those of this run, before it is written."""
+        if name not in self.outputs():
+            with open(self.path / "outputs", "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(name + "\n")
+
+    def outputs(self) -> list[str]:
+        """Return the outputs that this run has, by the names of their files."""
+        try:
+            text = (self.path / "outputs").read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            text = ""
+        return [str(self.completions), *text.splitlines()]
+
     def note_slurm_job(self, job_id: str) -> None:
         """Add a Slurm job to those of this run."""
         if self.slurm_jobs()[-1:] != [job_id]:
@@ -167,6 +181,13 @@ class RunDirectory:
             return None
         return value
 
+    @property
+    def created(self) -> int:
+        """When the run was begun or submitted, in seconds of the clock."""
+        value = self.read_job() or {}
+        known: int | None = value.get("created")  # runs of before it was written down are as old as their job.json
+        return int((self.path / "job.json").stat().st_mtime) if known is None else known
+
     def recorded_job(self) -> dict[str, Any]:
         """Return the contents of `job.json`; raise `Refusal` if there is none, or it is damaged."""
         try:
@@ -179,7 +200,9 @@ class RunDirectory:
 
     def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
         """Write `job.json`: the resolved job, its files and model, and the versions of libraries."""
+        earlier = self.read_job() or {}
         value = {
+            "created": earlier.get("created", int(time.time())),
             "job": dataclasses.asdict(dataclasses.replace(job, share="")),
             "files": [str(file) for file in files],
             "model_path": str(model_path),

@@ -217,7 +217,7 @@ def test_languages_of_rows_mean_nothing_to_a_model_without_any(tmp_path: Path) -
     ],
 )
 def test_the_jobs_languages_must_be_the_models(languages: Any, given: dict[str, str], problem: str | None) -> None:
-    checker = Checker(SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages, **given)
+    checker = Checker(SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages=languages, **given)
     found = checker.languages_fault()
     assert found == problem or (found is not None and problem is not None and found.startswith(problem))
 

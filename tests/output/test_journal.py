@@ -40,7 +40,7 @@ def found(paths: Sequence[Path], numbers: Iterable[int], retry_errors: bool = Fa
     """What an index of journals has for the keys of some numbers."""
     index = JournalIndex(paths, retry_errors)
     places = index.find(np.array([key(number) for number in numbers], dtype=f"S{KEY_BYTES}")).tolist()
-    return [None if place < 0 else decode(next(iter(index.read([place])))) for place in places]
+    return [None if place < 0 else decode(next(iter(index.read(np.array([place]))))) for place in places]
 
 
 TEXT = st.text(st.characters())

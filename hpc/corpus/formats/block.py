@@ -1,6 +1,6 @@
 """Blocks of a corpus file, the places of its rows, and the seam of a format."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +22,10 @@ class Place(NamedTuple):
 
 Row = tuple[int, Place, dict[str, Any] | RowError]
 """Index over the whole corpus, from 0; place; what the row says, or why it cannot be read."""
+
+
+Columns = Collection[str] | None
+"""The only keys that are asked for; None is all. A table reads no other columns; what costs nothing may come too."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,14 @@ class Format(Protocol):
     in_lines: bool
     """Whether its rows are found by line numbers."""
 
-    def blocks(self, path: Path, block_bytes: int, digest: Digest) -> Iterator[Piece]:
+    def blocks(self, file: CorpusFile, block_bytes: int, digest: Digest) -> Iterator[Piece]:
         """Yield the file in pieces of about so many bytes; raise `CorpusError` where it is broken."""
 
-    def rows(self, block: Block) -> Iterator[Row]:
+    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:
         """Yield the rows of a block of this format."""
+
+    def columns(self, file: CorpusFile) -> list[str] | None:
+        """Return the names of a file's columns; None where each row has names of its own.
+
+        Raises `CorpusError` for a file that cannot be read at all.
+        """
