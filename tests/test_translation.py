@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpc import generate
 from hpc.exit import REFUSED
 from hpc.job import Job
 from hpc.mpi.comm import Single
@@ -82,3 +83,12 @@ def test_the_ready_jobs_run_with_an_encoder_decoder_and_with_a_chat_model(
     assert [row["error"] for row in rows] == [None, None]
     prompt_tokens = rows[0]["usage"]["prompt_tokens"]
     assert (prompt_tokens > len("some text") + 20) == (model == "tiny_model")  # a chat model is told what to do
+
+
+def test_a_python_call_translates_as_a_job_does(tmp_path: Path, tiny_translator: Path) -> None:
+    values = job(tiny_translator, write_corpus(tmp_path / "rows.jsonl", [{"prompt": "ab cd"}]), target_lang="deu_Latn")
+    [row] = read_rows(run_here(tmp_path, **values))
+    [found] = generate(
+        ["ab cd"], model=str(tiny_translator), dtype="float32", device="cpu", target_lang="deu_Latn", max_new_tokens=NEW
+    )
+    assert found.text == row["text"]
