@@ -19,7 +19,7 @@ def cpu_name() -> str:
 def resolve_device(device: str, index: int) -> torch.device:
     """Return the device of a rank: the only GPU that it sees, or the one of its index among several.
 
-    Raises `ValueError` if CUDA is asked for and there is none, and where several are seen and there is none for it.
+    Raises `ValueError` if CUDA is asked for and no GPU is seen, or if several are seen and fewer than the ranks.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -35,14 +35,14 @@ def resolve_device(device: str, index: int) -> torch.device:
 
 
 def gpu_uuid(device: torch.device) -> str:
-    """Return what tells a GPU from all others; nothing for a CPU, or where torch does not say."""
+    """Return the UUID of a GPU; empty for a CPU, or if torch does not report it."""
     if device.type != "cuda":
         return ""
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a GPU is called."""
+    """Return the product name of a GPU."""
     return str(torch.cuda.get_device_name(device))
 
 

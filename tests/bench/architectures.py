@@ -18,6 +18,7 @@ from hpc.engine.hf import HFEngine
 from hpc.engine.layers.attention import Unsupported
 from hpc.engine.native.limits import EngineLimits
 from hpc.sampling_params import SamplingParams
+from tests.bench import encoder_decoders
 from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts
 
@@ -91,6 +92,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("mamba", {**_NONE, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
 }
 """What people call it, what transformers calls it, and what makes it small."""
+FAMILIES |= encoder_decoders.FAMILIES
 
 PROMPTS = [[3 + token for token in prompt] for prompt in prompts((3, 20, 40))]
 """Above what a model may take for padding."""
@@ -110,6 +112,8 @@ def verdict(expected: list[list[int]], make: Callable[[], Any]) -> str:
 
 def row(name: str) -> list[str]:
     """Return a family's line of the table, without the column of vLLM."""
+    if name in encoder_decoders.FAMILIES:
+        return encoder_decoders.row(name)
     kind, values = FAMILIES[name]
 
     def new() -> Any:
