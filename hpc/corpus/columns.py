@@ -125,6 +125,14 @@ class Columns:
         except RowError:
             return None
 
+    def identify_and_keep(self, value: Mapping[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
+        """Return the id of a row as far as it can be read, and what it carries: of the usual kind in one go."""
+        if isinstance(value, RowError):
+            return None, {}
+        if self._is_plain(value) and type(given := value.get("id")) in (str, int):
+            return given, {name: kept for name, kept in value.items() if name not in _ROW_KEYS}
+        return self.identify(value, row), self.meta_of(value)
+
     def id_of(self, value: Mapping[str, Any], row: int) -> RowId:
         """Return the id of a row: the one it names, else its index; raise `RowError` for one that can be none."""
         if self._is_batch_line(value):

@@ -41,7 +41,7 @@ def facts_of(job: Job, created: int, tokens: TokenStore, token_bytes: TokenBytes
     return Facts(
         tokens,
         tokens.files,
-        tokens.inputs["limit"],
+        tokens.inputs.get("limit"),
         Path(job.model).name if Path(job.model).is_absolute() or Path(job.model).exists() else job.model,
         created,
         job.return_token_ids,

@@ -19,7 +19,7 @@ from hpc.corpus.store import TokenStore
 from hpc.output.facts import Facts
 from hpc.output.formats import packed
 from hpc.output.journal import JournalIndex, Spans
-from hpc.output.merge import MergeError, merge, reader
+from hpc.output.merge import MergeError, merge
 from hpc.output.row import OutputRow
 from hpc.output.target import Target
 from hpc.rundir import atomic
@@ -54,7 +54,7 @@ def output_rows(
     blocks = Blocks(files, limit=limit)
     rows = (row for block in blocks for row in rows_of(block))
     lengths = tokens.prompt_tokens
-    read = reader(Columns.said(tokens.inputs.get("prompts", {})))
+    read = Columns.said(tokens.inputs.get("prompts", {})).identify_and_keep
     for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids, read)):
         if index >= tokens.num_rows:
             break
