@@ -19,8 +19,8 @@ from hpc.cli.verbs import Settle
 from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_corpus
 
 FLAGS = {
-    "--job", "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail",
-    "--buckets",
+    "--job", "--model", "--corpus", "--format", "--text-per", "--name", "--runs", "--limit", "--engine", "--device",
+    "--dtype", "--tail", "--buckets",
     "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
     "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
     "--max-error-rate", "--retry-errors", "--force",

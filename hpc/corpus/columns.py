@@ -20,6 +20,7 @@ from hpc.prompts import PromptTemplate
 from hpc.request import RowId
 
 _ROW_KEYS = frozenset((*PROMPT_KEYS, "id", "sampling"))
+_CHAT_ROW_KEYS = _ROW_KEYS | set(CHAT_KEYS)
 _IDS = ("id", "custom_id")
 _CONVERSATIONS = "conversations"
 _LINE_KEYS = frozenset({"custom_id", "method", "url", "body"})
@@ -80,7 +81,7 @@ class Columns:
 
     def read(self, value: Mapping[str, Any]) -> Given:
         """Return a row in our own keys; raise `RowError` where it has no prompt, or more than one."""
-        if self._is_plain(value) and value.get("prompt_token_ids") is None:
+        if self._as_rows_are and _is_plain(value):
             return Given(value)
         if self._is_batch_line(value):
             line = read_batch_line(value, self.batch)
@@ -144,8 +145,11 @@ class Columns:
 
     def meta_of(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a row carries besides the columns that are read."""
-        if self._is_plain(value):
-            return {name: kept for name, kept in value.items() if name not in _ROW_KEYS}
+        if self._as_rows_are and (value.get("messages") is not None or type(value.get("prompt")) is str):
+            keys = (
+                _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
+            )  # as found below, at a fifth of the time
+            return {name: kept for name, kept in value.items() if name not in keys}
         if self._is_batch_line(value):
             used = _LINE_KEYS
         else:
@@ -155,10 +159,6 @@ class Columns:
     @functools.cached_property
     def _as_rows_are(self) -> bool:
         return not (self.names or self.template or self.chat.system)
-
-    def _is_plain(self, value: Mapping[str, Any]) -> bool:
-        """Say whether a row is of the kind that is read without another look: a text under our own name."""
-        return self._as_rows_are and type(value.get("prompt")) is str and value.get("messages") is None
 
     def _is_batch_line(self, value: Mapping[str, Any]) -> bool:
         return is_batch_line(value) and not self._says_prompt()
@@ -197,6 +197,17 @@ class Columns:
         if not (flag := _way_out(value)):
             raise RowError("prompt", message)
         raise NoPrompt(f"{message}; other columns are not guessed: {flag}")
+
+
+def _is_plain(value: Mapping[str, Any]) -> bool:
+    """Say whether a row is in our own keys as it stands: one prompt, a text or turns under our own name."""
+    prompt, messages = value.get("prompt"), value.get("messages")
+    if value.get("prompt_token_ids") is not None or (prompt is None) == (messages is None):
+        return False
+    if prompt is not None:
+        return type(prompt) is str
+    turns = type(messages) is list and bool(messages) and type(messages[0]) is dict and "from" not in messages[0]
+    return turns and value.keys().isdisjoint(CHAT_KEYS)
 
 
 def refusal(rows: Iterable[Mapping[str, Any] | RowError], columns: Columns) -> str | None:

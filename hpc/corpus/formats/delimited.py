@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from hpc.corpus.decode import decode_row, short
 from hpc.corpus.errors import CorpusError, RowError
-from hpc.corpus.formats.block import Block, Columns, CorpusFile, Digest, Piece, Row
+from hpc.corpus.formats.block import Block, CorpusFile, Digest, Piece, Row, Wanted
 from hpc.corpus.formats.lines import rows_of_lines
 from hpc.corpus.formats.stream import BOM, TextStream
 
@@ -47,7 +47,7 @@ class Delimited:
             if num_rows:
                 yield Piece(first, num_rows, b"\n".join(records))
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
         """Yield the object of each record, or what is wrong with it."""
         return rows_of_lines(block, _decode)
 

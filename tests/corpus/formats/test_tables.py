@@ -38,13 +38,13 @@ def test_blocks_are_read_in_any_order(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, FORMATS[name](ROWS[:5]))
-    assert values_of(path, columns=("prompt", "messages", "id")) == [
+    assert values_of(path, wanted=("prompt", "messages", "id")) == [
         {"id": row["id"], "prompt": row["prompt"]} for row in ROWS[:5]
     ]
 
 
 def test_without_any_of_the_columns_there_are_still_rows(tmp_path: Path) -> None:
-    assert values_of(write(tmp_path / "c.parquet", parquet(ROWS[:3])), columns=("messages",)) == [{}, {}, {}]
+    assert values_of(write(tmp_path / "c.parquet", parquet(ROWS[:3])), wanted=("messages",)) == [{}, {}, {}]
 
 
 def test_a_block_is_the_place_of_its_rows_and_not_their_text(tmp_path: Path) -> None:
