@@ -36,13 +36,14 @@ class Facts:
         return bool((self.tokens.samples > 1).any())
 
 
-def facts_of(job: Job, created: int, tokens: TokenStore, token_bytes: TokenBytes) -> Facts:
-    """Return the facts of a run."""
+def facts_of(job: Job, model: Path, created: int, tokens: TokenStore, token_bytes: TokenBytes) -> Facts:
+    """Return the facts of a run, whose model is in a folder."""
+    from_hub = "snapshots" in model.parts  # told from a path by where it is: a relative path looks like an id
     return Facts(
         tokens,
         tokens.files,
         tokens.inputs.get("limit"),
-        Path(job.model).name if Path(job.model).is_absolute() or Path(job.model).exists() else job.model,
+        job.model if from_hub else Path(job.model).name,
         created,
         job.return_token_ids,
         job.sampling.logprobs is not None or tokens.any_request_says("logprobs"),

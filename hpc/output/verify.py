@@ -87,7 +87,7 @@ class RecordedRun:
 
     def facts(self, tokenizers: Tokenizers) -> Facts:
         """Return what formats need to know."""
-        return facts_of(self.job, self.directory.created, self.tokens, tokenizers(self.model_path))
+        return facts_of(self.job, self.model_path, self.directory.created, self.tokens, tokenizers(self.model_path))
 
 
 def merge_run(

@@ -80,7 +80,7 @@ def show_summary(
     """Print the summary, after the prompts of some rows with their completions."""
     for row in examples:
         text = row.samples[0].text if row.samples else (row.error or {}).get("message")
-        print(f"\n> {_prompt(row.source)}\n{text}".encode("utf-8", "replace").decode())
+        print(f"\n> {_prompt(row)}\n{text}".encode("utf-8", "replace").decode())
     seconds, generated = values["seconds"], values["generated_tokens"]
     lines = [
         f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
@@ -117,10 +117,11 @@ def _some(texts: list[str]) -> str:
     return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
 
 
-def _prompt(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "a row that cannot be read"
+def _prompt(row: OutputRow) -> str:
+    """Return what stands for a row's prompt: its last turn, its text, or else its id."""
+    value = row.source or {}
+    value = body if isinstance(body := value.get("body"), dict) else value
     messages = value.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         return str(messages[-1].get("content"))
-    return str(value.get("prompt") or value.get("prompt_token_ids"))
+    return str(value.get("prompt") or value.get("prompt_token_ids") or f"row {row.row} (id {row.id!r})")
