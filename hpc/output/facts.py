@@ -1,4 +1,4 @@
-"""Facts: what a format needs to know of a run besides its rows."""
+"""Facts of a run that an output format needs besides the rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TokenBytes = Callable[[int], bytes | None]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a format needs to know of a run besides its rows."""
+    """Facts of a run that a format needs besides its rows."""
 
     tokens: TokenStore
     inputs: tuple[CorpusFile, ...]
