@@ -130,7 +130,8 @@ class Columns:
         """Return the id of a row as far as it can be read, and what it carries: of the usual kind in one go."""
         if isinstance(value, RowError):
             return None, {}
-        if self._is_plain(value) and type(given := value.get("id")) in (str, int):
+        usual = self._as_rows_are and type(value.get("prompt")) is str and value.get("messages") is None
+        if usual and type(given := value.get("id")) in (str, int):
             return given, {name: kept for name, kept in value.items() if name not in _ROW_KEYS}
         return self.identify(value, row), self.meta_of(value)
 
