@@ -117,6 +117,18 @@ class Columns:
         self._check_one_prompt(own, value)
         return Given(own, notes=tuple(notes))
 
+    def shown(self, value: Mapping[str, Any]) -> str:
+        """Return what a reader would call the prompt of a row: its text, or that of its last turn."""
+        try:
+            own = self.read(value).value
+        except RowError:
+            return short(value)
+        turns = own.get("messages")
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            content = turns[-1].get("content")
+            return content if isinstance(content, str) else short(content)
+        return str(own.get("prompt") or own.get("prompt_token_ids"))
+
     def identify(self, value: Mapping[str, Any] | RowError, row: int) -> RowId | None:
         """Return the id of a row as far as it can be read."""
         if isinstance(value, RowError):
