@@ -142,9 +142,10 @@ class Columns:
         """Return the id of a row as far as it can be read, and what it carries: of the usual kind in one go."""
         if isinstance(value, RowError):
             return None, {}
-        usual = self._as_rows_are and type(value.get("prompt")) is str and value.get("messages") is None
-        if usual and type(given := value.get("id")) in (str, int):
-            return given, {name: kept for name, kept in value.items() if name not in _ROW_KEYS}
+        if self._as_rows_are and type(value.get("prompt")) is str and value.get("messages") is None:
+            given = value.get("id")
+            if type(given) is str or type(given) is int:
+                return given, {name: kept for name, kept in value.items() if name not in _ROW_KEYS}
         return self.identify(value, row), self.meta_of(value)
 
     def id_of(self, value: Mapping[str, Any], row: int) -> RowId:
@@ -159,9 +160,8 @@ class Columns:
     def meta_of(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a row carries besides the columns that are read."""
         if self._as_rows_are and (value.get("messages") is not None or type(value.get("prompt")) is str):
-            keys = (
-                _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
-            )  # as found below, at a fifth of the time
+            # As it is found below, at a fifth of the time.
+            keys = _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
             return {name: kept for name, kept in value.items() if name not in keys}
         if self._is_batch_line(value):
             used = _LINE_KEYS

@@ -87,7 +87,7 @@ def target_of(job: Job, run: Path, is_batch: bool = False) -> Target:
     """
     given = Path(job.output).expanduser().absolute() if job.output else run
     kind = job.output_format
-    is_folder = not job.output or given.is_dir() or job.output.endswith("/")
+    is_folder = not job.output or given.is_dir() or job.output.endswith("/") or not given.suffix
     folder, name = (given, "") if is_folder else (given.parent, given.name)
     lines = "openai" if is_batch else "jsonl"
     if is_folder:
@@ -96,7 +96,9 @@ def target_of(job: Job, run: Path, is_batch: bool = False) -> Target:
         found = _by_name(name)
         if found is None:
             known = ", ".join(sorted({end + more for end, packings, _ in FORMATS.values() for more in packings}))
-            raise Refusal(f'--output "{job.output}": the name of a file must end in one of {known}; or name a folder')
+            raise Refusal(
+                f'--output "{job.output}": the name of a file must end in one of {known}; or name a folder, with a / behind it'
+            )
         ending, packing = found
         fitting = [each for each, (end, *_) in FORMATS.items() if end == ending]
         if kind != "auto" and kind not in fitting:

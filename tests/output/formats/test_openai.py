@@ -27,6 +27,7 @@ def request(name: Any, body: Any, url: str = "/v1/chat/completions") -> dict[str
 
 
 def answers(folder: Path, rows: list[Any], complete: Complete = usual, **job: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
     corpus = write_corpus(folder / "c.jsonl", rows)
     facts, found = make_rows(folder / "run", corpus, complete, job=job)
     output = OpenAI(facts)
