@@ -56,6 +56,7 @@ class Columns:
             job.unknown_parameters,
             frozenset({job.model, folder, folder.removesuffix(".gguf")}),
             job.sampling.temperature,
+            job.sampling.max_new_tokens,
             job.return_token_ids,
         )
         return replace(cls.said(job.prompt_values()), batch=batch)
@@ -114,6 +115,8 @@ class Columns:
         own["messages"] = from_conversations(own.get("messages"))
         if self.chat.system and isinstance(prompt := own.get("prompt"), str) and prompt:
             own["messages"] = [{"role": "user", "content": own.pop("prompt")}]
+        elif self.chat.system and own.get("prompt_token_ids") is not None:
+            notes.append("rows of token ids have no turns: --system does not apply to them")
         self._check_one_prompt(own, value)
         return Given(own, notes=tuple(notes))
 
@@ -216,6 +219,8 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
     """Say whether a row is in our own keys as it stands: one prompt, a text or turns under our own name."""
     prompt, messages = value.get("prompt"), value.get("messages")
     if value.get("prompt_token_ids") is not None or (prompt is None) == (messages is None):
+        return False
+    if type(value.get("sampling")) is str:  # JSON in a cell
         return False
     if prompt is not None:
         return type(prompt) is str

@@ -126,7 +126,8 @@ def test_a_last_turn_of_the_assistant_is_part_of_the_prompt_or_not(tmp_path: Pat
 
 
 def test_what_is_ignored_is_said_once(tmp_path: Path) -> None:
-    run(tmp_path, *[line(str(index), "hi", model="gpt", foo=1) for index in range(3)], unknown_parameters="ignore")
+    lines = [line(str(index), "hi", model="gpt", foo=1, max_tokens=2) for index in range(3)]
+    run(tmp_path, *lines, unknown_parameters="ignore")
     log = (tmp_path / "runs/rows/log/0001-00000.log").read_text()
     said = [text for text in log.splitlines() if "2 more rows" in text]
     assert ['"foo"' in text for text in said] == [True, False]

@@ -48,6 +48,7 @@ def error(row: dict[str, Any], **values: Any) -> str:
         ),
         ({"conversations": [HI]}, {"messages": [HI]}),
         ({"prompt": "a", "conversations": [HI]}, {"prompt": "a"}),
+        ({"prompt": "a", "sampling": '{"n": 1}'}, {"prompt": "a"}),
         ({"prompt": "a", "messages": "", "prompt_token_ids": ""}, {"prompt": "a"}),
         (LINE, {"messages": [HI]}),
     ],
@@ -154,6 +155,11 @@ def test_all_columns_that_are_not_read_are_carried_along(
 def test_a_line_of_a_completion_takes_no_system_turn_and_that_is_said() -> None:
     row = of(system="s").read({**LINE, "url": "/v1/completions", "body": {"prompt": "a"}})
     assert (row.value["prompt"], "--system" in row.notes[-1]) == ("a", True)
+
+
+def test_token_ids_take_no_system_turn_and_that_is_said() -> None:
+    [note] = of(system="s").read({"prompt_token_ids": [1]}).notes
+    assert "--system" in note
 
 
 def test_what_a_job_says_of_its_columns_comes_back_from_its_values() -> None:
