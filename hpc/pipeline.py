@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from hpc.corpus import pipe
+from hpc.corpus.columns import Columns
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
 from hpc.corpus.tokenize import Checker
@@ -275,7 +276,7 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
-    show_summary(attempt.directory, attempt.target.path, values, counts.examples)
+    show_summary(attempt.directory, attempt.target.path, values, counts.examples, Columns.of(attempt.job))
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",

@@ -56,6 +56,7 @@ class Columns:
             job.unknown_parameters,
             frozenset({job.model, folder, folder.removesuffix(".gguf")}),
             job.sampling.temperature,
+            job.sampling.max_new_tokens,
             job.return_token_ids,
         )
         return replace(cls.said(job.prompt_values()), batch=batch)
@@ -114,8 +115,22 @@ class Columns:
         own["messages"] = from_conversations(own.get("messages"))
         if self.chat.system and isinstance(prompt := own.get("prompt"), str) and prompt:
             own["messages"] = [{"role": "user", "content": own.pop("prompt")}]
+        elif self.chat.system and own.get("prompt_token_ids") is not None:
+            notes.append("rows of token ids have no turns: --system does not apply to them")
         self._check_one_prompt(own, value)
         return Given(own, notes=tuple(notes))
+
+    def shown(self, value: Mapping[str, Any]) -> str:
+        """Return what a reader would call the prompt of a row: its text, or that of its last turn."""
+        try:
+            own = self.read(value).value
+        except RowError:
+            return short(value)
+        turns = own.get("messages")
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            content = turns[-1].get("content")
+            return content if isinstance(content, str) else short(content)
+        return str(own.get("prompt") or own.get("prompt_token_ids"))
 
     def identify(self, value: Mapping[str, Any] | RowError, row: int) -> RowId | None:
         """Return the id of a row as far as it can be read."""
@@ -148,9 +163,8 @@ class Columns:
     def meta_of(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a row carries besides the columns that are read."""
         if self._as_rows_are and (value.get("messages") is not None or type(value.get("prompt")) is str):
-            keys = (
-                _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
-            )  # as found below, at a fifth of the time
+            # As it is found below, at a fifth of the time.
+            keys = _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
             return {name: kept for name, kept in value.items() if name not in keys}
         if self._is_batch_line(value):
             used = _LINE_KEYS
@@ -205,6 +219,8 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
     """Say whether a row is in our own keys as it stands: one prompt, a text or turns under our own name."""
     prompt, messages = value.get("prompt"), value.get("messages")
     if value.get("prompt_token_ids") is not None or (prompt is None) == (messages is None):
+        return False
+    if type(value.get("sampling")) is str:  # JSON in a cell
         return False
     if prompt is not None:
         return type(prompt) is str

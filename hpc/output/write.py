@@ -12,8 +12,9 @@ import numpy as np
 
 from hpc.arrays import Record
 from hpc.corpus.columns import Columns
+from hpc.corpus.errors import CorpusError
 from hpc.corpus.files import Blocks
-from hpc.corpus.formats import CorpusFile, Place
+from hpc.corpus.formats import CorpusFile, Place, Row
 from hpc.corpus.formats import rows as rows_of
 from hpc.corpus.store import TokenStore
 from hpc.output.facts import Facts
@@ -52,7 +53,7 @@ def output_rows(
     Raises `MergeError` if the corpus is not what it was when it was read.
     """
     blocks = Blocks(files, limit=limit)
-    rows = (row for block in blocks for row in rows_of(block))
+    rows = _corpus_rows(blocks)
     lengths = tokens.prompt_tokens
     read = Columns.said(tokens.inputs.get("prompts", {})).identify_and_keep
     for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids, read)):
@@ -61,6 +62,14 @@ def output_rows(
         yield row
     if blocks.num_rows != tokens.num_rows or blocks.digests != tokens.digests:
         raise MergeError("the corpus has changed since it was read; run the job again")
+
+
+def _corpus_rows(blocks: Blocks) -> Iterator[Row]:
+    try:
+        for block in blocks:
+            yield from rows_of(block)
+    except CorpusError as error:  # it was whole when it was read
+        raise MergeError(f"the corpus has changed since it was read ({error}); run the job again") from error
 
 
 def rows_without_corpus(
@@ -87,8 +96,11 @@ def what_is_gone(tokens: TokenStore) -> str:
     if changed:  # or it was only touched, or copied
         names = [name for name, _, _ in tokens.inputs["files"]]
         blocks = Blocks(tokens.files, limit=tokens.inputs["limit"])
-        for _ in blocks:
-            pass
+        try:
+            for _ in blocks:
+                pass
+        except CorpusError as error:  # it was whole when it was read
+            return f"{names[len(blocks.digests)]} has changed since it was read ({error})"
         for name, digest, before in zip(names, blocks.digests, tokens.digests, strict=False):
             if digest != before:
                 return f"{name} has changed since it was read"

@@ -20,7 +20,7 @@ from hpc.job import Job
 from hpc.model.find import Model
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
-from hpc.output.verify import verify_run
+from hpc.output.verify import merge_run, verify_run
 from hpc.pipeline import generate
 from hpc.sampling_params import SamplingParams
 from tests.conftest import finish, read_rows, run_jobs, start_echo, write_corpus
@@ -241,3 +241,15 @@ def test_ranks_read_parts_of_a_table_themselves(tmp_path: Path) -> None:
     job = {"model": "echo", "corpus": [str(tmp_path / "t.parquet")], "sampling": {"max_new_tokens": 1}}
     [path] = run_jobs(tmp_path, [{**job, "name": "t"}], ranks=3).values()
     assert [row["id"] for row in read_rows(path)] == list(range(9000))
+
+
+def test_a_corpus_that_was_cut_since_it_was_read_is_named_by_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "c.jsonl.gz", FORMATS["c.jsonl.gz"](TEXTS))
+    run(tmp_path, corpus=(str(path),), name="rows")
+    write(path, path.read_bytes()[:-10])
+    with pytest.raises(Refusal, match=r"c\.jsonl\.gz has changed since it was read \(.*cut"):
+        merge_run(tmp_path / "runs/rows")
+    assert verify_run(tmp_path / "runs/rows") == OK
+    assert "cannot be checked" in capsys.readouterr().out

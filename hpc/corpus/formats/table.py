@@ -104,14 +104,11 @@ class Table:
         version = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         names = None if wanted is None else frozenset(wanted)
         reading = self._reading
-        if reading is None or reading.version != version:
-            reading = _Reading(version, self.open(path))
-        elif (reading.group, reading.columns) != (group, names) or reading.at > part["at"]:
-            reading = _Reading(version, reading.table)
-        self._reading = reading
-        if reading.batches is None:
-            columns = None if names is None else [name for name in reading.table.schema.names if name in names]
-            reading.begin(group, names, reading.table.read(group, columns, part["rows"]))
+        if reading is None or reading.key != (version, group, names) or reading.at > part["at"]:
+            table = reading.table if reading is not None and reading.key[0] == version else self.open(path)
+            columns = None if names is None else [name for name in table.schema.names if name in names]
+            reading = _Reading((version, group, names), table, table.read(group, columns, part["rows"]))
+            self._reading = reading
         return reading.take(part["at"], block.num_rows)
 
     def columns(self, file: CorpusFile) -> list[str] | None:
@@ -154,30 +151,23 @@ def _telling(path: Path) -> Iterator[None]:
 class _Reading:
     """How far a group of a file has been read."""
 
-    def __init__(self, version: Any, table: OpenTable) -> None:
-        self.version, self.table = version, table
-        self.group, self.columns = -1, frozenset[str]() or None
-        self.batches: Iterator[Any] | None = None
+    def __init__(self, key: tuple[Any, ...], table: OpenTable, batches: Iterator[Any]) -> None:
+        self.key, self.table = key, table
         self.at = 0
         """The row of the group that comes next."""
+        self._batches = batches
         self._held: Any = None
-
-    def begin(self, group: int, columns: frozenset[str] | None, batches: Iterator[Any]) -> None:
-        """Begin to read a group."""
-        self.group, self.columns, self.batches = group, columns, batches
 
     def take(self, begin: int, num_rows: int) -> Any:
         """Return rows of the group, as one record batch; those before them are passed over."""
         parts = []
         while num_rows:
-            if self._held is None:
-                assert self.batches is not None
-                self._held = next(self.batches, None)
-                if self._held is None:
-                    raise OSError(f"the group ends behind {self.at} rows")
-            skipped = min(max(0, begin - self.at), self._held.num_rows)
-            part = self._held.slice(skipped, num_rows if self.at + skipped == begin else 0)
-            rest = self._held.slice(skipped + part.num_rows)
+            batch = next(self._batches, None) if self._held is None else self._held
+            if batch is None:
+                raise OSError(f"the group ends behind {self.at} rows")
+            skipped = min(begin - self.at, batch.num_rows)
+            part = batch.slice(skipped, num_rows if skipped < batch.num_rows else 0)
+            rest = batch.slice(skipped + part.num_rows)
             self.at += skipped + part.num_rows
             begin += part.num_rows
             num_rows -= part.num_rows
