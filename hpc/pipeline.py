@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from hpc.corpus import pipe
+from hpc.corpus.columns import Columns
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
 from hpc.corpus.tokenize import Checker
@@ -241,7 +242,7 @@ def gather_and_merge(
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
     rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
     target, directory = attempt.target, attempt.directory
-    facts = facts_of(job, directory.created, tokens, token_bytes(attempt.model.path))
+    facts = facts_of(job, attempt.model.path, directory.created, tokens, token_bytes(attempt.model.path))
     try:
         counts = write_output(target, rows, facts, job.show)
     except OSError as error:
@@ -253,8 +254,8 @@ def gather_and_merge(
         raise RuntimeError(
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
         )
-    for path in target.partial.existing():
-        path.unlink()
+    for path in [*target.partial.existing(), *target.partial.error_files()]:
+        path.unlink(missing_ok=True)
     attempt.events.within([("gather", clock, clock + gathering.waited_s)])  # one span for many short waits
     timings.seconds["gather"] = gathering.waited_s
     timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
@@ -276,7 +277,7 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
     attempt.events.write("done", {})
-    show_summary(attempt.directory, attempt.target.path, values, counts.examples)
+    show_summary(attempt.directory, attempt.target.path, values, counts.examples, Columns.of(attempt.job))
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",

@@ -10,6 +10,7 @@ from typing import Any
 _INT_MAX = 2**31 - 1
 _MAX_SAMPLES = 10_000
 _MAX_LOGPROBS = 20
+_WHOLE = ("max_new_tokens", "top_k", "n", "min_new_tokens", "logprobs", "seed")
 _FIRST_PARAMETERS = (
     "max_new_tokens", "temperature", "top_p", "top_k", "stop", "stop_token_ids", "ignore_eos", "seed",
 )  # fmt: skip
@@ -163,7 +164,8 @@ class SamplingParams:
         """Return these parameters with some of them replaced.
 
         `values` comes from JSON: lists stand for tuples, one string for a list of one, null for what is not
-        given. Raises `ValueError` for a name that is none of the parameters, or a value that breaks its rule.
+        given, a float for the whole number that it is. Raises `ValueError` for a name that is none of the
+        parameters, or a value that breaks its rule.
         """
         names = [f.name for f in dataclasses.fields(self)]
         changes: dict[str, Any] = {}
@@ -174,6 +176,8 @@ class SamplingParams:
                 raise ValueError(f'"{name}" is no sampling parameter; the parameters are {", ".join(names)}')
             if name == "stop" and isinstance(value, str):
                 value = [value]
+            if isinstance(value, float) and value.is_integer() and name in _WHOLE:  # pandas' integers beside gaps
+                value = int(value)
             changes[name] = tuple(value) if isinstance(value, list) else value
         return dataclasses.replace(self, **changes)
 

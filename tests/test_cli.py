@@ -19,15 +19,15 @@ from hpc.cli.verbs import Settle
 from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_corpus
 
 FLAGS = {
-    "--job", "--model", "--corpus", "--name", "--runs", "--limit", "--engine", "--device", "--dtype", "--tail",
-    "--buckets",
+    "--job", "--model", "--corpus", "--format", "--text-per", "--name", "--runs", "--limit", "--engine", "--device",
+    "--dtype", "--tail", "--buckets",
     "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
-    "--format", "--text-per", "--column", "--prompt-template", "--system", "--last-assistant", "--chat-template",
-    "--chat-template-kwargs", "--row-chat-templates", "--unknown-parameters", "--output", "--output-format",
-    "--output-rows-per-file", "--error-file",
     "--source-lang", "--target-lang", "--instruction", "--sampling.forced-bos-token-id",
     "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
     "--max-error-rate", "--retry-errors", "--force",
+    "--column", "--prompt-template", "--system", "--last-assistant", "--chat-template", "--chat-template-kwargs",
+    "--row-chat-templates", "--unknown-parameters",
+    "--output", "--output-format", "--output-rows-per-file", "--error-file",
     "--show", "--sampling.max-new-tokens", "--sampling.temperature", "--sampling.top-p", "--sampling.top-k",
     "--sampling.min-p", "--sampling.repetition-penalty", "--sampling.presence-penalty", "--sampling.frequency-penalty",
     "--sampling.n", "--sampling.min-new-tokens", "--sampling.logprobs",

@@ -302,6 +302,10 @@ def test_a_chat_date_that_is_none_is_refused_with_the_way_out(given: Any) -> Non
         Job(model="m", corpus=("c",), chat_date=given)
 
 
+def test_a_whole_number_may_be_written_as_a_float_in_json() -> None:
+    assert type(SamplingParams().override({"max_new_tokens": 64.0}).max_new_tokens) is int
+
+
 def test_a_top_k_below_zero_is_all_and_has_the_same_identity() -> None:
     assert SamplingParams(temperature=1).override({"top_k": -1}) == SamplingParams(temperature=1, top_k=0)
 

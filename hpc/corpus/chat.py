@@ -38,6 +38,8 @@ Forms = tuple[bool, ...]
 
 _MAX_SHAPES = 4096
 """Of so many sequences of roles it is remembered what the template does with them."""
+_EFFORT = {"reasoning_effort", "enable_thinking"}
+"""Variables by which templates are told how long to reason; each knows one of them."""
 _END = "turnendsmark"
 """Stands at the end of a turn that is gone on with, while its template closes it."""
 
@@ -179,7 +181,10 @@ def unread(source: str, turns: Sequence[Turn], options: ChatOptions) -> list[str
     """
     names = {name for turn in turns if len(turn) > 2 or "content" not in turn for name in turn} - {"role", "content"}
     given = [name for name, value in (("tools", options.tools), ("documents", options.documents)) if value]
-    return [name for name in (*given, *options.variables, *sorted(names)) if not _stands_as_word(source, name)]
+    missing = [name for name in (*given, *options.variables, *sorted(names)) if not _stands_as_word(source, name)]
+    if options.variables.keys() >= _EFFORT and len(_EFFORT & set(missing)) == 1:  # the one or the other is enough
+        missing = [name for name in missing if name not in _EFFORT]
+    return missing
 
 
 @functools.lru_cache(maxsize=1024)

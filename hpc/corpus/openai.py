@@ -90,6 +90,8 @@ class BatchRules:
     """Names by which the job's model may be asked for; empty where any will do."""
     temperature: float = 0.0
     """That of the job, which holds where a body says none."""
+    max_new_tokens: int = 256
+    """That of the job, for a chat whose body says no limit."""
     token_ids: bool = False
     """Whether the job returns token ids."""
 
@@ -152,9 +154,15 @@ def read_batch_line(value: Mapping[str, Any], rules: BatchRules) -> BatchRow:
             f'lines without "temperature" take the job\'s, {rules.temperature:g}, where the API would take 1: '
             "--sampling.temperature 1 does so"
         )
+    limited = "max_tokens" in body or "max_completion_tokens" in body
+    if url == CHAT and not limited:
+        notes.append(
+            f'chats without "max_tokens" have at most the job\'s, {rules.max_new_tokens}, where the API would take all '
+            "that the context leaves: --sampling.max-new-tokens"
+        )
     if "model" in body and rules.served and str(body["model"]) not in rules.served:
         notes.append(f"lines ask for the model {short(body['model'])}; {min(rules.served, key=len)} answers them")
-    return BatchRow(row, names, "max_tokens" in body or "max_completion_tokens" in body, tuple(notes))
+    return BatchRow(row, names, limited, tuple(notes))
 
 
 def _check_names(body: Mapping[str, Any], url: str, rules: BatchRules) -> list[str]:

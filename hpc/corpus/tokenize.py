@@ -259,7 +259,7 @@ class Checker:
                     f'the model\'s chat template knows no "{name}": they would not be in the prompt. Leave them out, '
                     f"give a template that does with --chat-template, or carry them along with --column {name}=",
                 )
-            notes.append(f'"{name}" is in chats, and the chat template knows none: it changes nothing')
+            notes.append(f'chats bring "{name}", of which the chat template knows nothing: it changes nothing')
         return text
 
     def _known(self, token_ids: list[int]) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hpc.corpus.chat import ChatOptions
+from hpc.corpus.chat import PLAIN, ChatOptions
 from hpc.corpus.decode import short
 from hpc.corpus.errors import RowError
 from hpc.prompts import RESERVED
@@ -37,9 +37,11 @@ def check_chat(value: Mapping[str, Any], rules: ChatRules) -> tuple[list[dict[st
     turns = _turns(value["messages"])
     if rules.system and turns[0]["role"] not in ("system", "developer"):
         turns.insert(0, {"role": "system", "content": rules.system})
-    options = ChatOptions(
-        _objects(value, "tools"), _objects(value, "documents"), _variables(value, rules), _template(value, rules)
-    )
+    options = PLAIN
+    if rules.variables or not value.keys().isdisjoint(CHAT_KEYS):
+        options = ChatOptions(
+            _objects(value, "tools"), _objects(value, "documents"), _variables(value, rules), _template(value, rules)
+        )
     return _end(turns, options, value, rules)
 
 

@@ -19,7 +19,7 @@ from hpc.request import RowId
 Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
 """Makes of a row's value and index its id, and what it carries to the output."""
 
-_AT_ONCE = 256
+_AT_ONCE = 64
 """Rows for which records are fetched in one go: one by one over several streams takes as long as all the rest."""
 
 
@@ -41,7 +41,7 @@ def merge(
     length of the prompt. `read` makes of a row its id, and what it carries, by default from our own columns. Raises
     `MergeError` for an answer to a row that is not there or has one already, and for a damaged record.
     """
-    read, rows = read or reader(Columns()), iter(rows)
+    read, rows = read or Columns().identify_and_keep, iter(rows)
     streams = [_Stream(errors), *map(_Stream, records)]
     while some := list(itertools.islice(rows, _AT_ONCE)):
         begin, end = some[0][0], some[-1][0] + 1
@@ -86,12 +86,3 @@ def _decode(row: int, record: bytes) -> Answer:
         return journal.spans(record) or journal.decode(record)
     except ValueError as error:
         raise MergeError(f"row {row}: {error}; run the job again") from error
-
-
-def reader(columns: Columns) -> Read:
-    """Return what reads the id of a row, and what it carries, from the columns that it has."""
-
-    def read(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
-        return columns.identify(value, row), {} if isinstance(value, RowError) else columns.meta_of(value)
-
-    return read

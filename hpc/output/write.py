@@ -1,4 +1,4 @@
-"""Write: the output of a run from its token store, corpus and records; aside, then renamed."""
+"""Write the output of a run, made of its token store, corpus and records: aside, and rename it."""
 
 import contextlib
 import itertools
@@ -12,14 +12,15 @@ import numpy as np
 
 from hpc.arrays import Record
 from hpc.corpus.columns import Columns
+from hpc.corpus.errors import CorpusError
 from hpc.corpus.files import Blocks
-from hpc.corpus.formats import CorpusFile, Place
+from hpc.corpus.formats import CorpusFile, Place, Row
 from hpc.corpus.formats import rows as rows_of
 from hpc.corpus.store import TokenStore
 from hpc.output.facts import Facts
 from hpc.output.formats import packed
 from hpc.output.journal import JournalIndex, Spans
-from hpc.output.merge import MergeError, merge, reader
+from hpc.output.merge import MergeError, merge
 from hpc.output.row import OutputRow
 from hpc.output.target import Target
 from hpc.rundir import atomic
@@ -27,7 +28,7 @@ from hpc.rundir import atomic
 
 @dataclass
 class Counts:
-    """What an output has in it."""
+    """Counts of the rows of an output."""
 
     rows: int = 0
     errors: int = 0
@@ -52,15 +53,23 @@ def output_rows(
     Raises `MergeError` if the corpus is not what it was when it was read.
     """
     blocks = Blocks(files, limit=limit)
-    rows = (row for block in blocks for row in rows_of(block))
+    rows = _corpus_rows(blocks)
     lengths = tokens.prompt_tokens
-    read = reader(Columns.said(tokens.inputs.get("prompts", {})))
+    read = Columns.said(tokens.inputs.get("prompts", {})).identify_and_keep
     for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids, read)):
         if index >= tokens.num_rows:
             break
         yield row
     if blocks.num_rows != tokens.num_rows or blocks.digests != tokens.digests:
         raise MergeError("the corpus has changed since it was read; run the job again")
+
+
+def _corpus_rows(blocks: Blocks) -> Iterator[Row]:
+    try:
+        for block in blocks:
+            yield from rows_of(block)
+    except CorpusError as error:  # it was whole when it was read
+        raise MergeError(f"the corpus has changed since it was read ({error}); run the job again") from error
 
 
 def rows_without_corpus(
@@ -87,8 +96,11 @@ def what_is_gone(tokens: TokenStore) -> str:
     if changed:  # or it was only touched, or copied
         names = [name for name, _, _ in tokens.inputs["files"]]
         blocks = Blocks(tokens.files, limit=tokens.inputs["limit"])
-        for _ in blocks:
-            pass
+        try:
+            for _ in blocks:
+                pass
+        except CorpusError as error:  # it was whole when it was read
+            return f"{names[len(blocks.digests)]} has changed since it was read ({error})"
         for name, digest, before in zip(names, blocks.digests, tokens.digests, strict=False):
             if digest != before:
                 return f"{name} has changed since it was read"

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpc.corpus.columns import Columns
 from hpc.job import Job
 from hpc.output.row import OutputRow
 from hpc.output.write import Counts
@@ -75,12 +76,13 @@ def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str,
 
 
 def show_summary(
-    directory: RunDirectory, output: Path, values: Mapping[str, Any], examples: Sequence[OutputRow]
+    directory: RunDirectory, output: Path, values: Mapping[str, Any], examples: Sequence[OutputRow], columns: Columns
 ) -> None:
-    """Print the summary, after the prompts of some rows with their completions."""
+    """Print the summary, after the prompts of some rows, in these columns, with their completions."""
     for row in examples:
         text = row.samples[0].text if row.samples else (row.error or {}).get("message")
-        print(f"\n> {_prompt(row.source)}\n{text}".encode("utf-8", "replace").decode())
+        prompt = "a row that cannot be read" if row.source is None else columns.shown(row.source)
+        print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
     seconds, generated = values["seconds"], values["generated_tokens"]
     lines = [
         f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
@@ -115,12 +117,3 @@ def nothing_generated(work: Mapping[str, int]) -> str:
 
 def _some(texts: list[str]) -> str:
     return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
-
-
-def _prompt(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "a row that cannot be read"
-    messages = value.get("messages")
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        return str(messages[-1].get("content"))
-    return str(value.get("prompt") or value.get("prompt_token_ids"))

@@ -56,8 +56,26 @@ TEN_LINES = [
 ]
 
 
-def test_ten_lines_of_a_batch_are_ten_rows_in_order_each_good_or_with_its_cause(tmp_path: Path) -> None:
-    found = [(row["id"], row["error"]["message"] if row["error"] else row["text"]) for row in run(tmp_path, *TEN_LINES)]
+def of_ours(row: dict[str, Any]) -> tuple[str | None, bool, str]:
+    """Return id, whether a row of our own format is good, and its text or the message of its error."""
+    error = row["error"]
+    return row["id"], error is None, row["text"] if error is None else error["message"]
+
+
+def of_openai(line: dict[str, Any]) -> tuple[str | None, bool, str]:
+    """Return the same of a line of OpenAI's format."""
+    body, code = line["response"]["body"], line["response"]["status_code"]
+    if code != 200:
+        return line["custom_id"], False, body["error"]["message"]
+    [choice] = body["choices"]
+    return line["custom_id"], True, choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+@pytest.mark.parametrize(("output_format", "parts"), [("auto", of_openai), ("jsonl", of_ours)])
+def test_ten_lines_of_a_batch_are_ten_lines_in_order_each_good_or_with_its_cause(
+    tmp_path: Path, output_format: Any, parts: Any
+) -> None:
+    found = [parts(row) for row in run(tmp_path, *TEN_LINES, output_format=output_format)]
     expected = [
         ("good", "[u"),
         ("good", "as at rows.jsonl:1 already"),
@@ -70,12 +88,13 @@ def test_ten_lines_of_a_batch_are_ten_rows_in_order_each_good_or_with_its_cause(
         ("long", "asks for 100000 more, and the model's context is 2048"),
         ("unknown", 'the nearest is "max_tokens"'),
     ]
-    assert [identity for identity, _ in found] == [identity for identity, _ in expected]
-    assert [(text, cause) for (_, text), (_, cause) in zip(found, expected, strict=True) if cause not in text] == []
+    assert [identity for identity, _, _ in found] == [identity for identity, _ in expected]
+    assert [index for index, (_, good, _) in enumerate(found) if good] == [0, 3, 7]
+    assert [(text, cause) for (*_, text), (_, cause) in zip(found, expected, strict=True) if cause not in text] == []
 
 
 def test_what_a_line_asks_for_is_no_meta(tmp_path: Path) -> None:
-    [row] = run(tmp_path, {**line("a", "hi"), "tag": "x"})
+    [row] = run(tmp_path, {**line("a", "hi"), "tag": "x"}, output_format="jsonl")
     assert row["meta"] == {"tag": "x"}
 
 
@@ -107,7 +126,8 @@ def test_a_last_turn_of_the_assistant_is_part_of_the_prompt_or_not(tmp_path: Pat
 
 
 def test_what_is_ignored_is_said_once(tmp_path: Path) -> None:
-    run(tmp_path, *[line(str(index), "hi", model="gpt", foo=1) for index in range(3)], unknown_parameters="ignore")
+    lines = [line(str(index), "hi", model="gpt", foo=1, max_tokens=2) for index in range(3)]
+    run(tmp_path, *lines, unknown_parameters="ignore")
     log = (tmp_path / "runs/rows/log/0001-00000.log").read_text()
     said = [text for text in log.splitlines() if "2 more rows" in text]
     assert ['"foo"' in text for text in said] == [True, False]

@@ -212,6 +212,14 @@ def test_what_the_template_does_not_read_is_known() -> None:
     assert unread("{{ m.name }}{{ enable_thinking }}{{ tools }}", turns, options) == ["documents", "tone", "weight"]
 
 
+@pytest.mark.parametrize(
+    ("source", "missing"), [("{{ reasoning_effort }}", []), ("{{ enable_thinking }}", []), ("", ["reasoning_effort"])]
+)
+def test_one_variable_for_the_effort_of_reasoning_is_enough(source: str, missing: list[str]) -> None:
+    options = ChatOptions(variables={"reasoning_effort": "none", "enable_thinking": False})
+    assert unread(source, [], options)[:1] == missing
+
+
 def test_reasoning_is_read_under_any_of_its_names() -> None:
     turns = [{"role": "assistant", "content": "a", "reasoning_content": "b"}]
     assert unread("{{ m.reasoning }}", turns, ChatOptions()) == []

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpc.corpus.columns import Columns, refusal
 from hpc.corpus.errors import RowError
@@ -46,6 +48,7 @@ def error(row: dict[str, Any], **values: Any) -> str:
         ),
         ({"conversations": [HI]}, {"messages": [HI]}),
         ({"prompt": "a", "conversations": [HI]}, {"prompt": "a"}),
+        ({"prompt": "a", "sampling": '{"n": 1}'}, {"prompt": "a"}),
         ({"prompt": "a", "messages": "", "prompt_token_ids": ""}, {"prompt": "a"}),
         (LINE, {"messages": [HI]}),
     ],
@@ -154,6 +157,11 @@ def test_a_line_of_a_completion_takes_no_system_turn_and_that_is_said() -> None:
     assert (row.value["prompt"], "--system" in row.notes[-1]) == ("a", True)
 
 
+def test_token_ids_take_no_system_turn_and_that_is_said() -> None:
+    [note] = of(system="s").read({"prompt_token_ids": [1]}).notes
+    assert "--system" in note
+
+
 def test_what_a_job_says_of_its_columns_comes_back_from_its_values() -> None:
     job = Job("m", ("c",), column=("prompt=a",), system="s", last_assistant="drop", chat_template_kwargs='{"a":1}')
     said = Columns.said(job.prompt_values())
@@ -171,3 +179,43 @@ def test_a_table_is_read_where_the_request_of_a_row_may_depend_on_it() -> None:
 
 def test_a_table_is_read_for_the_columns_of_the_prompt_template() -> None:
     assert of(prompt_template="{a} {b}").wanted >= {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"prompt": "a"}, "a"),
+        ({"messages": [YO, HI]}, "hi"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+            '[{"type": "text", "text": "hi"}]',
+        ),
+        ({"prompt_token_ids": [1]}, "[1]"),
+        (LINE, "hi"),
+        ({"n": 5}, '{"n": 5}'),
+    ],
+)
+def test_the_prompt_of_a_row_can_be_shown(row: dict[str, Any], text: str) -> None:
+    assert Columns().shown(row) == text
+
+
+@given(
+    row=st.dictionaries(
+        st.sampled_from(
+            ["prompt", "messages", "prompt_token_ids", "id", "sampling", "tools", "conversations", "tag", "body", "url"]
+        ),
+        st.sampled_from([None, "", "a", 5, [HI], [YO], [{"from": "human", "value": "a"}], [], {}]),
+    )
+)
+def test_a_row_that_is_read_without_a_second_look_is_read_the_same(row: dict[str, Any]) -> None:
+    found: list[Any] = []
+    for columns in (Columns(), Columns(names={"sampling": "sampling"})):
+        try:
+            given = columns.read(row).value
+            own = {key: given[key] for key in (*PROMPT_KEYS, "sampling", "tools") if given.get(key) is not None}
+            found.append((own, columns.meta_of(row)))
+        except RowError as error:
+            found.append((str(error), columns.meta_of(row)))
+    if isinstance(found[0][0], dict) and "messages" not in found[0][0]:
+        found = [({**own, "tools": None}, meta) for own, meta in found]  # of a text they are not read
+    assert found[0] == found[1]

@@ -217,14 +217,19 @@ def test_a_parameter_that_is_known_and_not_served_is_never_ignored() -> None:
 
 
 def test_a_line_without_a_temperature_says_what_holds() -> None:
-    [note] = read_batch_line(line({"messages": HI}), BatchRules(temperature=0.5)).notes
+    [note] = read_batch_line(line({"messages": HI, "max_tokens": 5}), BatchRules(temperature=0.5)).notes
     assert "take the job's, 0.5" in note
+
+
+def test_a_chat_without_a_limit_says_what_holds() -> None:
+    [note] = read_batch_line(line({"messages": HI, "temperature": 0}), BatchRules(max_new_tokens=9)).notes
+    assert "at most the job's, 9" in note
 
 
 @pytest.mark.parametrize(("model", "said"), [("gpt-4o", True), ("models/tiny", False), ("tiny", False)])
 def test_a_model_that_is_not_the_jobs_is_said_and_no_error(model: str, said: bool) -> None:
     rules = BatchRules(served=frozenset({"models/tiny", "tiny"}))
-    notes = read_batch_line(line({"messages": HI, "temperature": 0, "model": model}), rules).notes
+    notes = read_batch_line(line({"messages": HI, "temperature": 0, "max_tokens": 5, "model": model}), rules).notes
     assert [("gpt-4o" in note, "tiny" in note) for note in notes] == [(True, True)] * said
 
 

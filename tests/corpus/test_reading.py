@@ -20,10 +20,11 @@ from hpc.job import Job
 from hpc.model.find import Model
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
-from hpc.output.verify import verify_run
+from hpc.output.verify import merge_run, verify_run
 from hpc.pipeline import generate
 from hpc.sampling_params import SamplingParams
-from tests.conftest import finish, read_rows, start_echo, write_corpus
+from tests.conftest import finish, read_rows, run_jobs, start_echo, write_corpus
+from tests.corpus.formats.written import FORMATS, data_set, write
 from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer, EchoLoader
 
 
@@ -190,3 +191,65 @@ def test_a_signal_ends_the_wait_for_the_writer_of_a_fifo(tmp_path: Path, ranks: 
     ended = finish(process, timeout_s=60)
     assert (tmp_path / "runs/c/state").read_text() == "drained\n"
     assert ranks or ended.code == UNFINISHED
+
+
+TEXTS = [{"id": f"{index:03}", "prompt": f"prompt {index}, é", "tag": "a\nb"} for index in range(20)]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.zst", "utf16.jsonl", "c.json", "c.csv", "groups.parquet", "c.arrow", "set"])
+def test_a_corpus_of_another_format_gives_the_same_output_and_verifies(tmp_path: Path, name: str) -> None:
+    path = data_set(tmp_path / name, TEXTS) if name == "set" else write(tmp_path / name, FORMATS[name](TEXTS))
+    plain = write_corpus(tmp_path / "plain.jsonl", TEXTS)
+    for number, corpus in enumerate((plain, path)):
+        assert run(tmp_path, corpus=(str(corpus),), name=f"run{number}") == OK
+    outputs = [(tmp_path / f"runs/run{number}/completions.jsonl").read_bytes() for number in range(2)]
+    assert outputs[0] == outputs[1]
+    assert verify_run(tmp_path / "runs/run1") == OK
+    assert run(tmp_path, corpus=(str(path),), name="run1") == OK
+
+
+def test_a_run_of_a_folder_is_called_after_it(tmp_path: Path) -> None:
+    data_set(tmp_path / "questions", TEXTS)
+    assert run(tmp_path, corpus=(str(tmp_path / "questions"),)) == OK
+    assert (tmp_path / "runs/questions/completions.jsonl").exists()
+
+
+def test_a_run_of_a_packed_file_is_called_without_both_endings(tmp_path: Path) -> None:
+    write(tmp_path / "c.jsonl.gz", FORMATS["c.jsonl.gz"](TEXTS))
+    assert run(tmp_path, corpus=(str(tmp_path / "c.jsonl.gz"),)) == OK
+    assert (tmp_path / "runs/c/completions.jsonl").exists()
+
+
+def test_a_packed_corpus_on_a_pipe_is_read(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    threading.Thread(target=lambda: fifo.write_bytes(FORMATS["c.csv.zst"](TEXTS)), daemon=True).start()
+    assert run(tmp_path, corpus=(str(fifo),), name="rows", format="csv") == OK
+    assert len(read_rows(tmp_path / "runs/rows/completions.jsonl")) == len(TEXTS)
+
+
+def test_a_cut_corpus_is_refused_before_anything_is_generated(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl.gz", FORMATS["c.jsonl.gz"](TEXTS)[:-10])
+    with pytest.raises(Refusal, match="here the packed file is cut"):
+        run(tmp_path, corpus=(str(path),), name="rows")
+    assert not (tmp_path / "runs/rows/completions.jsonl").exists()
+
+
+def test_ranks_read_parts_of_a_table_themselves(tmp_path: Path) -> None:
+    rows = [{"id": index, "prompt": f"prompt {index}"} for index in range(9000)]
+    write(tmp_path / "t.parquet", FORMATS["c.parquet"](rows))
+    job = {"model": "echo", "corpus": [str(tmp_path / "t.parquet")], "sampling": {"max_new_tokens": 1}}
+    [path] = run_jobs(tmp_path, [{**job, "name": "t"}], ranks=3).values()
+    assert [row["id"] for row in read_rows(path)] == list(range(9000))
+
+
+def test_a_corpus_that_was_cut_since_it_was_read_is_named_by_merge(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "c.jsonl.gz", FORMATS["c.jsonl.gz"](TEXTS))
+    run(tmp_path, corpus=(str(path),), name="rows")
+    write(path, path.read_bytes()[:-10])
+    with pytest.raises(Refusal, match=r"c\.jsonl\.gz has changed since it was read \(.*cut"):
+        merge_run(tmp_path / "runs/rows")
+    assert verify_run(tmp_path / "runs/rows") == OK
+    assert "cannot be checked" in capsys.readouterr().out

@@ -463,9 +463,10 @@ def test_what_is_true_of_many_rows_is_said_once_with_the_first_place(tmp_path: P
     notes.add(rows["notes"].tobytes())
     notes.add(rows["notes"].tobytes())
     [note] = notes
-    assert note.startswith('corpus.jsonl:2 and 5 more rows: "name" is in chats')
+    assert note.startswith('corpus.jsonl:2 and 5 more rows: chats bring "name"')
 
 
 def test_what_is_true_of_refused_rows_is_not_said(tmp_path: Path) -> None:
-    rows = check(tmp_path, {"messages": [{**HI, "name": "kim"}], "sampling": 5})
-    assert len(rows["notes"]) == 0
+    both = {"prompt": "hi", "messages": [HI]}
+    good, bad = check(tmp_path, both), check(tmp_path, {**both, "sampling": 5})
+    assert (len(good["notes"]) > 0, len(bad["notes"])) == (True, 0)

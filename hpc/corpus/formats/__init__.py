@@ -3,6 +3,9 @@
 Rank 0 iterates over `blocks`; whoever gets a block, on any rank, asks `rows` for what is in it: for each row its index
 in the corpus, its place for messages, and a dict of JSON values or the `RowError` that is in its place. The corpus is
 read twice, for the requests and for the output; both times blocks and rows are the same.
+
+A table also has `batch`: the rows of a block as they are in the file, a pyarrow.RecordBatch. A reader of tables goes
+forwards: who reads other rows at the same time makes one for itself.
 """
 
 from hpc.corpus.formats.block import Block, CorpusFile, Format, Place, Row

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hpc.corpus.decode import decode_row, short
 from hpc.corpus.errors import CorpusError
-from hpc.corpus.formats.block import Block, Columns, CorpusFile, Digest, Piece, Row
+from hpc.corpus.formats.block import Block, CorpusFile, Digest, Piece, Row, Wanted
 from hpc.corpus.formats.lines import rows_of_lines
 from hpc.corpus.formats.stream import TextStream
 
@@ -34,7 +34,7 @@ class JsonArray:
         if lines:
             yield Piece(first, len(lines), b"\n".join(lines))
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
         """Yield the object of each element, or what is wrong with it."""
         return rows_of_lines(block, decode_row)
 

@@ -24,7 +24,7 @@ Row = tuple[int, Place, dict[str, Any] | RowError]
 """Index over the whole corpus, from 0; place; what the row says, or why it cannot be read."""
 
 
-Columns = Collection[str] | None
+Wanted = Collection[str] | None
 """The only keys that are asked for; None is all. A table reads no other columns; what costs nothing may come too."""
 
 
@@ -89,7 +89,7 @@ class Format(Protocol):
     def blocks(self, file: CorpusFile, block_bytes: int, digest: Digest) -> Iterator[Piece]:
         """Yield the file in pieces of about so many bytes; raise `CorpusError` where it is broken."""
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:
         """Yield the rows of a block of this format."""
 
     def columns(self, file: CorpusFile) -> list[str] | None:

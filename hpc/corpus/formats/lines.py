@@ -5,7 +5,7 @@ from typing import Any
 
 from hpc.corpus.decode import decode_row, decode_text
 from hpc.corpus.errors import RowError
-from hpc.corpus.formats.block import Block, Columns, CorpusFile, Digest, Piece, Row
+from hpc.corpus.formats.block import Block, CorpusFile, Digest, Piece, Row, Wanted
 from hpc.corpus.formats.stream import BOM, TextStream
 
 Decode = Callable[[bytes], dict[str, Any]]
@@ -33,7 +33,7 @@ class Lines:
                 yield Piece(number, sum(1 for line in lines if line.strip()), data)
                 number += len(lines) - 1
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
         """Yield what each line says, or what is wrong with it."""
         return rows_of_lines(block, self._decode)
 
@@ -76,7 +76,7 @@ class TextFiles:
         text = bytes(data).removeprefix(BOM).removesuffix(b"\n").removesuffix(b"\r")
         yield Piece(1, 1, text)
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:  # noqa: ARG002  (it costs nothing)
         """Yield the row."""
         value: dict[str, Any] | RowError
         try:

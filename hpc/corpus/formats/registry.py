@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from hpc.corpus.formats.array import JsonArray
 from hpc.corpus.formats.arrow import Arrow
-from hpc.corpus.formats.block import Block, Columns, Format, Row
+from hpc.corpus.formats.block import Block, Format, Row, Wanted
 from hpc.corpus.formats.delimited import Delimited
 from hpc.corpus.formats.lines import Lines, TextFiles, prompt_of_line
 from hpc.corpus.formats.parquet import Parquet
@@ -21,6 +21,6 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def rows(block: Block, columns: Columns = None) -> Iterator[Row]:
+def rows(block: Block, wanted: Wanted = None) -> Iterator[Row]:
     """Yield the rows of a block, whatever its format."""
-    return FORMATS[block.format].rows(block, columns)
+    return FORMATS[block.format].rows(block, wanted)

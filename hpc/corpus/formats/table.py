@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from hpc.corpus.errors import CorpusError, RowError
-from hpc.corpus.formats.block import Block, Columns, CorpusFile, Digest, Piece, Row
+from hpc.corpus.formats.block import Block, CorpusFile, Digest, Piece, Row, Wanted
 
 _MIN_ROWS, _MAX_ROWS = 16, 4096
 """Rows of a block: several where they are long, since each costs a message; and not too many where columns are packed,
@@ -76,16 +76,17 @@ class Table:
                     first += num_rows
             _hash(hashed, os.fstat(hashed.fileno()).st_size, digest)
 
-    def rows(self, block: Block, columns: Columns = None) -> Iterator[Row]:
+    def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:
         """Yield the rows of a block, or for each the reason why its group cannot be read."""
         import pyarrow
 
         try:
-            batch = self.batch(block, columns)
+            batch = self.batch(block, wanted)
             values = [plain_column(column) for column in batch.columns]
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the file system, and not of the file
                 raise
+            self._reading = None  # so that the next block of the group finds the same
             group = json.loads(block.data)["group"]
             broken = RowError("unreadable", f"group {group} of the file cannot be read ({error}); write the file again")
             for index in range(block.num_rows):
@@ -95,22 +96,19 @@ class Table:
         for index, fields in enumerate(zip(*values, strict=True) if values else [()] * batch.num_rows):
             yield block.first_row + index, block.place(block.first + index), dict(zip(names, fields, strict=True))
 
-    def batch(self, block: Block, columns: Columns = None) -> Any:
+    def batch(self, block: Block, wanted: Wanted = None) -> Any:
         """Return the rows of a block as they are in the file, a pyarrow.RecordBatch of all columns or of some."""
         part = json.loads(block.data)
         path, group = Path(part["path"]), part["group"]
         stat = path.stat()
         version = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        wanted = None if columns is None else frozenset(columns)
+        names = None if wanted is None else frozenset(wanted)
         reading = self._reading
-        if reading is None or reading.version != version:
-            reading = _Reading(version, self.open(path))
-        elif (reading.group, reading.columns) != (group, wanted) or reading.at > part["at"]:
-            reading = _Reading(version, reading.table)
-        self._reading = reading
-        if reading.batches is None:
-            names = None if wanted is None else [name for name in reading.table.schema.names if name in wanted]
-            reading.begin(group, wanted, reading.table.read(group, names, part["rows"]))
+        if reading is None or reading.key != (version, group, names) or reading.at > part["at"]:
+            table = reading.table if reading is not None and reading.key[0] == version else self.open(path)
+            columns = None if names is None else [name for name in table.schema.names if name in names]
+            reading = _Reading((version, group, names), table, table.read(group, columns, part["rows"]))
+            self._reading = reading
         return reading.take(part["at"], block.num_rows)
 
     def columns(self, file: CorpusFile) -> list[str] | None:
@@ -153,30 +151,23 @@ def _telling(path: Path) -> Iterator[None]:
 class _Reading:
     """How far a group of a file has been read."""
 
-    def __init__(self, version: Any, table: OpenTable) -> None:
-        self.version, self.table = version, table
-        self.group, self.columns = -1, frozenset[str]() or None
-        self.batches: Iterator[Any] | None = None
+    def __init__(self, key: tuple[Any, ...], table: OpenTable, batches: Iterator[Any]) -> None:
+        self.key, self.table = key, table
         self.at = 0
         """The row of the group that comes next."""
+        self._batches = batches
         self._held: Any = None
-
-    def begin(self, group: int, columns: frozenset[str] | None, batches: Iterator[Any]) -> None:
-        """Begin to read a group."""
-        self.group, self.columns, self.batches = group, columns, batches
 
     def take(self, begin: int, num_rows: int) -> Any:
         """Return rows of the group, as one record batch; those before them are passed over."""
         parts = []
         while num_rows:
-            if self._held is None:
-                assert self.batches is not None
-                self._held = next(self.batches, None)
-                if self._held is None:
-                    raise OSError(f"the group ends behind {self.at} rows")
-            skipped = min(max(0, begin - self.at), self._held.num_rows)
-            part = self._held.slice(skipped, num_rows if self.at + skipped == begin else 0)
-            rest = self._held.slice(skipped + part.num_rows)
+            batch = next(self._batches, None) if self._held is None else self._held
+            if batch is None:
+                raise OSError(f"the group ends behind {self.at} rows")
+            skipped = min(begin - self.at, batch.num_rows)
+            part = batch.slice(skipped, num_rows if skipped < batch.num_rows else 0)
+            rest = batch.slice(skipped + part.num_rows)
             self.at += skipped + part.num_rows
             begin += part.num_rows
             num_rows -= part.num_rows

@@ -16,7 +16,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
     ["007", "", "a,b", 'say "hi"', "one\ntwo", "\r\n", "\tx;", " ", "null", "1e5", "\u2028", "é€𝄞", "{", "[1]", "'"]
 )
 ROWS = st.lists(st.fixed_dictionaries({"id": TEXT, "prompt": TEXT, "tag, odd": TEXT}), min_size=1, max_size=9)
-RELAXED = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+RELAXED = settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -62,7 +62,7 @@ def many(number: int) -> list[dict[str, Any]]:
     return [{"id": f"{index:03}", "prompt": f"prompt {index} " + "é" * (index % 7)} for index in range(number)]
 
 
-@pytest.mark.parametrize("limit", [1, 4, 5, 99, 100, 200])
+@pytest.mark.parametrize("limit", [1, 37, 100])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_limit_takes_the_first_rows_of_any_format(tmp_path: Path, name: str, limit: int) -> None:
     path = write(tmp_path / name, FORMATS[name](many(100)))

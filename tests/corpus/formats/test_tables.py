@@ -13,7 +13,7 @@ import pytest
 
 from hpc.corpus.errors import CorpusError
 from hpc.corpus.find import find_format
-from hpc.corpus.formats import Block, rows
+from hpc.corpus.formats import rows
 from hpc.corpus.formats.parquet import Parquet
 from tests.corpus.formats.written import FORMATS, arrow_stream, blocks_of, parquet, values_of, write
 
@@ -38,13 +38,13 @@ def test_blocks_are_read_in_any_order(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, FORMATS[name](ROWS[:5]))
-    assert values_of(path, columns=("prompt", "messages", "id")) == [
+    assert values_of(path, wanted=("prompt", "messages", "id")) == [
         {"id": row["id"], "prompt": row["prompt"]} for row in ROWS[:5]
     ]
 
 
 def test_without_any_of_the_columns_there_are_still_rows(tmp_path: Path) -> None:
-    assert values_of(write(tmp_path / "c.parquet", parquet(ROWS[:3])), columns=("messages",)) == [{}, {}, {}]
+    assert values_of(write(tmp_path / "c.parquet", parquet(ROWS[:3])), wanted=("messages",)) == [{}, {}, {}]
 
 
 def test_a_block_is_the_place_of_its_rows_and_not_their_text(tmp_path: Path) -> None:
@@ -155,13 +155,10 @@ def test_parquet_without_its_package_is_refused_with_what_to_install(tmp_path: P
 
 
 def test_a_row_group_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "c.parquet", parquet([{"prompt": "x" * 1000 + str(i)} for i in range(20_000)], compression="none")
-    )
-    blocks: list[Block] = list(blocks_of(path))
-    before = pa.total_allocated_bytes()
-    peak = 0
-    for block in blocks:
+    values = [{"prompt": f"{index:020}" * 200} for index in range(5000)]
+    path = write(tmp_path / "c.parquet", parquet(values, compression="none", use_dictionary=False))
+    before, peak = pa.total_allocated_bytes(), 0
+    for block in blocks_of(path):
         for _ in rows(block):
             pass
         peak = max(peak, pa.total_allocated_bytes() - before)

@@ -36,7 +36,7 @@ def test_a_record_stands_at_its_first_line(tmp_path: Path, block_bytes: int) -> 
         ("1", "has 1 fields and the header 2"),
         ("1,a,b", "has 3 fields and the header 2"),
         ('1,"a"b', "cannot be read"),
-        (b"1,caf\xe9", "the field prompt has bytes that are not UTF-8; convert the file: iconv"),
+        (b"1,caf\xe9", "the field prompt has bytes that are not UTF-8; convert it: iconv"),
     ],
 )
 def test_a_broken_record_is_one_error_row(tmp_path: Path, record: str | bytes, reason: str) -> None:

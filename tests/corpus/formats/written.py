@@ -127,12 +127,12 @@ def blocks_of(
     return iter(Blocks(name_files(paths, [find_format(path, asked) for path in paths]), block_bytes, limit))
 
 
-def read(*paths: Path, columns: Any = None, **options: Any) -> list[tuple[int, str, Any]]:
+def read(*paths: Path, wanted: Any = None, **options: Any) -> list[tuple[int, str, Any]]:
     """Return index, place and value of each row; for a broken one the kind and the message."""
     return [
         (row, str(place), (value.kind, str(value)) if isinstance(value, RowError) else value)
         for block in blocks_of(*paths, **options)
-        for row, place, value in rows(block, columns)
+        for row, place, value in rows(block, wanted)
     ]
 
 
