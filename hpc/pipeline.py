@@ -242,7 +242,7 @@ def gather_and_merge(
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
     rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
     target, directory = attempt.target, attempt.directory
-    facts = facts_of(job, directory.created, tokens, token_bytes(attempt.model.path))
+    facts = facts_of(job, attempt.model.path, directory.created, tokens, token_bytes(attempt.model.path))
     try:
         counts = write_output(target, rows, facts, job.show)
     except OSError as error:
@@ -254,8 +254,8 @@ def gather_and_merge(
         raise RuntimeError(
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
         )
-    for path in target.partial.existing():
-        path.unlink()
+    for path in [*target.partial.existing(), *target.partial.error_files()]:
+        path.unlink(missing_ok=True)
     timings.seconds["gather"] = gathering.waited_s
     timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
     return counts

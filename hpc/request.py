@@ -1,4 +1,4 @@
-"""Request and Completion: the two things that travel. Knows nothing of where they come from."""
+"""Requests and completions, which travel between ranks. Knows nothing of where they come from."""
 
 import functools
 import hashlib
@@ -17,11 +17,12 @@ TokenLogprobs = tuple[float, tuple[tuple[int, float], ...]]
 """The log probability of a generated token, and the most probable tokens at its place with theirs."""
 
 KEY_BYTES = 16
+"""128 bits: among 10^9 completions two have one key with a chance of 10^-21."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to be completed: what an engine needs to know of a row, and nothing else."""
+    """A prompt to be completed: all that an engine needs to know of a row."""
 
     row: int
     """Index of the (first) corpus row that asks for it."""
@@ -42,14 +43,14 @@ class Request:
         return self.bucket + self.sampling.max_new_tokens
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """Tokens, padding included, that all its samples hold in memory when they end at their limit."""
         return self.sampling.n * self.sample_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was generated once for a prompt."""
+    """A continuation of a prompt."""
 
     token_ids: tuple[int, ...]
     """Generated tokens, the ending one included."""
@@ -96,10 +97,10 @@ def _identity(sampling: SamplingParams, row_id: RowId | None) -> bytes:
 
 
 def completion_key(token_ids: Tokens, sampling: SamplingParams, row_id: RowId) -> bytes:
-    """Hash exactly what a completion depends on: `KEY_BYTES` of BLAKE2b.
+    """Return the BLAKE2b hash of all that a completion depends on, `KEY_BYTES` long.
 
-    Prompt tokens and sampling parameters; for a sampled request its id too, which with the seed
-    fixes the random numbers. Equal greedy requests have one key, so they are generated once.
+    That is prompt tokens and sampling parameters, and for a sampled request its id, which with the seed fixes the
+    random numbers. Equal greedy requests have one key, so they are generated once.
     """
     digest = hashlib.blake2b(_identity(sampling, None if sampling.greedy else row_id), digest_size=KEY_BYTES)
     digest.update(b"\0")

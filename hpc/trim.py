@@ -1,7 +1,7 @@
-"""Trim generated tokens to what was asked for: up to the ending token, stop string or limit. Pure.
+"""Trim generated tokens at the ending token, the stop string or the limit. Pure.
 
-Trimming what is trimmed changes nothing. An engine may run past the end, since it batches; where a
-completion ends is decided here alone, so it is the same for every engine and batch.
+Trimming twice changes nothing. An engine may run past the end, since it batches; this module alone decides where a
+completion ends, so that it ends there with every engine and batch.
 """
 
 import bisect
@@ -47,9 +47,9 @@ def trim(
     kept = tuple(token_ids[: sampling.max_new_tokens])
     if len(kept) == sampling.max_new_tokens:
         reason = "length"
-    least = sampling.min_new_tokens
+    min_tokens = sampling.min_new_tokens
     endings = ending_tokens(sampling, eos_token_ids)
-    end = next((index for index, token in enumerate(kept) if index >= least and token in endings), None)
+    end = next((index for index, token in enumerate(kept) if index >= min_tokens and token in endings), None)
     with_text = kept
     if end is not None:
         kept, with_text, reason = kept[: end + 1], kept[:end], "stop"
@@ -57,7 +57,7 @@ def trim(
         stops = _stops(sampling.stop, decode)
         # An ending token that a stop string names may complete it.
         searched = kept if end is not None and kept[end] in stops.marks else with_text
-        found = _first_stop(searched, stops, decode, least, prompt)
+        found = _first_stop(searched, stops, decode, min_tokens, prompt)
         if found is not None:
             count, begin = found
             return kept[:count], decode(kept[:count], prompt)[:begin], "stop"
@@ -116,15 +116,15 @@ def _stops(stop: tuple[str, ...], decode: Decode) -> _Stops:
 
 
 def _first_stop(
-    token_ids: Sequence[int], stops: _Stops, decode: Decode, least: int, prompt: Prompt
+    token_ids: Sequence[int], stops: _Stops, decode: Decode, min_tokens: int, prompt: Prompt
 ) -> tuple[int, int] | None:
-    """Return with how many tokens, at least `least`, a stop string is complete, and where in the text it begins."""
+    """Return the number of tokens, `min_tokens` or more, that complete a stop string, and where in the text it begins."""
     found = []
     for strings, marks in ((stops.strings, {}), (stops.marked, stops.marks)):
         if not strings:
             continue
         text = _read(token_ids, prompt, decode, marks)
-        done = len(_read(token_ids[: least - 1], prompt, decode, marks)) if least > 1 else 0
+        done = len(_read(token_ids[: min_tokens - 1], prompt, decode, marks)) if min_tokens > 1 else 0
         for string in strings:
             at = text.find(string, max(0, done - len(string) + 1))
             if at >= 0:

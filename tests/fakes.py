@@ -183,7 +183,7 @@ class ListSource:
 
     def pull(self, num_tokens: int) -> list[Request]:
         taken: list[Request] = []
-        while self.requests and (not taken or self.requests[0].most_tokens <= num_tokens):
-            num_tokens -= self.requests[0].most_tokens
+        while self.requests and (not taken or self.requests[0].max_tokens <= num_tokens):
+            num_tokens -= self.requests[0].max_tokens
             taken.append(self.requests.pop(0))
         return taken

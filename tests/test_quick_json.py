@@ -17,7 +17,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(VALUES, st.booleans())
 @example(2**64, True)
 @example(-(2**63) - 1, True)
@@ -44,7 +44,7 @@ def test_a_row_of_usual_values_is_decoded() -> None:
     }
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(VALUES)
 @example([float(f"{digit}e{exponent}") for digit in (1, 9.5) for exponent in (-320, -7, -5, -4, 15, 16, 17, 300)])
 def test_what_is_encoded_is_what_the_json_module_encodes(value: Any) -> None:

@@ -68,7 +68,7 @@ def test_a_lone_surrogate_in_an_id_has_a_key() -> None:
 
 def test_a_request_holds_its_padded_prompt_and_its_completion() -> None:
     request = Request(0, 0, int32(1, 2, 3), SamplingParams(max_new_tokens=10), bytes(KEY_BYTES), bucket=8)
-    assert request.most_tokens == 18
+    assert request.max_tokens == 18
 
 
 @pytest.mark.parametrize(

@@ -148,11 +148,11 @@ class Backlog:
         """Return the next requests that together hold `num_tokens` at their end, at least one."""
         taken: list[Request] = []
         room = num_tokens
-        while self._requests and (not taken or self._requests[0].most_tokens <= room):
+        while self._requests and (not taken or self._requests[0].max_tokens <= room):
             request = self._requests.popleft()
-            self._tokens -= request.most_tokens
+            self._tokens -= request.max_tokens
             if self._deadline.admits(len(request.token_ids), request.sampling.max_new_tokens):
-                room -= request.most_tokens
+                room -= request.max_tokens
                 taken.append(request)
         enough = self._tokens >= num_tokens or len(self._under_way) > 3 * self._most_under_way // 4
         now = time.monotonic()
@@ -194,7 +194,7 @@ class Backlog:
                     also_ends[index] - arrays["also_lengths"][index] : also_ends[index]
                 ].tolist()
             self._requests.append(request)
-            self._tokens += request.most_tokens
+            self._tokens += request.max_tokens
 
     def _note_waiting(self, waiting: bool) -> None:
         now = time.monotonic()

@@ -1,1 +1,1 @@
-"""From journals to the output: merge, write, compare, verify."""
+"""Make the output of journals: merge rows, write them in a format, compare and verify."""

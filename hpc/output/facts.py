@@ -1,4 +1,4 @@
-"""Facts: what a format needs to know of a run besides its rows."""
+"""Facts of a run that an output format needs besides the rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TokenBytes = Callable[[int], bytes | None]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a format needs to know of a run besides its rows."""
+    """Facts of a run that a format needs besides its rows."""
 
     tokens: TokenStore
     inputs: tuple[CorpusFile, ...]
@@ -36,13 +36,14 @@ class Facts:
         return bool((self.tokens.samples > 1).any())
 
 
-def facts_of(job: Job, created: int, tokens: TokenStore, token_bytes: TokenBytes) -> Facts:
-    """Return the facts of a run."""
+def facts_of(job: Job, model: Path, created: int, tokens: TokenStore, token_bytes: TokenBytes) -> Facts:
+    """Return the facts of a run, whose model is in a folder."""
+    from_hub = "snapshots" in model.parts  # told from a path by where it is: a relative path looks like an id
     return Facts(
         tokens,
         tokens.files,
         tokens.inputs.get("limit"),
-        Path(job.model).name if Path(job.model).is_absolute() or Path(job.model).exists() else job.model,
+        job.model if from_hub else Path(job.model).name,
         created,
         job.return_token_ids,
         job.sampling.logprobs is not None or tokens.any_request_says("logprobs"),

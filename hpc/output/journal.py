@@ -1,8 +1,8 @@
-"""The journal: an append-only file of finished completions for each rank and attempt; what makes a re-run a resume.
+"""Journals: a file of finished completions for each rank and attempt, with which a later attempt goes on.
 
 A record is one JSON line whose first two fields stand at fixed places, so that a journal is indexed
-without parsing it: `{"crc":"…8 hex digits…","key":"…32…", …}`. The CRC-32 is that of everything
-behind its own field. A journal is written by one process, once, and never opened for writing again.
+without parsing it: `{"crc":"…8 hex digits…","key":"…32…", …}`. The CRC-32 covers everything
+behind its own field. One process writes a journal, once, and nobody opens it for writing again.
 """
 
 import json
@@ -28,7 +28,8 @@ LOGGER = logging.getLogger(__name__)
 
 
 FSYNC_S = 5.0
-"""A finished completion is on the disk, and not only with the kernel, after so many seconds."""
+"""Seconds after which a finished completion is on the disk, and not only with the kernel: a crash of the node costs
+so much work."""
 
 _HEAD = len('{"crc":"00000000",')
 _KEY = slice(_HEAD + len('"key":"'), _HEAD + len('"key":"') + 2 * KEY_BYTES)
@@ -103,7 +104,7 @@ def decode(record: bytes) -> Completion:
 class Spans(NamedTuple):
     """What a record says of a good completion with one sample and nothing else, as pieces of its JSON.
 
-    A record with a large part of its bytes in token ids is read several times as fast so.
+    Most of a record's bytes are token ids: without decoding them it is read several times as fast.
     """
 
     finish_reason: bytes
@@ -201,9 +202,9 @@ class JournalWriter:
 
 
 class JournalIndex:
-    """Where the record of each key stands, over any number of journals.
+    """Finds the record of each key in any number of journals.
 
-    The first one counts; a completion goes before an error, which may have been retried.
+    The first record counts; a completion goes before an error, which may have been retried.
     """
 
     def __init__(self, paths: Sequence[Path], retry_errors: bool = False) -> None:

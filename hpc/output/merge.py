@@ -19,7 +19,7 @@ from hpc.request import RowId
 Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
 """Makes of a row's value and index its id, and what it carries to the output."""
 
-_AT_ONCE = 256
+_AT_ONCE = 64
 """Rows for which records are fetched in one go: one by one over several streams takes as long as all the rest."""
 
 

@@ -11,7 +11,7 @@ from hpc.corpus.openai import is_batch_line
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.output.facts import Facts
-from hpc.output.formats import packed
+from hpc.output.formats import packed, parquet
 from hpc.output.formats.format import Format
 from hpc.output.formats.registry import FORMATS
 
@@ -50,7 +50,9 @@ class Target:
         """Where the output goes while rows are missing."""
         error_file = self.error_file
         if error_file is not None:
-            error_file = error_file.with_name(f"{error_file.name}.partial")
+            packing = packed.of_name(error_file)
+            bare = error_file.with_name(error_file.name.removesuffix(packing))
+            error_file = bare.with_name(f"{bare.stem}.partial{bare.suffix}{packing}")
         return replace(self, stem=f"{self.stem}.partial", error_file=error_file)
 
     def files(self, count: int) -> list[Path]:
@@ -87,7 +89,9 @@ def target_of(job: Job, run: Path, is_batch: bool = False) -> Target:
     """
     given = Path(job.output).expanduser().absolute() if job.output else run
     kind = job.output_format
-    is_folder = not job.output or given.is_dir() or job.output.endswith("/") or not given.suffix
+    is_folder = (
+        not job.output or given.is_dir() or job.output.endswith("/") or not (given.suffix or given.name.startswith("."))
+    )
     folder, name = (given, "") if is_folder else (given.parent, given.name)
     lines = "openai" if is_batch else "jsonl"
     if is_folder:
@@ -97,7 +101,8 @@ def target_of(job: Job, run: Path, is_batch: bool = False) -> Target:
         if found is None:
             known = ", ".join(sorted({end + more for end, packings, _ in FORMATS.values() for more in packings}))
             raise Refusal(
-                f'--output "{job.output}": the name of a file must end in one of {known}; or name a folder, with a / behind it'
+                f'--output "{job.output}": the name of a file must end in one of {known}; or name a folder, with a / '
+                "behind it"
             )
         ending, packing = found
         fitting = [each for each, (end, *_) in FORMATS.items() if end == ending]
@@ -134,12 +139,7 @@ def _check(target: Target, job: Job) -> None:
     if target.packing == ".zst":
         packed.zstd()
     if target.format == "parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise Refusal(
-                'an output in Parquet needs a package that is not installed: pip install "scattergen[parquet]"'
-            ) from None
+        parquet.arrow()
     if target.error_file is None:
         return
     if target.format != "openai":

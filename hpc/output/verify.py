@@ -1,4 +1,4 @@
-"""Look at a run from its run directory alone: `status`, `verify` and `merge`. Loads neither torch nor MPI."""
+"""Verify or merge a run that its run directory tells of. Loads neither torch nor MPI."""
 
 import itertools
 import os
@@ -38,7 +38,7 @@ def no_tokenizer(_: Path) -> TokenBytes:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run as its directory tells it."""
+    """A run as its directory records it."""
 
     directory: RunDirectory
     job: Job
@@ -87,7 +87,7 @@ class RecordedRun:
 
     def facts(self, tokenizers: Tokenizers) -> Facts:
         """Return what formats need to know."""
-        return facts_of(self.job, self.directory.created, self.tokens, tokenizers(self.model_path))
+        return facts_of(self.job, self.model_path, self.directory.created, self.tokens, tokenizers(self.model_path))
 
 
 def merge_run(

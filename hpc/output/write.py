@@ -1,4 +1,4 @@
-"""Write: the output of a run from its token store, corpus and records; aside, then renamed."""
+"""Write the output of a run, made of its token store, corpus and records: aside, and rename it."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ from hpc.rundir import atomic
 
 @dataclass
 class Counts:
-    """What an output has in it."""
+    """Counts of the rows of an output."""
 
     rows: int = 0
     errors: int = 0

@@ -284,7 +284,7 @@ def test_the_samples_of_a_request_are_not_all_held_in_memory_at_once(tiny_model:
 
 
 def test_a_request_counts_all_its_samples_where_a_source_bounds_them() -> None:
-    assert request([1] * 5, 0, hot(4), 8).most_tokens == 4 * (8 + NEW)
+    assert request([1] * 5, 0, hot(4), 8).max_tokens == 4 * (8 + NEW)
 
 
 # Penalties, least tokens and log probabilities.
@@ -883,14 +883,14 @@ def test_when_memory_is_not_short_all_pulls_ask_for_the_same(tiny_model: Path) -
 
 def test_once_the_budget_has_shrunk_no_more_batches_fail(tiny_model: Path) -> None:
     requests = one_bucket([PROMPTS[4]] * 24, greedy())
-    memory = SmallMemory(tiny_model, 4, batch_tokens=8 * requests[0].most_tokens)
+    memory = SmallMemory(tiny_model, 4, batch_tokens=8 * requests[0].max_tokens)
     generated(memory.engine, requests)
     assert memory.refused == [8]
 
 
 def test_the_budget_shrinks_to_no_less_than_half_of_what_fits(tiny_model: Path) -> None:
     requests = one_bucket([PROMPTS[4]] * 32, greedy())
-    most = requests[0].most_tokens
+    most = requests[0].max_tokens
     source = RecordingSource(requests, most=16)
     list(grow(SmallMemory(tiny_model, 2, batch_tokens=16 * most).engine, source))
     assert source.asked[1] >= most

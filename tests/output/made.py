@@ -56,7 +56,7 @@ def make_rows(
     journal.close()
     paths = [folder / "journal"] if (folder / "journal").exists() else []
     records = [journal_records(tokens, JournalIndex(paths))]
-    facts = facts_of(made, CREATED, tokens, WORDS.get)
+    facts = facts_of(made, Path("hub/snapshots/1"), CREATED, tokens, WORDS.get)
     return facts, list(output_rows(tokens, tokens.files, made.limit, records, made.return_token_ids))
 
 

@@ -93,12 +93,8 @@ def test_several_files_have_so_many_rows_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
 def test_each_of_several_files_is_whole(tmp_path: Path, name: str) -> None:
-    run(
-        tmp_path,
-        [{"prompt": f"p{row}"} for row in range(5)],
-        output=str(tmp_path / "out" / name),
-        output_rows_per_file=2,
-    )
+    rows: list[object] = [{"prompt": f"p{row}"} for row in range(5)]
+    run(tmp_path, rows, output=str(tmp_path / "out" / name), output_rows_per_file=2)
     assert len(files(tmp_path / "out")) == 3
     assert verify_run(tmp_path / DIRECTORY) == OK
 
@@ -146,10 +142,8 @@ def test_the_api_says_the_same_time_after_a_resume(tmp_path: Path) -> None:
     values = json.loads(job.read_text())
     job.write_text(json.dumps({**values, "created": values["created"] - 9}))
     run(tmp_path, BATCH)
-    created = [
-        json.loads(lines.splitlines()[0])["response"]["body"]["created"] for lines in (before, path.read_bytes())
-    ]
-    assert created[0] - created[1] == 9
+    first, again = (json.loads(lines.splitlines()[0])["response"]["body"] for lines in (before, path.read_bytes()))
+    assert {**again, "created": again["created"] + 9} == first
 
 
 def unfinished(tmp_path: Path, rows: list[object], **knobs: object) -> Path:
@@ -189,6 +183,15 @@ def test_a_partial_answer_to_a_batch_names_the_lines_that_have_not_been_run(tmp_
     lines: Any = read_rows(directory / "completions.partial.jsonl")
     assert len(lines) == len(BATCH)
     assert [line["error"]["code"] for line in lines if line["response"] is None] == ["not_run"]
+
+
+def test_lines_that_have_not_been_run_are_in_the_error_file(tmp_path: Path) -> None:
+    directory = unfinished(tmp_path, BATCH, output=str(tmp_path / "a.jsonl"), error_file=str(tmp_path / "e.jsonl"))
+    merge_run(directory)
+    found = [len(read_rows(tmp_path / name)) for name in ("a.partial.jsonl", "e.partial.jsonl")]
+    assert (found, len(read_rows(tmp_path / "e.jsonl"))) == ([1, 5], 4)
+    run(tmp_path, BATCH, output=str(tmp_path / "a.jsonl"), error_file=str(tmp_path / "e.jsonl"))
+    assert [path.name for path in tmp_path.glob("*.partial.*")] == []
 
 
 def test_the_end_of_a_run_takes_its_partial_output_away(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.output.target import Target, check_free, target_of, with_absolute_output
+from tests.conftest import finish, start
 
 RUN = Path("/runs/x")
 
@@ -107,3 +108,25 @@ def test_a_file_that_the_run_has_not_written_is_kept_without_force(
     else:
         with pytest.raises(Refusal, match=r"this run has not written it; .*--force"):
             check_free(found, [], names, force)
+
+
+WITHOUT = """
+import sys
+from pathlib import Path
+
+sys.modules.update(dict.fromkeys(["pyarrow", "backports", "compression"]))
+from hpc.exit import Refusal
+from hpc.job import Job
+from hpc.output.target import target_of
+
+for name in ("a.parquet", "a.jsonl.zst"):
+    try:
+        target_of(Job("m", ("c",), output=name), Path())
+    except Refusal as refusal:
+        print(refusal)
+"""
+
+
+def test_a_format_whose_package_is_missing_is_refused_with_the_way_to_it() -> None:
+    said = finish(start(["-c", WITHOUT])).out.splitlines()
+    assert ["scattergen[parquet]" in said[0], "scattergen[zstd]" in said[1]] == [True, True]

@@ -15,8 +15,8 @@ from hpc.request import RowId
 
 GROUP_ROWS, GROUP_BYTES = 1 << 16, 128 << 20
 """A row group has so many rows, or is so long in memory: groups that are smaller are read slowly."""
-_PIECE_ROWS = 1 << 12
-"""Rows that are held as objects, before they are Arrow's."""
+_PIECE_ROWS, _PIECE_BYTES = 1 << 12, 16 << 20
+"""Rows that are held as objects, before they are Arrow's: so many, or with so much text."""
 
 
 class Parquet:
@@ -27,12 +27,7 @@ class Parquet:
 
     def __init__(self, facts: Facts) -> None:
         """Look at the columns of the corpus; raise `Refusal` where pyarrow is not installed."""
-        try:
-            import pyarrow
-        except ImportError:
-            raise Refusal(
-                'an output in Parquet needs a package that is not installed: pip install "scattergen[parquet]"'
-            ) from None
+        pyarrow = arrow()
         self._facts, self._pa = facts, pyarrow
         self._columns = arrow_columns(facts)
         self._names = None if self._columns is None else renamed(self._columns.names)
@@ -101,6 +96,7 @@ class Parquet:
         """Yield the rows as record batches."""
         held: list[dict[str, Any]] = []
         indices: list[int] = []
+        size = 0
 
         def piece() -> Any:
             own = {field.name: self._pa.array([row[field.name] for row in held], field.type) for field in self.own}
@@ -116,8 +112,10 @@ class Parquet:
         for row in rows:
             held.append(self._stored(row))
             indices.append(row.row)
-            if len(held) >= _PIECE_ROWS:
+            size += sum(len(sample.text or "") + 16 * len(sample.token_ids) for sample in row.samples)
+            if len(held) >= _PIECE_ROWS or size >= _PIECE_BYTES:
                 yield piece()
+                size = 0
         if held:
             yield piece()
 
@@ -158,6 +156,17 @@ class Parquet:
             *[pa.field("samples", pa.list_(pa.struct(sample)))] * facts.several,
             *[pa.field(META, text)] * (self._columns is None),
         ]
+
+
+def arrow() -> Any:
+    """Return the module pyarrow; raise `Refusal` where it is not installed."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise Refusal(
+            'an output in Parquet needs a package that is not installed: pip install "scattergen[parquet]"'
+        ) from None
+    return pyarrow
 
 
 def _clean(text: str | None) -> str | None:

@@ -34,9 +34,9 @@ def by_json(row: OutputRow, completion: Completion, return_token_ids: bool) -> b
         return json.dumps(value).encode() + b"\n"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(COMPLETION, SOURCE, st.booleans())
-@example(Completion(bytes(16), 0, '"text":"', (1,), '],"text":"', "stop"), {"id": '"token_ids":['}, True)
+@example(Completion(bytes(16), 0, '"text":"', (1, 22, 333), '],"text":"', "stop"), {"id": '"token_ids":['}, True)
 @example(Completion(bytes(16), 0, 0, (), "\\u0041 \x7f é\ud800", "length"), {"id": 2**70, "x": 1e-7}, False)
 def test_a_line_is_what_the_json_module_writes(
     completion: Completion, source: dict[str, Any], return_token_ids: bool
@@ -45,7 +45,7 @@ def test_a_line_is_what_the_json_module_writes(
     assert JSONL.entry(row) == by_json(row, completion, return_token_ids)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(COMPLETION)
 def test_a_value_is_the_same_from_the_pieces_of_a_record_as_from_all_of_it(completion: Completion) -> None:
     assert row_of(completion, {"id": 0}, True).value == OutputRow(0, 0, {}, completion, 7, True).value

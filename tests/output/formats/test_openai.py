@@ -143,3 +143,9 @@ def test_rows_of_other_kinds_are_answered_as_what_they_ask_for(tmp_path: Path) -
     assert [(line["custom_id"], line["response"]["body"]["object"]) for line in lines] == [
         ("7", "text_completion"), ("1", "chat.completion"),
     ]  # fmt: skip
+
+
+def test_the_id_of_a_line_follows_from_what_it_asks_for(tmp_path: Path) -> None:
+    asked = [CHAT, {**CHAT, "max_tokens": 9}]
+    first, other = (answers(tmp_path / str(at), [request("a", body)])[0] for at, body in enumerate(asked))
+    assert first["id"] != other["id"]

@@ -32,9 +32,8 @@ SAMPLE = st.tuples(TOKENS, TEXT, st.sampled_from(["stop", "length"]), st.boolean
     )
 )  # fmt: skip
 ANSWER = st.lists(SAMPLE, min_size=1, max_size=3).map(tuple) | TEXT.map(lambda text: f"engine: {text}")
-VALUE = (
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
-)
+NUMBER = st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
+VALUE = st.none() | st.booleans() | NUMBER | TEXT
 META = st.dictionaries(TEXT.filter(lambda name: name not in ("id", "prompt", "body", "url")), VALUE, max_size=3)
 
 
@@ -172,7 +171,10 @@ def test_the_ids_of_a_table_keep_their_type(tmp_path: Path, table: Path) -> None
     assert pq.read_table(path)["id"].equals(TABLE["id"])
 
 
-def test_rows_that_are_missing_leave_no_gap_between_columns_and_completions(tmp_path: Path, table: Path) -> None:
+@pytest.mark.parametrize("group_rows", [1, 2, 3])
+def test_rows_that_are_missing_leave_no_gap_between_columns_and_completions(tmp_path: Path, group_rows: int) -> None:
+    table = tmp_path / "c.parquet"
+    pq.write_table(TABLE, table, row_group_size=group_rows)
     _, path, _ = written(tmp_path / "run", "parquet", table, lambda row: None if row == 1 else usual(row))
     found = pq.read_table(path)
     assert found["prompt"].to_pylist() == ["a", "c"]
@@ -216,3 +218,9 @@ def test_a_packed_file_is_the_same_whenever_it_is_written(tmp_path: Path, packin
             file.write(b"text\n" * 99)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "one").stat().st_size < 99
+
+
+def test_a_gzip_file_says_neither_name_nor_time(tmp_path: Path) -> None:
+    with packed.create(tmp_path / "a.gz", ".gz") as file:
+        file.write(b"text")
+    assert (tmp_path / "a.gz").read_bytes()[3:8] == bytes(5)
