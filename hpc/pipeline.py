@@ -133,11 +133,13 @@ def read(attempt: Attempt, timings: Timings, earlier: JournalIndex) -> TokenStor
 
     def checker() -> Checker:
         attempt.events.write("read", {})
+        attempt.events.span("read")
         with timings.importing(attempt.events):
             return make_checker(attempt.loader, inputs, attempt.place.threads)
 
     tokens = read_corpus(inputs, attempt.directory, earlier, attempt.crew, checker, attempt.number)
     timings.seconds["tokenize"] = time.monotonic() - began
+    attempt.events.span("other")
     return tokens
 
 
@@ -188,17 +190,21 @@ def generate_all(
     if predicted:
         timings.predicted_s = round(predicted["seconds"], 3)
         generation.expected_end = time.time() + predicted["seconds"]
+    attempt.events.span("load")
     began = time.monotonic()
     replica, progress = attempt.loader.load(job, attempt.model.path, attempt.place), generation.own
     progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
     progress.engine = replica.engine_name or job.engine
-    attempt.events.spent(replica.spent)
+    attempt.events.within(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     beat = generation.heartbeat(writer)
     finish = completion_maker(replica.eos_token_ids, replica.decode)
+    attempt.events.span("generate")
     generate_shard(replica.engine, backlog, writer, own, progress, beat, finish)
+    attempt.events.span("drain" if crew.stop.reason else "idle")
     generation.wait_for_others(beat)
+    attempt.events.span("other")
     if not crew.stop.reason:
         record_steps(attempt, replica, timings.imports_s + progress.load_s)
     return Generated(own, generation.progress)
@@ -237,7 +243,8 @@ def gather_and_merge(
 ) -> Counts:
     """Merge this attempt's completions with those of earlier attempts into the output."""
     attempt.events.write("merge", {})
-    began, job, crew = time.monotonic(), attempt.job, attempt.crew
+    attempt.events.span("merge")
+    began, clock, job, crew = time.monotonic(), time.time(), attempt.job, attempt.crew
     gathering = Gathering(crew.world, generated.others_with_records(), crew.on_message)
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
     rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
@@ -256,6 +263,7 @@ def gather_and_merge(
         )
     for path in [*target.partial.existing(), *target.partial.error_files()]:
         path.unlink(missing_ok=True)
+    attempt.events.within([("gather", clock, clock + gathering.waited_s)])  # one span for many short waits
     timings.seconds["gather"] = gathering.waited_s
     timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
     return counts
@@ -275,7 +283,7 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
-    attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
+    attempt.events.write("done", {})
     show_summary(attempt.directory, attempt.target.path, values, counts.examples, Columns.of(attempt.job))
     if all_bad:
         LOGGER.error(

@@ -118,7 +118,7 @@ def _stops(stop: tuple[str, ...], decode: Decode) -> _Stops:
 def _first_stop(
     token_ids: Sequence[int], stops: _Stops, decode: Decode, min_tokens: int, prompt: Prompt
 ) -> tuple[int, int] | None:
-    """Return the number of tokens, `min_tokens` or more, that complete a stop string, and where in the text it begins."""
+    """Return how many tokens, `min_tokens` or more, complete a stop string, and where in the text it begins."""
     found = []
     for strings, marks in ((stops.strings, {}), (stops.marked, stops.marks)):
         if not strings:

@@ -131,6 +131,13 @@ def report(command: verbs.Report, loader: Loader | None) -> int:  # noqa: ARG001
     return report(command.runs, command.html)
 
 
+def show(command: verbs.Show, loader: Loader | None) -> int:  # noqa: ARG001
+    """Print rows of a run."""
+    from hpc.report.show import show
+
+    return show(command.run, command.where, command.id, command.sample, command.rows, command.whole)
+
+
 def cancel(command: verbs.Cancel, loader: Loader | None) -> int:  # noqa: ARG001
     """Stop what runs in a run directory."""
     from hpc.slurm.cancel import cancel
@@ -165,6 +172,7 @@ VERBS = {
     "verify": Verb(verbs.Verify, verify),
     "merge": Verb(verbs.Merge, merge),
     "report": Verb(verbs.Report, report),
+    "show": Verb(verbs.Show, show),
     "cancel": Verb(verbs.Cancel, cancel),
     "fetch": Verb(verbs.Fetch, fetch),
 }

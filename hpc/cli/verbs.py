@@ -137,12 +137,31 @@ class Merge:
 
 @dataclass(frozen=True)
 class Report:
-    """Say where the time of a run went, on the terminal and as report.html; of two runs, compare them."""
+    """Say where the time of a run went, on the terminal, as report.html and trace.json; of two runs, compare them."""
 
     runs: tuple[Path, ...]
     """The run directory, or two."""
     html: bool = True
-    """Write the page."""
+    """Write the page and the trace."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show rows of a run, input and output side by side, while it goes on too: the first ones, or those asked for."""
+
+    run: Path
+    """The run directory."""
+    where: tuple[str, ...] = ()
+    """Rows that fulfil all of these: finish_reason=length, error=engine, id=…, text=…, prompt_tokens=…,
+    completion_tokens=…, meta.KEY=…"""
+    id: tuple[str, ...] = ()
+    """Rows with these ids."""
+    sample: int | None = None
+    """So many of the rows, drawn anew each time."""
+    rows: int = 10
+    """At most so many of the rows, from the first on."""
+    whole: bool = False
+    """Show all of a long text."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Timings:
         yield
         took = time.monotonic() - began
         self.imports_s += took
-        events.spent([("import", clock, clock + took)])
+        events.within([("import", clock, clock + took)])
 
 
 def begin(
@@ -120,7 +120,7 @@ def begin(
     allocation: Allocation | None = None,
 ) -> Attempt:
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
-    began = time.monotonic()
+    began, clock = time.monotonic(), time.time()
     places = crew.place_ranks(job.device)
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
@@ -153,7 +153,8 @@ def begin(
     slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
     events.write("begin", {"ranks": crew.world.size, **slurm})
     # What knows models is imported by whoever asks first: to convert one, or for the dtype.
-    events.spent(zip(("convert", "import"), moments, moments[1:], strict=False))
+    events.span("other", clock)
+    events.within(zip(("convert", "import"), moments, moments[1:], strict=False))
     left = None
     if allocation is not None:
         directory.note_slurm_job(allocation.submitted_id)

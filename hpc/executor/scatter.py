@@ -114,7 +114,8 @@ class Backlog:
     It asks for more before its engine is idle, so that the answer is there when it is needed; not while
     it is `expecting` a piece, as at first one that comes without being asked for, nor while most of
     what the engine has taken is under way: an engine with room would take what others will need.
-    A request that would not end before the deadline is passed over.
+    A request that would not end before the deadline is passed over. Each time the engine asks, `on_wait`
+    is told whether it has nothing to take, and must wait.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class Backlog:
         ask: Callable[[], None],
         expecting: bool = False,
         deadline: Deadline | None = None,
+        on_wait: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._defaults = defaults
+        self._on_wait = on_wait
         self._ask = ask
         self._requests: deque[Request] = deque()
         self._tokens = 0
@@ -201,3 +204,4 @@ class Backlog:
         if self._empty_since is not None:
             self.waited_s += now - self._empty_since
         self._empty_since = now if waiting else None
+        self._on_wait(waiting)

@@ -21,7 +21,7 @@ from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalWriter
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
-from hpc.rundir.events import Events
+from hpc.rundir.events import FOLLOW, Events
 from hpc.rundir.progress import MESSAGE_S, Progress
 
 LOGGER = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class _Assignment:
     model_path: Path
     place: Binding
     deadline: Deadline
+    events: Events
 
 
 @dataclass
@@ -60,6 +61,8 @@ class Worker:
     loader: Loader
     stop: Stop
     records: OwnRecords = field(default_factory=lambda: OwnRecords(Path()))
+    clock: float = field(default_factory=time.time)
+    """When, in seconds of the clock, it began to wait for rank 0."""
     _assignment: _Assignment | None = None
     _checker: Checker | None = None
     _backlog: Backlog | None = None
@@ -113,14 +116,17 @@ class Worker:
 
     def _begin(self, message: Message) -> None:
         values, _ = unpack(message.array)
+        directory = RunDirectory(Path(values["run"]))
         self._assignment = _Assignment(
             Job.from_json(values["job"]),
-            RunDirectory(Path(values["run"])),
+            directory,
             values["attempt"],
             Path(values["model_path"]),
             Binding(**values["place"]),
             Deadline(values["seconds_left"]),
+            Events(directory.events(values["attempt"], self.world.rank)),
         )
+        self.assignment.events.span(FOLLOW, self.clock)
         bind_process(self.assignment.place)  # before anything needs torch
         log.configure(
             self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
@@ -131,7 +137,9 @@ class Worker:
         if self._checker is None:
             given = self.assignment
             use_threads(given.place.threads)
+            given.events.span("import")
             self._checker = self.loader.checker(given.job, given.model_path)
+            given.events.span(FOLLOW)
         answer_block(self.world, message, self._checker.check_block)
 
     def _add_piece(self, message: Message) -> None:
@@ -147,28 +155,33 @@ class Worker:
         given.job = replace(given.job, engine=engine)  # decided since, for the plan
         defaults = given.job.sampling
         self._backlog = Backlog(
-            defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True, deadline=given.deadline
+            defaults,
+            lambda: self.world.send(0, Tag.ASK, pack()),
+            expecting=True,
+            deadline=given.deadline,
+            on_wait=given.events.wait,
         )
 
     def _generate(self, backlog: Backlog) -> None:
         given, rank = self.assignment, self.world.rank
-        progress, began = Progress(), time.monotonic()
+        progress, began, events = Progress(), time.monotonic(), given.events
+        events.span("load")
         replica = self.loader.load(given.job, given.model_path, given.place)
         progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
         progress.engine = replica.engine_name or given.job.engine
         path = given.directory.journal(given.attempt, rank)
         self.records, journal = OwnRecords(path), JournalWriter(path)
-        events = Events(given.directory.events(given.attempt, rank))
-        events.spent(replica.spent)
+        events.within(replica.spent)
 
         def report() -> None:
             self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
 
         beat = Heartbeat(self.stop, self.serve, journal, events, progress, Every(MESSAGE_S, report))
         finish = completion_maker(replica.eos_token_ids, replica.decode)
+        events.span("generate")
         generate_shard(replica.engine, backlog, journal, self.records, progress, beat, finish)
+        events.span(FOLLOW)
         events.write("generated", progress.as_json())
-        events.close()
         self.world.send(0, Tag.DONE, pack(progress.as_json()))
 
     def _be_stopped(self) -> None:
@@ -176,4 +189,6 @@ class Worker:
         self.stop.request("rank 0 said stop")
 
     def _leave(self) -> None:
+        if self._assignment is not None:
+            self._assignment.events.close()
         self._left = True

@@ -1,4 +1,4 @@
-"""What a run came to: `summary.json` for programs, a few lines for people."""
+"""Summarise an attempt: `summary.json` for programs, a few lines for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -58,9 +58,9 @@ def summarise(
 
 
 def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+    """Write `summary.json`: the figures of this attempt, and under "attempts" those of each; return all of it.
 
-    Where no rank has generated, what has is as an earlier attempt says.
+    If no rank of this attempt has generated, the engine is that of the attempt before.
     """
     try:
         before = json.loads(path.read_text())
@@ -107,7 +107,7 @@ def show_summary(
 
 
 def nothing_generated(work: Mapping[str, int]) -> str:
-    """Say why an attempt has generated no token."""
+    """Return the reason for which an attempt generated no token."""
     if work["requests"]:
         return "nothing was generated: every request ended in an error"
     if work["done"]:
