@@ -1,4 +1,4 @@
-"""The verbs: what each takes. A verb about a job has that job, and flags for the fields that it uses."""
+"""The verbs as dataclasses: their fields are the flags. A verb about a job has a field `job`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One try at a run, as rank 0 sees it: what runs, where, and who takes part."""
+"""An attempt: the resolved job, its ranks and its run directory, as rank 0 holds them."""
 
 import contextlib
 import functools
@@ -31,12 +31,12 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a run, as rank 0 sees it."""
+    """One attempt at a run, as rank 0 holds it."""
 
     job: Job
     crew: Crew
     places: tuple[Binding, ...]
-    """Where each rank runs."""
+    """Cores and GPU of each rank."""
     loader: Loader
     directory: RunDirectory
     number: int
@@ -49,18 +49,18 @@ class Attempt:
     seconds_left: float | None
     """From the beginning until Slurm's signal to stop may come; None where there is no time limit."""
     engine_asked: str = ""
-    """What the job asked for, once `job.engine` is what was chosen."""
+    """The engine that the job named, once `job.engine` is the chosen one."""
     engine_reason: str = ""
-    """Why another engine generates, or why that one where `auto` chose it."""
+    """Why the chosen engine generates, where the job did not name it."""
 
     @property
     def place(self) -> Binding:
-        """Where rank 0 runs."""
+        """Cores and GPU of rank 0."""
         return self.places[0]
 
     @property
     def inputs(self) -> Inputs:
-        """What its token store depends on."""
+        """Everything that the token store depends on."""
         return Inputs(self.job, self.files, self.model)
 
     @functools.cached_property
@@ -69,11 +69,11 @@ class Attempt:
         return target_of(self.job, self.directory.path, is_batch(self.inputs.corpus))
 
     def write_job(self) -> None:
-        """Record what runs."""
+        """Write job.json."""
         self.directory.write_job(self.job, self.files, self.bound, self.model.path)
 
     def run_values(self) -> dict[str, Any]:
-        """Return what the other ranks must know."""
+        """Return the values that the other ranks need."""
         return {
             "job": asdict(self.job),
             "run": str(self.directory.path),
@@ -83,27 +83,27 @@ class Attempt:
         }
 
     def deadline(self) -> Deadline:
-        """Return the deadline of this attempt, as of now."""
+        """Return the deadline of this attempt, counted from now."""
         gone = time.monotonic() - self.began
         return Deadline(None if self.seconds_left is None else self.seconds_left - gone)
 
 
 @dataclass
 class Timings:
-    """What an attempt took and should take, in seconds, as it becomes known."""
+    """Times of an attempt, measured and predicted, in seconds; filled in as they become known."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, as in the summary."""
+    """Of each stage, by its name in the summary."""
     imports_s: float = 0.0
-    """What reading took to get its libraries, which loading the model would have taken without it."""
+    """Seconds spent importing libraries before loading; predictions count them as part of loading."""
     predicted_s: float | None = None
-    """What loading, generating and merging should take; None where nothing is known of it."""
+    """Predicted seconds of loading, generating and merging; None without a calibration."""
     padding: float = 0.0
     """Share of padding in the prompts of full buckets."""
 
     @contextlib.contextmanager
     def importing(self, events: Events) -> Iterator[None]:
-        """Note that what is done within took its time to import libraries."""
+        """Count the time spent within as time to import libraries."""
         began, clock = time.monotonic(), time.time()
         yield
         took = time.monotonic() - began
@@ -119,7 +119,7 @@ def begin(
     loader: Loader,
     allocation: Allocation | None = None,
 ) -> Attempt:
-    """Resolve the job, or refuse; record what runs; tell the other ranks."""
+    """Resolve the job, write job.json and tell the other ranks; raise `Refusal` for a job that cannot run."""
     began, clock = time.monotonic(), time.time()
     places = crew.place_ranks(job.device)
     place = places[0]
@@ -174,7 +174,7 @@ def begin(
 
 
 def chat_date(job: Job, directory: RunDirectory) -> str:
-    """Return date and time for chat templates: the job's, or that at which the run was begun."""
+    """Return date and time for chat templates: those of the job, else those at which the run was begun."""
     earlier = directory.read_job()
     if job.chat_date or earlier is None:
         return job.chat_date or datetime.now().isoformat(timespec="seconds")

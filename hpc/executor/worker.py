@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: whatever the messages of rank 0 say, until it says goodbye."""
+"""A worker: it does what the messages of rank 0 say, until rank 0 says goodbye."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def serve(world: Comm, loader: Loader, stop: Stop) -> int:
-    """Serve rank 0 until it says goodbye; return 0, the exit code of every rank but rank 0."""
+    """Serve rank 0 until it says goodbye; return 0, the exit code of every rank above 0."""
     world.send(0, Tag.HELLO, host_info())
     follower = Worker(world, loader, stop)
     try:
@@ -42,7 +42,7 @@ def serve(world: Comm, loader: Loader, stop: Stop) -> int:
 
 @dataclass
 class _Assignment:
-    """What rank 0 has said at the beginning."""
+    """The job and binding that rank 0 sends at the beginning."""
 
     job: Job
     directory: RunDirectory
@@ -55,7 +55,7 @@ class _Assignment:
 
 @dataclass
 class Worker:
-    """A rank between two messages."""
+    """A rank above 0, and its state between two messages."""
 
     world: Comm
     loader: Loader
@@ -71,7 +71,7 @@ class Worker:
     _left: bool = False
 
     def take_turn(self) -> bool:
-        """Deal with the messages that are there, generate if they say so; return whether rank 0 has said goodbye."""
+        """Handle the messages that have come, generate if they say so; return whether rank 0 has said goodbye."""
         self.serve()
         if self._backlog is not None and not self._generated:
             self._generated = True
@@ -79,10 +79,10 @@ class Worker:
         return self._left
 
     def serve(self) -> None:
-        """Deal with the messages that are there.
+        """Handle the messages that have come.
 
-        Nothing is done at length in here: what came behind START in the same batch of messages,
-        the first piece perhaps, must be dealt with before the generating begins.
+        A handler is short: generation begins only after all messages of the batch are handled, since the first piece
+        may stand behind START.
         """
         if self.stop.reason and not self._stop_told:
             self._stop_told = True
@@ -91,7 +91,7 @@ class Worker:
             self._actions[message.tag](message)
 
     def note_failure(self) -> None:
-        """Write that the run has failed, where rank 0 has said which run it is."""
+        """Set the state of the run to failed, if rank 0 has sent the run directory."""
         if self._assignment is not None:
             self._assignment.directory.set_failed()
 
@@ -109,7 +109,7 @@ class Worker:
 
     @property
     def assignment(self) -> _Assignment:
-        """What rank 0 has said at the beginning; it says it before anything else."""
+        """The job and binding of this rank; raise `ValueError` if rank 0 has not sent them first."""
         if self._assignment is None:
             raise ValueError("rank 0 sent work before it sent the job")
         return self._assignment

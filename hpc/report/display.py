@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpc.rundir.progress import Progress, Work, describe, overall
 
@@ -35,11 +35,39 @@ class Lines:
         """Do nothing: the lines stay."""
 
 
-def open_display(size: int) -> "Lines | Bar":
-    """Return the display of a run of `size` ranks: a bar for one process on a terminal, else lines."""
-    terminal = sys.stderr.isatty()
-    if size == 1 and terminal:
-        from hpc.report.bar import Bar
+class Silent:
+    """Shows nothing."""
 
-        return Bar()
-    return Lines(TERMINAL_S if terminal else FILE_S)
+    def update(self, work: Work, ranks: Mapping[int, Progress], expected_end: float | None) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def open_bar() -> "Silent | Bar":
+    """Return a bar where somebody looks at it, else what shows nothing."""
+    return _bar() if _is_watched() else Silent()
+
+
+def open_display(size: int) -> "Lines | Bar":
+    """Return what shows how far a run of `size` ranks is: a bar for one process that is looked at, else lines."""
+    if size == 1 and _is_watched():
+        return _bar()
+    return Lines(TERMINAL_S if sys.stderr.isatty() else FILE_S)
+
+
+def in_notebook(modules: Mapping[str, Any] = sys.modules) -> bool:
+    """Say whether this process, with these modules loaded, answers to a notebook: Jupyter's kernel, or Colab's."""
+    shell = getattr(modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty() or in_notebook()
+
+
+def _bar() -> "Bar":
+    from hpc.report.bar import Bar
+
+    return Bar()

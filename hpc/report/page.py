@@ -77,7 +77,7 @@ def _ranks(attempt: AttemptHistory, label: str) -> str:
 
 def _example(row: Answered) -> Example:
     """Return a row as texts of the page."""
-    turns = prompt_of(row.given) if row.given is not None else ()
+    turns = prompt_of(row.read_as) if row.read_as is not None else ()
     given = "\n".join(f"{role}: {text}" if role else text for role, text in turns)
     output = row.error["message"] if row.error else (row.completion.text if row.completion else "") or ""
     name = str(row.row) if row.id in (None, row.row) else f"{row.row} ({row.id})"

@@ -1,6 +1,5 @@
 """Read rows of a run, finished or running, from its run directory: input and output of each."""
 
-import functools
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +32,10 @@ class Answered:
     id: RowId | None
     place: str
     """Its place in the corpus; empty if the corpus cannot be read."""
-    given: Mapping[str, Any] | None
+    given: dict[str, Any] | None
     """The row of the corpus; None if it, or the corpus, cannot be read."""
+    read_as: Mapping[str, Any] | None
+    """The same in our own keys, as the prompt is made of it."""
     prompt_tokens: int
     completion: Completion | None
     """None for a refused row, and for one that is not finished."""
@@ -93,6 +94,7 @@ class RunRows:
         self.run = RecordedRun.open(path)
         self._records = self.run.index.find(self.run.tokens.keys)
         self._refused = dict(self.run.tokens.errors())
+        self._columns = Columns.said(self.run.tokens.inputs.get("prompts", {}))
         self.gone = what_is_gone(self.run.tokens)
         """Names the corpus file that is missing or changed; empty if all are as they were."""
 
@@ -137,28 +139,24 @@ class RunRows:
         found = []
         for answered in self.outputs(ordered):
             place, value = given.get(answered.row, ("", None))
-            found.append(replace(answered, place=place, given=self._own(value)))
+            found.append(replace(answered, place=place, given=value, read_as=self._own(value)))
         return found
 
-    def sample(self, rows: Sequence[int], count: int) -> list[int]:
-        """Draw `count` of the rows at random; return them in order."""
-        return sorted(random.sample(rows, min(count, len(rows))))
-
     def _own(self, value: dict[str, Any] | None) -> Mapping[str, Any] | None:
-        """Return a row in our own keys, or as it is where it has no prompt."""
+        """Return a row in our own keys; a row without a prompt as it stands."""
         try:
             return value and self._columns.read(value).value
         except RowError:
             return value
 
-    @functools.cached_property
-    def _columns(self) -> Columns:
-        return Columns.said(self.run.tokens.inputs.get("prompts", {}))
+    def sample(self, rows: Sequence[int], count: int) -> list[int]:
+        """Draw `count` of the rows at random; return them in order."""
+        return sorted(random.sample(rows, min(count, len(rows))))
 
     def _completions(self, rows: Ints) -> Iterator[tuple[int, Completion]]:
         """Yield row and completion of each row that has one."""
         rows = rows[(self._records[rows] >= 0) & self.run.tokens.good[rows]]
-        for row, record in zip(rows.tolist(), self.run.index.read(self._records[rows]), strict=True):
+        for row, record in zip(rows.tolist(), self.run.index.read(self._records[rows].tolist()), strict=True):
             try:
                 yield row, journal.decode(record)
             except ValueError as error:
@@ -175,7 +173,7 @@ class RunRows:
                 completion, following = following[1], next(completions, None)
             error = self._refused.get(row) or (completion.error if completion else None)
             prompt_tokens = 0 if row in self._refused else len(tokens.tokens(row))
-            yield Answered(row, tokens.id(row), "", None, prompt_tokens, completion, error)
+            yield Answered(row, tokens.id(row), "", None, None, prompt_tokens, completion, error)
 
     def _corpus(self, rows: Ints) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         """Yield index, place and value of rows of the corpus; None for a row that cannot be read. Stop at the last."""
@@ -195,15 +193,15 @@ class RunRows:
             raise Refusal(str(error)) from error
 
 
-def prompt_of(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield role and text of each turn of a prompt; a prompt without turns is one with the role ""."""
-    messages = given.get("messages")
+def prompt_of(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield role and text of each turn of a row in our own keys; a prompt without turns is one with the role ""."""
+    messages = row.get("messages")
     if isinstance(messages, list):
         for turn in messages:
             known = isinstance(turn, dict)
             yield (str(turn.get("role")), text_of(turn.get("content"))) if known else ("", str(turn))
         return
-    yield "", text_of(given.get("prompt") if given.get("prompt") is not None else given.get("prompt_token_ids"))
+    yield "", text_of(row.get("prompt") if row.get("prompt") is not None else row.get("prompt_token_ids"))
 
 
 def text_of(content: Any) -> str:

@@ -69,10 +69,10 @@ def draw(answered: Answered, max_chars: int | None) -> Table:
 
 
 def _input(answered: Answered) -> Text:
-    if answered.given is None:
+    if answered.read_as is None:
         return Text("it cannot be read", style="dim")
     text = Text()
-    for role, content in prompt_of(answered.given):
+    for role, content in prompt_of(answered.read_as):
         if role:
             text.append(f"{printable(role)}: ", style="bold")
         text.append(printable(content) + "\n")

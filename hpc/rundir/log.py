@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpc.rundir import terminal
@@ -55,6 +56,21 @@ def configure(rank: int, size: int, path: Path | None = None) -> None:
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
     note_lost()
+
+
+@contextlib.contextmanager
+def restoring() -> Iterator[None]:
+    """Let `configure` be called within, and restore handlers, level and propagation at the end."""
+    handlers, level, propagates = LOGGER.handlers, LOGGER.level, LOGGER.propagate
+    LOGGER.handlers = []  # not closed: they are somebody else's
+    try:
+        yield
+    finally:
+        for handler in LOGGER.handlers:
+            with contextlib.suppress(OSError):
+                handler.close()
+        LOGGER.handlers, LOGGER.propagate = handlers, propagates
+        LOGGER.setLevel(level)
 
 
 def note_lost() -> None:

@@ -22,11 +22,12 @@ ROWS: list[dict[str, Any]] = [
 """Of six rows the third is refused."""
 
 
-def make_run(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+def make_run(folder: Path, rows: list[dict[str, Any]] = ROWS, **job_fields: Any) -> Path:
     """Answer rows, 8 tokens each where they say nothing else; return the run directory."""
     corpus = write_corpus(folder / "c.jsonl", rows)
     sampling = SamplingParams(max_new_tokens=8)
-    job = Job(model="echo", corpus=(str(corpus),), runs=str(folder / "runs"), name="c", show=0, sampling=sampling)
+    runs = str(folder / "runs")
+    job = Job(model="echo", corpus=(str(corpus),), runs=runs, name="c", show=0, sampling=sampling, **job_fields)
     assert generate(job, Single(), EchoLoader(), Stop()) == 0
     return folder / "runs" / "c"
 

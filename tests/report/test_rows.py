@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc.exit import Refusal
-from hpc.report.rows import Condition, RunRows
+from hpc.report.rows import Condition, RunRows, prompt_of
 from tests.report.echo_run import ROWS, make_run, unfinish
 
 
@@ -105,3 +105,9 @@ def test_where_the_corpus_is_gone_the_outputs_are_left(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"no run directory"):
         RunRows(tmp_path)
+
+
+def test_a_column_that_is_the_prompt_is_shown_as_the_prompt(tmp_path: Path) -> None:
+    [answered] = RunRows(make_run(tmp_path, [{"question": "Why?"}], column=("prompt=question",))).read([0])
+    assert answered.read_as is not None
+    assert list(prompt_of(answered.read_as)) == [("", "Why?")]
