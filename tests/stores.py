@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks, name_files
 from hpc.corpus.store import StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
@@ -16,10 +17,11 @@ def make_checker(
     truncate_prompts: str = "none",
     encoder: Encoder | None = None,
     chat_ending: int | None = None,
+    columns: Columns | None = None,
 ) -> Checker:
     """Return a checker whose tokens are bytes."""
     limits = PromptLimits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
-    return Checker(sampling or SamplingParams(), limits, encoder or ByteTokenizer())
+    return Checker(sampling or SamplingParams(), limits, encoder or ByteTokenizer(), columns or Columns())
 
 
 def read_store(

@@ -12,7 +12,6 @@ from hpc.corpus.errors import CorpusError, RowError
 from hpc.corpus.formats import FORMATS
 from hpc.corpus.formats.arrow import FILE_MAGIC
 from hpc.corpus.formats.stream import BOM
-from hpc.corpus.row import PROMPT_KEYS
 
 HEAD_BYTES = 1 << 16
 """Bytes of a file that are examined: a few rows, even long ones."""
@@ -95,11 +94,6 @@ def _text_format(head: bytes, named: str, whole: bool) -> str:
         lines.pop()  # it may go on
     objects = [_object(line) for line in lines[:_MAX_LINES]]
     rows = [value for value in objects if value is not None]
-    if rows and all("custom_id" in row and "body" in row and not set(row) & set(PROMPT_KEYS) for row in rows):
-        return (
-            "it is a batch file of OpenAI's API, which is not read yet; write its rows as a corpus has them: "
-            "jq -c '{id: .custom_id, messages: .body.messages}' FILE"
-        )
     if named in ("csv", "tsv", "text"):
         return "jsonl" if objects[0] is not None else named
     if rows or text.startswith(b"{"):

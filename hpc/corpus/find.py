@@ -3,14 +3,17 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc.corpus import detect, pipe
+from hpc.corpus import detect, formats, pipe
+from hpc.corpus.columns import Columns, refusal
 from hpc.corpus.errors import CorpusError
-from hpc.corpus.files import find_files
+from hpc.corpus.files import Blocks, find_files
 from hpc.corpus.formats import FORMATS, CorpusFile
 from hpc.corpus.formats.stream import TextStream
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
+
+_FIRST_ROWS = 100
 
 
 def corpus_files(job: Job) -> tuple[Path, ...]:
@@ -37,6 +40,13 @@ def keep_corpus(
         raise RuntimeError(f"cannot copy the corpus into {directory.path}: {error}; make room and run again") from error
     find_formats([copy for file, copy in zip(files, kept or files, strict=True) if copy != file], job)
     return kept
+
+
+def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
+    """Raise `Refusal` if the first rows of a corpus have text, and none of them anything that is read as a prompt."""
+    rows = (value for block in Blocks(files, limit=_FIRST_ROWS) for _, _, value in formats.rows(block))
+    if (reason := refusal(rows, columns)) is not None:
+        raise Refusal(f'corpus "{files[0].path}": {reason}')
 
 
 def find_format(path: Path, asked: str = "auto") -> str:

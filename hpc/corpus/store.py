@@ -274,6 +274,13 @@ class TokenStore:
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
         return self._requests[begin:end].tobytes()
 
+    def any_request_says(self, parameter: str) -> bool:
+        """Say whether a row may have a sampling parameter of its own: its name stands in requests.jsonl."""
+        mark, step = f'"{parameter}": '.encode(), 1 << 24
+        return any(
+            mark in self._requests[at : at + step + len(mark)].tobytes() for at in range(0, len(self._requests), step)
+        )
+
     def id(self, row: int) -> RowId | None:
         """Return the id of a row; None for a refused one whose id cannot be read."""
         identity: RowId | None = json.loads(self.request_line(row))["id"]

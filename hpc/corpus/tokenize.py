@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc.corpus import store
-from hpc.corpus.chat import LostText, Turn
+from hpc.corpus.chat import ChatOptions, LostText, Turn, unread
+from hpc.corpus.columns import Columns
 from hpc.corpus.errors import RowError
 from hpc.corpus.formats import Block, Place, rows
-from hpc.corpus.row import Row, check_row, row_id
+from hpc.corpus.notes import note_lines
+from hpc.corpus.row import Row, check_row
 from hpc.request import KEY_BYTES, RowId, completion_key
 from hpc.sampling_params import SamplingParams
 
@@ -27,8 +29,11 @@ class Encoder(Protocol):
     def has_template(self) -> bool:
         """Whether chats can be rendered."""
 
-    def render(self, messages: Sequence[Turn]) -> str:
+    def render(self, messages: Sequence[Turn], options: ChatOptions) -> str:
         """Write a chat as text; raise `LostText` where text of it would not be there."""
+
+    def template_source(self, options: ChatOptions) -> str:
+        """Return the source of the template that writes a chat with these options."""
 
     def token(self, token_id: int) -> str:
         """Return what a token is called."""
@@ -56,15 +61,16 @@ class Checker:
     defaults: SamplingParams
     limits: PromptLimits
     encoder: Encoder
+    columns: Columns = dataclasses.field(default_factory=Columns)
 
     def check_block(self, block: Block) -> store.Arrays:
         """Return the rows of a block as arrays, a refused row as one without tokens.
 
         lengths, lines, new_tokens, samples, request_bytes [rows] int64; refused [rows] uint8; id_hashes
-        [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests and errors are
-        JSON lines as bytes.
+        [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests, errors and
+        notes (what the user should hear of once, and where it was first) are JSON lines as bytes.
         """
-        found = [self._check_row(row, place, value) for row, place, value in rows(block)]
+        found = [self._check_row(row, place, value) for row, place, value in rows(block, self.columns.wanted)]
         self._encode(found)
         for entry in found:
             self._check_vocabulary(entry)
@@ -82,6 +88,7 @@ class Checker:
             for entry in found
             if entry.error is not None
         ]
+        notes = [(str(entry.place), entry.notes) for entry in found if entry.error is None and entry.notes]
         return {
             "lengths": np.array([len(prompt) for prompt in prompts], dtype=np.int64),
             "lines": np.array([entry.place.number for entry in found], dtype=np.int64),
@@ -94,6 +101,7 @@ class Checker:
             "requests": np.frombuffer(b"".join(requests), dtype=np.uint8),
             "request_bytes": np.array([len(line) for line in requests], dtype=np.int64),
             "errors": np.frombuffer(b"".join(errors), dtype=np.uint8),
+            "notes": np.frombuffer(note_lines(notes), dtype=np.uint8),
         }
 
     def _check_row(self, row: int, place: Place, value: dict[str, Any] | RowError) -> "_Entry":
@@ -102,10 +110,12 @@ class Checker:
         try:
             if isinstance(value, RowError):
                 raise value
-            entry.identity = identity = row_id(value, row)
-            entry.checked = check_row(value, identity, self.defaults)
+            entry.identity = identity = self.columns.id_of(value, row)
+            given = self.columns.read(value)
+            entry.notes.extend(given.notes)
+            entry.checked = check_row(given, identity, self.defaults, self.columns.chat)
             entry.sampling = self._sampling(entry.checked)
-            entry.text, entry.special = self._text(entry.checked), entry.checked.prompt is not None
+            entry.text, entry.special = self._text(entry.checked, entry.notes), entry.checked.prompt is not None
             entry.token_ids = self._known(entry.checked.token_ids or [])
         except RowError as error:
             entry.error = error
@@ -118,17 +128,27 @@ class Checker:
             return row.sampling
         return _also_ending(row.sampling, ending)
 
-    def _text(self, row: Row) -> str | None:
+    def _text(self, row: Row, notes: list[str]) -> str | None:
+        """Return the text of a row's prompt, if it has one; add to `notes` what the chat template does not read."""
         if row.messages is None:
             return row.prompt
-        if not self.encoder.has_template:
+        if not (self.encoder.has_template or row.options.template):
             raise RowError("template", 'the model has no chat template for "messages"; give the text as "prompt"')
         try:
-            return self.encoder.render(row.messages)
+            text = self.encoder.render(row.messages, row.options)
         except LostText as error:
             raise RowError("template", str(error)) from None
         except Exception as error:  # a template is the model's own program, and may raise anything
             raise RowError("template", f"the model's chat template refuses these messages: {error}") from None
+        for name in unread(self.encoder.template_source(row.options), row.messages, row.options):
+            if name in ("tools", "documents"):
+                raise RowError(
+                    "template",
+                    f'the model\'s chat template knows no "{name}": they would not be in the prompt. Leave them out, '
+                    f"give a template that does with --chat-template, or carry them along with --column {name}=",
+                )
+            notes.append(f'"{name}" is in chats, and the chat template knows none: it changes nothing')
+        return text
 
     def _known(self, token_ids: list[int]) -> list[int]:
         for index, token in enumerate(token_ids):
@@ -175,8 +195,17 @@ class Checker:
         context, new = self.limits.context_tokens, entry.sampling.max_new_tokens
         if context is None:
             return
-        if len(entry.token_ids) >= context:
-            if self.limits.truncate_prompts == "none":
+        exact = entry.checked is not None and entry.checked.exact_length
+        if exact and (new >= context or (len(entry.token_ids) + new > context and not self._truncates)):
+            entry.error = RowError(
+                "too_long",
+                f"the prompt has {len(entry.token_ids)} tokens and asks for {new} more, and the model's context is "
+                f"{context}; ask for fewer, or leave max_tokens out to get what is left",
+            )
+            entry.token_ids = []
+            return
+        if len(entry.token_ids) + (new if exact else 0) >= context + exact:
+            if not self._truncates:
                 entry.error = RowError(
                     "too_long",
                     f"the prompt has {len(entry.token_ids)} tokens; at most {context - 1} leave room for one more in "
@@ -184,13 +213,17 @@ class Checker:
                 )
                 entry.token_ids = []
                 return
-            room = context - min(new, context // 2)
+            room = context - (new if exact else min(new, context // 2))
             left = self.limits.truncate_prompts == "left"
             entry.token_ids = entry.token_ids[-room:] if left else entry.token_ids[:room]
         new = min(new, context - len(entry.token_ids))
         least = min(entry.sampling.min_new_tokens, new)
         if (new, least) != (entry.sampling.max_new_tokens, entry.sampling.min_new_tokens):
             entry.sampling = replace(entry.sampling, max_new_tokens=new, min_new_tokens=least)
+
+    @property
+    def _truncates(self) -> bool:
+        return self.limits.truncate_prompts != "none"
 
     def _overrides(self, entry: "_Entry") -> dict[str, Any]:
         if entry.sampling == self.defaults:
@@ -213,6 +246,7 @@ class _Entry:
     text: str | None = None
     special: bool = False
     token_ids: list[int] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @functools.lru_cache(maxsize=1 << 14)

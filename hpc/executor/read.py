@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from hpc.corpus.chat_date import tells_date
+from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks, name_files
-from hpc.corpus.find import find_formats
+from hpc.corpus.find import check_columns, find_formats
 from hpc.corpus.formats import Block, CorpusFile
+from hpc.corpus.notes import Notes
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker
 from hpc.engine.registry import asked_context
@@ -29,6 +32,8 @@ from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.lock import alone
+
+LOGGER = logging.getLogger(__name__)
 
 AHEAD = 2
 """Blocks that a rank holds: one that it works on, and the next, so that it need not wait for rank 0."""
@@ -135,9 +140,10 @@ class Inputs:
             "sampling": sampling,
             "truncate_prompts": job.truncate_prompts,
             "context_tokens": job.context_tokens,
-            "chat_date": job.chat_date if tells_date(model.path) else "",
+            "chat_date": job.chat_date if tells_date(model.path, job.chat_template) else "",
             "model": [model.revision, model.tokenizer, model.template],
             **({"formats": formats} if set(formats := [file.format for file in self.corpus]) != {"jsonl"} else {}),
+            **({"prompts": prompts} if (prompts := job.prompt_values()) else {}),
             **({"context": context} if (context := asked_context(job)) is not None else {}),
         }
 
@@ -187,18 +193,27 @@ def _read_anew(
 ) -> TokenStore | None:
     """Read the corpus and return its token store, which keeps what is `known` of the inputs; None when told to stop."""
     job, files = inputs.job, inputs.files
-    blocks, writer = Blocks(inputs.corpus, limit=job.limit), StoreWriter(folder)
+    check_columns(inputs.corpus, Columns.of(job))
+    blocks, writer, notes = Blocks(inputs.corpus, limit=job.limit), StoreWriter(folder), Notes()
+
+    def append(block: Block, rows: Arrays) -> None:
+        writer.append(block, rows)
+        notes.add(rows["notes"].tobytes())
+
     try:
-        read_blocks(crew.world, blocks, check_block, writer.append, crew.stop, crew.on_message)
+        read_blocks(crew.world, blocks, check_block, append, crew.stop, crew.on_message)
         if crew.stop.reason:
             return None
         if not writer.num_rows:
             raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
-        return writer.finish(
+        store = writer.finish(
             known,
             blocks.digests,
             lambda keys, ids: binding.check(files, keys, ids, job.force, attempt),
         )
+        for note in notes:
+            LOGGER.warning("%s", note)
+        return store
     except OSError as error:
         raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
     finally:

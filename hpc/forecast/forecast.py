@@ -24,7 +24,7 @@ from hpc.forecast import calibration
 from hpc.forecast.calibration import Calibration
 from hpc.forecast.estimate import Demand, Estimator, Prediction, fewest
 from hpc.job import Job
-from hpc.model.find import Model, user_cache
+from hpc.model.find import Model, user_cache, with_template
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding
 from hpc.mpi.comm import Single
@@ -114,7 +114,7 @@ def forecast(
 ) -> Forecast:
     """Read the corpus of a job and predict; raise `Refusal` where it cannot be done."""
     files = corpus_files(job)
-    model = loader.resolve(job.model)
+    model = with_template(loader.resolve(job.model), job.chat_template)
     found = _calibration(job, model, given, ranks_on_node)
     directory = RunDirectory(run_path(job, files))
     directory.create()

@@ -1,9 +1,10 @@
 """Where each rank runs: its node, its part of the cores, its GPU. Rank 0 places all ranks by their greetings."""
 
+import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from hpc.exit import Refusal
@@ -90,6 +91,18 @@ def _free(names: Sequence[str], local: int, taken: Collection[str]) -> int | Non
 def bind_process(own: Binding) -> None:
     """Let this process see its own GPU alone. Before torch is imported: what it finds then, it keeps."""
     os.environ.update(own.shows)
+
+
+@contextlib.contextmanager
+def keeping_environment() -> Iterator[None]:
+    """Restore the environment at the end: processes that are started afterwards may want all GPUs."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def use_threads(threads: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run came to: `summary.json` for programs, a few lines for people."""
+"""Summarise an attempt: `summary.json` for programs, a few lines for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.corpus.errors import RowError
-from hpc.corpus.files import Blocks
-from hpc.corpus.formats import CorpusFile, Place, rows
 from hpc.job import Job
+from hpc.output.row import OutputRow
 from hpc.output.write import Counts
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory
@@ -59,9 +57,9 @@ def summarise(
 
 
 def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+    """Write `summary.json`: the figures of this attempt, and under "attempts" those of each; return all of it.
 
-    Where no rank has generated, what has is as an earlier attempt says.
+    If no rank of this attempt has generated, the engine is that of the attempt before.
     """
     try:
         before = json.loads(path.read_text())
@@ -77,11 +75,12 @@ def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str,
 
 
 def show_summary(
-    directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[CorpusFile]
+    directory: RunDirectory, output: Path, values: Mapping[str, Any], examples: Sequence[OutputRow]
 ) -> None:
-    """Print the summary, after the first `examples` prompts with their completions."""
-    for prompt, text in _examples(directory, examples, files):
-        print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
+    """Print the summary, after the prompts of some rows with their completions."""
+    for row in examples:
+        text = row.samples[0].text if row.samples else (row.error or {}).get("message")
+        print(f"\n> {_prompt(row.source)}\n{text}".encode("utf-8", "replace").decode())
     seconds, generated = values["seconds"], values["generated_tokens"]
     lines = [
         f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
@@ -100,13 +99,13 @@ def show_summary(
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:
         lines.append(nothing_generated(values["work"]))
-    lines.append(f"completions: {directory.completions}")
+    lines.append(f"completions: {output}")
     lines.append(f"the rest:    {directory.path}")
     print("\n" + "\n".join(lines), flush=True)
 
 
 def nothing_generated(work: Mapping[str, int]) -> str:
-    """Say why an attempt has generated no token."""
+    """Return the reason for which an attempt generated no token."""
     if work["requests"]:
         return "nothing was generated: every request ended in an error"
     if work["done"]:
@@ -114,36 +113,13 @@ def nothing_generated(work: Mapping[str, int]) -> str:
     return "nothing to generate: every row of the corpus was refused"
 
 
-def first_error(path: Path) -> str:
-    """Return the message of the first error row of an output; empty if there is none."""
-    with open(path, "rb") as file:
-        for line in file:
-            error = json.loads(line)["error"]
-            if error is not None:
-                return str(error["message"])
-    return ""
-
-
 def _some(texts: list[str]) -> str:
     return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
 
 
-def _examples(directory: RunDirectory, count: int, files: Sequence[CorpusFile]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    if count == 0:
-        return found
-    given = (row for block in Blocks(files, limit=count) for row in rows(block))
-    with open(directory.completions, "rb") as file:
-        for (_, place, value), line in zip(given, file, strict=False):
-            output = json.loads(line)
-            error = output["error"]
-            found.append((_prompt(place, value), output["text"] if error is None else error["message"]))
-    return found
-
-
-def _prompt(place: Place, value: dict[str, Any] | RowError) -> str:
-    if isinstance(value, RowError):
-        return str(place)
+def _prompt(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "a row that cannot be read"
     messages = value.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         return str(messages[-1].get("content"))

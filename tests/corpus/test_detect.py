@@ -32,7 +32,6 @@ def found(data: bytes, name: str = "F") -> str:
         (b"\xef\xbb\xbfWhat is a cat?\n", "plain text", "--format text"),
         (b'"What is a cat?"\n"What is a dog?"\n', "plain text", "one object on each line"),
         (b"x" * HEAD_BYTES, "plain text", "--format text"),
-        (BATCH.encode() * 2, "batch file of OpenAI's API", "jq -c"),
     ],
 )
 def test_what_is_not_read_is_named_with_the_way_out(data: bytes, what: str, way_out: str) -> None:
@@ -119,6 +118,7 @@ def test_a_name_promises_a_format(name: str, expected: str) -> None:
         "[\n" + JSONL,
         "{\n" + JSONL,
         '{"prompt": "a", "id": 5.0}\n' * 3,
+        BATCH * 2,
         BATCH + JSONL,
         '{"prompt": "a", "custom_id": 5, "body": "kept as meta"}\n',
         json.dumps({"prompt": "x" * 2 * HEAD_BYTES}),

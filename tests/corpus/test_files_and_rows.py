@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc.corpus import formats
+from hpc.corpus.columns import Columns
 from hpc.corpus.decode import decode_row
 from hpc.corpus.errors import CorpusError, RowError
 from hpc.corpus.files import Blocks, find_files, name_files
-from hpc.corpus.row import row_id, row_meta
+from hpc.corpus.row import row_id
 from tests.conftest import write_corpus
 
 BOM = b"\xef\xbb\xbf"
@@ -168,4 +169,4 @@ def test_an_id_is_the_one_given_or_else_the_rows_index(row: dict[str, Any], iden
 
 def test_meta_is_every_key_without_a_meaning() -> None:
     row = {"id": 1, "prompt": "a", "messages": None, "prompt_token_ids": None, "sampling": {}, "tag": "x", "null": None}
-    assert row_meta(row) == {"tag": "x", "null": None}
+    assert Columns().meta_of(row) == {"tag": "x", "null": None}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hpc.corpus.chat import PLAIN, ChatOptions
 from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.exit import OK, UNFINISHED, Refusal
 from hpc.job import Job
@@ -41,8 +42,8 @@ class DatedLoader(EchoLoader):
 
     def checker(self, job: Job, path: Path) -> Checker:
         class Dated(ByteTokenizer):
-            def render(self, messages: Any) -> str:
-                return job.chat_date + super().render(messages)
+            def render(self, messages: Any, options: ChatOptions = PLAIN) -> str:
+                return job.chat_date + super().render(messages, options)
 
         return Checker(job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
 

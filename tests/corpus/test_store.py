@@ -62,7 +62,7 @@ def test_a_row_that_is_refused_for_another_reason_keeps_that_one(tmp_path: Path)
     assert refused(stored(tmp_path, {"id": "x", "prompt": "a"}, {"id": "x", "prompt": ""})) == {1: "empty"}
 
 
-@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.0, "prompt": "a"}, {"prompt": ""}])
+@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.5, "prompt": "a"}, {"prompt": ""}])
 def test_a_refused_row_has_no_claim_on_an_id(tmp_path: Path, broken: Any) -> None:
     tokens = stored(tmp_path, broken, {"id": 0, "prompt": "a"}, {"id": 0, "prompt": "b"}, broken)
     assert [row for row, kind in refused(tokens).items() if kind == "duplicate_id"] == [2]

@@ -82,7 +82,7 @@ class Table:
 
         try:
             batch = self.batch(block, wanted)
-            values = [_plain_column(column) for column in batch.columns]
+            values = [plain_column(column) for column in batch.columns]
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # of the file system, and not of the file
                 raise
@@ -191,7 +191,7 @@ def _hash(file: Any, end: int, digest: Digest) -> None:
         digest.update(data)
 
 
-def _plain_column(column: Any) -> list[Any]:
+def plain_column(column: Any) -> list[Any]:
     """Return the values of a column as JSON has them."""
     import pyarrow as pa
 
