@@ -1,4 +1,4 @@
-"""Fix the date that a chat template writes: a run could not be resumed if its prompts changed from day to day."""
+"""The date in a chat template, fixed: prompts must be the same tomorrow, or a run could not go on."""
 
 import json
 import string
