@@ -1,4 +1,4 @@
-"""A job: what is generated, from what, with which model, and where. One frozen dataclass; each field is a flag."""
+"""Job: what is generated, from which corpus, with which model, and where. A frozen dataclass; each field is a flag."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,12 +10,12 @@ from hpc.prompts import PromptTemplate, canonical_variables, check_columns
 from hpc.sampling_params import SamplingParams, require
 
 EARLY_SIGNAL_S = 60
-"""Slurm looks at the clocks of jobs once a minute: a signal may come so many seconds before its time."""
+"""Slurm checks time limits once a minute, so that a signal may come this many seconds early."""
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What the job asks of Slurm; None leaves it to the template, and then to the site."""
+    """Options for Slurm; None leaves the choice to the template, then to the site."""
 
     template: str = "default"
     """Site profile: a folder, or the name of one in ./slurm_templates, of the user's or of the package."""
@@ -30,11 +30,11 @@ class Slurm:
     time_min: int | None = None
     """Time limit in minutes; 60 where the template says nothing."""
     signal_delay_s: int = 120
-    """Slurm's signal to stop comes so long before the time limit, or up to a minute earlier."""
+    """Seconds from Slurm's signal to stop to the time limit; the signal may come up to a minute earlier."""
     partition: str | None = None
-    """Queue; `sinfo` lists them."""
+    """Partition, a queue; `sinfo` lists them."""
     account: str | None = None
-    """Who pays."""
+    """Account that is charged."""
     qos: str | None = None
     """Quality of service."""
     constraint: str | None = None
@@ -44,21 +44,21 @@ class Slurm:
     mem: str | None = None
     """Memory of a node, as sbatch writes it: 64G."""
     nodelist: str | None = None
-    """Nodes that it must have."""
+    """Nodes that the job must run on."""
     exclude: str | None = None
-    """Nodes that it must not have."""
+    """Nodes that the job must not run on."""
     exclusive: bool = False
     """Share the nodes with no other job."""
     reservation: str | None = None
     """Name of a reservation."""
     dependency: str | None = None
-    """As sbatch writes it: afterok:123."""
+    """Condition for the start, as sbatch writes it: afterok:123."""
     mpi: str | None = None
     """Type for srun --mpi: pmi2 for MPICH and Intel MPI, pmix for Open MPI; the template's otherwise."""
     array: int = 0
-    """So many independent jobs instead of one MPI job, each with its share of the rows."""
+    """Number of independent jobs instead of one MPI job, each with its share of the rows."""
     max_requeues: int = 50
-    """The job puts itself back into the queue at most so often."""
+    """Maximum number of times that the job puts itself back into the queue."""
     additional_parameters: Mapping[str, str] = field(default_factory=dict)
     """Any other option of sbatch: mail-type END licenses matlab:1; "true" stands for an option without value."""
 
@@ -67,9 +67,9 @@ class Slurm:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f'"slurm.{name}" is {value}; it must be at least 1')
-        for name, least in (("array", 0), ("max_requeues", 0), ("signal_delay_s", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f'"slurm.{name}" is {getattr(self, name)}; it must be at least {least}')
+        for name, minimum in (("array", 0), ("max_requeues", 0), ("signal_delay_s", 1)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f'"slurm.{name}" is {getattr(self, name)}; it must be at least {minimum}')
         if self.time_min is not None:
             check_time(self.time_min, self.signal_delay_s)
         if self.array and (self.gpus_per_node or 1) > 1:
@@ -85,25 +85,25 @@ class Slurm:
 
 def check_time(time_min: int, signal_delay_s: int) -> None:
     """Raise `ValueError` if Slurm's signal to stop could come in the first minute."""
-    least_s = signal_delay_s + 2 * EARLY_SIGNAL_S
-    if 60 * time_min < least_s:
+    min_s = signal_delay_s + 2 * EARLY_SIGNAL_S
+    if 60 * time_min < min_s:
         raise ValueError(
             f'"slurm.time_min" is {time_min}, and the signal to stop comes {signal_delay_s} s before the end, or up to '
-            f"{EARLY_SIGNAL_S} s earlier; ask for at least {-(-least_s // 60)} minutes, or set a smaller "
+            f"{EARLY_SIGNAL_S} s earlier; ask for at least {-(-min_s // 60)} minutes, or set a smaller "
             "slurm.signal_delay_s"
         )
 
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a corpus' rows that a job of its own generates: those with this index, modulo the count."""
+    """The rows of a corpus that one of several independent jobs generates: their index is this, modulo the count."""
 
     index: int
     count: int
 
     @classmethod
     def of(cls, text: str) -> "Share | None":
-        """Return the share that "3/8" speaks of; None for an empty text; raise `ValueError` for another."""
+        """Parse a share such as "3/8"; return None for an empty text; raise `ValueError` for any other."""
         if not text:
             return None
         index, _, count = text.partition("/")
@@ -117,7 +117,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _moment(date: str) -> str:
-    """Return a date, or date and time, as date and time in ISO format; nothing for nothing."""
+    """Return a date, with or without a time, as date and time in ISO format; an empty text stays empty."""
     try:
         return datetime.fromisoformat(date).isoformat(timespec="seconds") if date else ""
     except (TypeError, ValueError):
@@ -168,11 +168,11 @@ class Job:
     """Share of the predicted work that rank 0 hands out on demand; 0 is static. What all ranks can begin with at
     once is not kept back, nor more than 0.15 for hf."""
     buckets: int = 16
-    """Most length buckets for hf; within one, prompts are padded to its longest."""
+    """Maximum number of length buckets for hf; within one, prompts are padded to its longest."""
     batch_tokens: int = 16384
-    """Most tokens (padded prompt and completion) in one batch of hf; it bounds the memory."""
+    """Maximum tokens (padded prompt and completion) in one batch of hf; it bounds the memory."""
     max_num_seqs: int = 0
-    """native, vllm: most sequences that are generated at a time; 0 is 128 on a CPU, 256 on a GPU."""
+    """native, vllm: maximum number of sequences at a time; 0 is 128 on a CPU, 256 on a GPU."""
     cache_gib: float = 0.0
     """native, vllm: memory of a rank for keys and values; 0 is four fifths of what is left (vllm: what
     --vllm.gpu-memory-utilization leaves; on a CPU 2)."""
@@ -205,8 +205,8 @@ class Job:
     truncate_prompts: Literal["none", "left", "right"] = "none"
     """Cut a prompt that does not fit the context at this side; none makes it an error row."""
     context_tokens: int | None = None
-    """Most tokens of a prompt and its completion together, in place of what the model's config says; of an
-    encoder-decoder, most tokens of a prompt."""
+    """Maximum tokens of a prompt and its completion together, in place of what the model's config says; of an
+    encoder-decoder, maximum tokens of a prompt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model: it can do whatever you can."""
     chat_date: str = ""
@@ -295,12 +295,12 @@ class Job:
         )
 
     def prompt_values(self) -> dict[str, Any]:
-        """Return by their names the fields on which the prompts of rows depend, where they are not the defaults."""
+        """Return the fields that prompts depend on, by name, where they differ from the defaults."""
         return {name: value for name in PROMPT_FIELDS if (value := _as_json(getattr(self, name))) != _DEFAULTS[name]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Job":
-        """Make the job that `dataclasses.asdict` and JSON have made `values` of: lists stand for tuples."""
+        """Rebuild a job from `dataclasses.asdict` after JSON: lists stand for tuples."""
         sampling = SamplingParams().override(values["sampling"])
         parts = {"slurm": Slurm(**values.get("slurm", {})), "vllm": Vllm(**values.get("vllm", {}))}
         lists = {"corpus": tuple(values["corpus"]), "column": tuple(values.get("column", ()))}
@@ -308,9 +308,9 @@ class Job:
 
 
 REFUSING_FIELDS = ("row_chat_templates", "unknown_parameters")
-"""Fields on which it depends which rows are error rows, and nothing else."""
+"""Fields that decide only which rows are error rows."""
 PROMPT_FIELDS = ("column", "prompt_template", "system", "last_assistant", "chat_template_kwargs", *REFUSING_FIELDS)
-"""Fields on which the prompts of rows depend; a chat template counts as the model's."""
+"""Fields that prompts depend on; the chat template is not one, since it counts as the model's."""
 
 
 def _as_json(value: Any) -> Any:

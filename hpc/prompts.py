@@ -17,11 +17,11 @@ COLUMNS = (
     "prompt", "messages", "prompt_token_ids", "id", "sampling", "tools", "documents", "chat_template_kwargs",
     "chat_template",
 )  # fmt: skip
-"""What a column may be read as."""
+"""Our names of the columns that a job may map."""
 
 
 def check_columns(given: Sequence[str]) -> None:
-    """Raise `ValueError` for what says of no column, or twice of one, by which name a row has it."""
+    """Raise `ValueError` for an entry that names no known column, or for one column twice."""
     ours = [text.partition("=")[0] for text in given]
     for text, name in zip(given, ours, strict=True):
         if "=" not in text or name not in COLUMNS:
@@ -33,7 +33,7 @@ def check_columns(given: Sequence[str]) -> None:
 
 
 def canonical_variables(text: str) -> str:
-    """Return the JSON of an object as it is written down, nothing for nothing; raise `ValueError` for anything else."""
+    """Return a JSON object in canonical form, an empty text for none; raise `ValueError` for anything else."""
     rule = 'it must be a JSON object, such as {"enable_thinking": false}'
     try:
         variables = json.loads(text) if text else {}

@@ -42,7 +42,7 @@ class SamplingParams:
     """How the tokens of one request are chosen and when it ends."""
 
     max_new_tokens: int = 256
-    """Most tokens to generate for a row; less where the model's context leaves less."""
+    """Maximum tokens to generate for a row; fewer where the model's context leaves less."""
     temperature: float = 0.0
     """Divides the logits before a token is drawn; 0 is greedy."""
     top_p: float = 1.0
@@ -60,7 +60,7 @@ class SamplingParams:
     n: int = 1
     """Samples of each prompt; several need a temperature above 0."""
     min_new_tokens: int = 0
-    """Nothing but the limit ends a row before so many tokens: no ending token is chosen, no stop string counts."""
+    """Minimum tokens: before, no ending token is chosen and no stop string counts; only the limit ends a row."""
     logprobs: int | None = None
     """Log probabilities of the raw logits: 0 of each chosen token, k (at most 20) of the k most probable too."""
     stop: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class SamplingParams:
     """First token of the output of an encoder-decoder, which tells NLLB or M2M100 the target language; --target-lang
     names it by its language. The model's own otherwise."""
     seed: int = 0
-    """With a row's id this fixes every random number that the row uses."""
+    """Seed of a row's random numbers, together with its id."""
 
     def __post_init__(self) -> None:
         require(_is_int(self.max_new_tokens), "max_new_tokens", self.max_new_tokens, "it must be an integer")
@@ -94,7 +94,7 @@ class SamplingParams:
         if self.top_k == -1:  # vLLM's word for all
             object.__setattr__(self, "top_k", 0)
         require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 or -1 (off) to {_INT_MAX}")
-        for name, least, most, rule in (
+        for name, minimum, maximum, rule in (
             ("min_p", 0, 1, "from 0 (off) to 1"),
             ("repetition_penalty", 0.01, 100, "from 0.01 to 100 (1 is off)"),
             ("presence_penalty", -2, 2, "from -2 to 2 (0 is off)"),
@@ -102,7 +102,7 @@ class SamplingParams:
         ):
             value = getattr(self, name)
             require(_is_number(value), name, value, "it must be a number")
-            require(least <= value <= most, name, value, f"it must be {rule}")
+            require(minimum <= value <= maximum, name, value, f"it must be {rule}")
         require(_is_int(self.n), "n", self.n, "it must be an integer")
         require(1 <= self.n <= _MAX_SAMPLES, "n", self.n, f"it must be from 1 to {_MAX_SAMPLES}")
         require(
@@ -182,7 +182,7 @@ class SamplingParams:
         return dataclasses.replace(self, **changes)
 
     def overridden(self, values: Mapping[str, Any]) -> "SamplingParams":
-        """Return `override(values)`; what the last rows asked for is remembered, as most ask for the same."""
+        """Return `override(values)`, cached, since rows tend to ask for the same."""
         return _overridden(self, json.dumps(values))
 
     def identity(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Write a chat with a model's template so that no turn's text is lost.
+"""Render a chat with a model's template so that no turn's text is lost. Knows nothing of transformers.
 
-Most templates take the content of a turn as a string; some walk over a list of parts, and make nothing of a
-string. Which it is, a chat of marks tells, in which each mark must come out. Knows nothing of transformers.
+Most templates take the content of a turn as a string; some iterate over a list of parts, and print nothing of a
+string. A test chat of marks shows which form a template takes: every mark must stand in its prompt.
 """
 
 import functools
@@ -17,31 +17,31 @@ Turn = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What the prompt of a chat depends on besides its turns."""
+    """The inputs of a chat template besides the turns."""
 
     tools: Sequence[Mapping[str, Any]] | None = None
     documents: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """What else the template is given, by name."""
+    """Further variables of the template, by name."""
     template: str | None = None
-    """The chat's own template, in the place of the model's."""
+    """A template of the chat's own, in place of the model's."""
     begins: bool = True
-    """Whether a turn of the assistant is begun behind the last one."""
+    """Whether the prompt ends with the beginning of a new turn of the assistant."""
     continues: bool = False
-    """Whether the last turn is gone on with: nothing that closes it stands in the prompt."""
+    """Whether the completion continues the last turn: the prompt ends with that turn's text."""
 
 
 PLAIN = ChatOptions()
 Apply = Callable[[Sequence[Turn], ChatOptions], str]
 Forms = tuple[bool, ...]
-"""Of each turn, whether its content is given as parts."""
+"""Whether the content of each turn is given as parts."""
 
 _MAX_SHAPES = 4096
-"""Of so many sequences of roles it is remembered what the template does with them."""
+"""Sequences of roles for which the form that the template takes is remembered; a bound on memory."""
 _EFFORT = {"reasoning_effort", "enable_thinking"}
-"""Variables by which templates are told how long to reason; each knows one of them."""
+"""Variables that say how long to reason; a template knows one of them."""
 _END = "turnendsmark"
-"""Stands at the end of a turn that is gone on with, while its template closes it."""
+"""Marks the end of a turn that is continued: the template closes the turn behind it, and the prompt is cut at it."""
 
 
 class LostText(ValueError):
@@ -50,24 +50,24 @@ class LostText(ValueError):
 
 @dataclass(frozen=True)
 class _Taken:
-    """What a template takes of chats with one sequence of roles."""
+    """The form in which a template takes chats with one sequence of roles."""
 
     forms: Forms
     suspects: frozenset[int]
     """Turns whose marks did not come out in either form."""
     both: bool
-    """Whether it makes the same of a string and of one part with this text."""
+    """Whether a string and one part with its text give the same prompt."""
     whole: bool = True
     """Whether all marks came out."""
 
 
 class ChatWriter:
-    """A chat template, and what it was found to take."""
+    """A chat template, and the forms of turns that it takes."""
 
     def __init__(self, apply: Apply) -> None:
-        """Take the function that makes a prompt of turns; it may raise anything."""
+        """Take the function that renders turns with the template; it may raise anything."""
         self._apply = apply
-        self._taken: dict[tuple[str, ...], _Taken] = {}
+        self._taken: dict[tuple[tuple[str, ...], tuple[str, ...]], _Taken] = {}
 
     def write(self, messages: Sequence[Turn], options: ChatOptions = PLAIN) -> str:
         """Return the prompt of a chat; raise `LostText` for text that is not in it, and what the template raises.
@@ -105,7 +105,7 @@ class ChatWriter:
         return messages, taken
 
     def _taken_of(self, messages: Sequence[Turn], options: ChatOptions) -> _Taken:
-        shape = (*(turn["role"] for turn in messages), *_kind(options))
+        shape = (tuple(turn["role"] for turn in messages), _kind(options))
         taken = self._taken.get(shape)
         if taken is None:
             if len(self._taken) >= _MAX_SHAPES:
@@ -114,7 +114,7 @@ class ChatWriter:
         return taken
 
     def _first_prompt(self, given: list[Turn], options: ChatOptions) -> tuple[str, list[Turn]]:
-        """Return the prompt of the first way to give the turns that the template takes, and that way."""
+        """Return the prompt of the first variant of the turns that the template takes, and the variant."""
         first: Exception | None = None
         for way in _ways(given):
             try:
@@ -148,7 +148,7 @@ class ChatWriter:
     def _is_kept(
         self, given: Sequence[Turn], index: int, texts: list[str], number: int, form: bool, options: ChatOptions
     ) -> bool:
-        """Say whether what is put before and behind a text comes out, where the text itself does not."""
+        """Return whether marks put before and behind a text are in the prompt, where the text itself is not."""
         before, behind = "textbeginsmark", "textendsmark"
         marked = [before + text + behind if at == number else text for at, text in enumerate(texts)]
         turn = {**given[index], "content": [{"type": "text", "text": text} for text in marked]}
@@ -175,9 +175,9 @@ class ChatWriter:
 
 
 def unread(source: str, turns: Sequence[Turn], options: ChatOptions) -> list[str]:
-    """Return what a chat gives its template, besides roles and contents, that stands nowhere in the template's source.
+    """Return the inputs of a chat, besides roles and contents, whose names do not occur in the template's source.
 
-    A template does nothing with it and says nothing.
+    The template ignores them without a word.
     """
     names = {name for turn in turns if len(turn) > 2 or "content" not in turn for name in turn} - {"role", "content"}
     given = [name for name, value in (("tools", options.tools), ("documents", options.documents)) if value]
@@ -194,7 +194,7 @@ def _stands_as_word(source: str, name: str) -> bool:
 
 
 def _kind(options: ChatOptions) -> tuple[str, ...]:
-    """Return what of the options may decide which form of turns a template takes; nothing for a plain chat."""
+    """Return the options that may change which form of turns a template takes; empty for a plain chat."""
     if options is PLAIN or options == PLAIN:
         return ()
     variables = json.dumps(options.variables, sort_keys=True, default=str)
@@ -223,10 +223,10 @@ def _ended(turn: Turn) -> Turn:
 
 
 def _ways(turns: list[Turn]) -> Iterator[list[Turn]]:
-    """Yield the ways to give turns that call tools or have no content, for templates differ; else the one there is.
+    """Yield variants of turns that call tools or have no content, since templates differ; else the turns alone.
 
-    Most templates take the arguments of a call as an object, as vLLM gives them, some as the string that they are in
-    OpenAI's format; most know a turn without content, some add it to a string.
+    Many templates take the arguments of a call as an object, as vLLM gives them, some as the JSON string of OpenAI's
+    format; many know a turn without content, some concatenate it to a string.
     """
     if all("content" in turn and "tool_calls" not in turn for turn in turns):
         yield turns
@@ -237,7 +237,7 @@ def _ways(turns: list[Turn]) -> Iterator[list[Turn]]:
 
 
 def _with_arguments(turn: Turn) -> dict[str, Any]:
-    """Return a turn in which the arguments of calls are objects where they are JSON of such."""
+    """Return a turn with the arguments of its calls as objects, where they are JSON of objects."""
     calls = turn.get("tool_calls")
     return {**turn, "tool_calls": [_with_object(call) for call in calls]} if isinstance(calls, list) else dict(turn)
 
@@ -254,7 +254,7 @@ def _with_object(call: Any) -> Any:
 
 
 def _prints_parts(prompt: str) -> bool:
-    """Say whether a template has written a list of parts as it stands in a program, and not walked over it."""
+    """Return whether a template printed a list of parts as a whole instead of iterating over it."""
     return "'type': 'text'" in prompt or '"type": "text"' in prompt
 
 
@@ -263,7 +263,7 @@ def _texts(content: Any) -> list[str]:
 
 
 def _stands_in(prompt: str, squeezed: list[str], text: str) -> bool:
-    """Say whether a text is in a prompt, white space aside; `squeezed` keeps the prompt without any."""
+    """Return whether a text is in a prompt, white space aside; `squeezed` caches the prompt without white space."""
     if not squeezed:
         squeezed.append("".join(prompt.split()))
     return "".join(text.split()) in squeezed[0]

@@ -1,4 +1,4 @@
-"""The date in a chat template, fixed: prompts must be the same tomorrow, or a run could not go on."""
+"""Fix the date that a chat template writes: prompts must be the same tomorrow, or a run could not go on."""
 
 import json
 import string
@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 
 NAME = "strftime_now"
-"""The function by which templates ask for the date. transformers' own looks at the clock, and cannot be handed in."""
+"""The function that templates call for the date. That of transformers reads the clock; no other can be handed in."""
 
 _HIDDEN = "\\u0000"
-"""Stands for a doubled percent sign while the others are looked for."""
+"""Stands for a doubled percent sign while single ones are replaced."""
 
 
 def fix_date(template: str, date: str) -> str:
@@ -41,7 +41,7 @@ def fix_date(template: str, date: str) -> str:
 
 
 def tells_date(folder: Path, template: str = "") -> bool:
-    """Say whether a chat template of a model directory asks for the date; of a file in their place, if one is named."""
+    """Return whether a chat template asks for the date: the file `template`, or else one of a model directory."""
     files = (
         [Path(template)]
         if template

@@ -1,7 +1,7 @@
-"""Read rows as people have them: which columns are prompt, chat, id and parameters. Pure.
+"""Map the columns that people have to the keys of a row: prompt, chat, id, parameters. Pure.
 
-A row is read by the keys that we know, as a line of OpenAI's batch format, or by what the job says of its columns.
-Columns with other names are never guessed: the message names the flag.
+A row is read by known keys, as a line of OpenAI's batch format, or by the job's flags. Columns with other names are
+never guessed: the message names the flag.
 """
 
 import functools
@@ -27,11 +27,11 @@ _LINE_KEYS = frozenset({"custom_id", "method", "url", "body"})
 _AS_JSON = frozenset({"messages", "prompt_token_ids", "sampling", "tools", "documents", "chat_template_kwargs"})
 """Columns that a table may have as JSON in a string."""
 _LIKELY = ("question", "instruction", "query", "problem", "text", "input", "content")
-"""Columns that are named first where a row has no prompt."""
+"""Columns that the message suggests first where a row has no prompt."""
 
 
 class NoPrompt(RowError):
-    """A row has text, and none of it under a name that is read as the prompt."""
+    """A row has text, but no column that is read as the prompt."""
 
     def __init__(self, message: str) -> None:
         super().__init__("prompt", message)
@@ -39,10 +39,10 @@ class NoPrompt(RowError):
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has what; by default under our own names, or as a line of a batch."""
+    """Which columns of a row are read, and as what."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """Columns that go by another name: ours and theirs; an empty name is none."""
+    """The corpus' name of a column by our name, where they differ; an empty name means no column."""
     template: PromptTemplate | None = None
     """Makes the prompt of a row's columns."""
     chat: ChatRules = field(default_factory=ChatRules)
@@ -50,7 +50,7 @@ class Columns:
 
     @classmethod
     def of(cls, job: Job) -> "Columns":
-        """Return what a job says of its columns."""
+        """Return the columns of a job."""
         folder = job.model.rstrip("/").rpartition("/")[2]
         batch = BatchRules(
             job.unknown_parameters,
@@ -63,7 +63,7 @@ class Columns:
 
     @classmethod
     def said(cls, values: Mapping[str, Any]) -> "Columns":
-        """Return what the fields of a job on which prompts depend say; see `hpc.job.Job.prompt_values`."""
+        """Return the columns that `hpc.job.Job.prompt_values` describes; lines of a batch are read by default rules."""
         names = dict(text.split("=", 1) for text in values.get("column", ()))
         template = values.get("prompt_template")
         chat = ChatRules(
@@ -76,7 +76,7 @@ class Columns:
 
     @functools.cached_property
     def wanted(self) -> frozenset[str]:
-        """The columns on which the request of a row may depend: a table reads no others."""
+        """The columns that requests may depend on: only these are read of a table."""
         theirs = {self.names.get(name, name) for name in (*_ROW_KEYS, *CHAT_KEYS)}
         return frozenset(theirs | {_CONVERSATIONS} | _LINE_KEYS | set(self.template.names if self.template else ()))
 
@@ -121,7 +121,7 @@ class Columns:
         return Given(own, notes=tuple(notes))
 
     def shown(self, value: Mapping[str, Any]) -> str:
-        """Return what a reader would call the prompt of a row: its text, or that of its last turn."""
+        """Return the prompt of a row for display: its text, or the text of its last turn."""
         try:
             own = self.read(value).value
         except RowError:
@@ -161,7 +161,7 @@ class Columns:
         return row_id(value, row, theirs)
 
     def meta_of(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a row carries besides the columns that are read."""
+        """Return the columns of a row that are not read, which are carried to the output."""
         if self._as_rows_are and (value.get("messages") is not None or type(value.get("prompt")) is str):
             # As it is found below, at a fifth of the time.
             keys = _ROW_KEYS if value.get("messages") is None else _CHAT_ROW_KEYS
@@ -216,7 +216,7 @@ class Columns:
 
 
 def _is_plain(value: Mapping[str, Any]) -> bool:
-    """Say whether a row is in our own keys as it stands: one prompt, a text or turns under our own name."""
+    """Return whether a row needs no mapping: it has one prompt, a text or turns, under our own name."""
     prompt, messages = value.get("prompt"), value.get("messages")
     if value.get("prompt_token_ids") is not None or (prompt is None) == (messages is None):
         return False
@@ -229,7 +229,7 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
 
 
 def refusal(rows: Iterable[Mapping[str, Any] | RowError], columns: Columns) -> str | None:
-    """Return why a corpus that begins with these rows cannot be meant so: none of them has what is read as a prompt."""
+    """Return the error of the first row if no row has a column that is read as the prompt; None otherwise."""
     reason = None
     for value in rows:
         if isinstance(value, RowError):
@@ -246,7 +246,7 @@ def refusal(rows: Iterable[Mapping[str, Any] | RowError], columns: Columns) -> s
 
 
 def _way_out(value: Mapping[str, Any]) -> str:
-    """Return the flag that reads a row of other columns; nothing where none of them has text."""
+    """Return a suggestion of flags for a row without a prompt; empty if no column has text."""
     texts = [name for name, given in value.items() if isinstance(given, str) and given and name not in _IDS]
     if not texts:
         return ""
@@ -257,7 +257,7 @@ def _way_out(value: Mapping[str, Any]) -> str:
 
 
 def _from_json(value: object) -> Any:
-    """Return what a cell holds, which may be JSON in a string."""
+    """Return the value of a cell, decoded if it is JSON in a string."""
     if value == "":  # an empty cell of a CSV file
         return None
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):

@@ -1,4 +1,4 @@
-"""Decode JSON: a line of a corpus to the object of its row. Pure; the one place where a corpus' JSON is decoded."""
+"""Decode a line of JSON to the object of its row. No other module decodes the JSON of a corpus. Pure."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from hpc import quick_json
 from hpc.corpus.errors import RowError
 
 MAX_DEPTH = 100
-"""Levels of nesting that a row may have: what is deeper could be read, and not be written again."""
+"""Maximum depth of lists and objects in a row: Python decodes deeper ones, but cannot encode them for the output."""
 
 
 def decode_row(line: bytes) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def decode_text(data: bytes, what: str = "line") -> str:
 
 
 def short(value: object) -> str:
-    """Return a value for a message: as JSON, a text as it is, cut to 60 characters."""
+    """Return a value for a message: a string as it is, anything else as JSON, cut to 60 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

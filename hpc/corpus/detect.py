@@ -1,7 +1,7 @@
-"""Say what format a corpus file is of: from its first bytes, and of text that may be one or another from its name.
+"""Detect the format of a corpus file from its first bytes; its name decides between CSV, TSV and plain text. Pure.
 
-A row that is broken is an error row and no reason to refuse a corpus. So a file is refused only where it is
-clear: by the signature of a format that is not read, or where it is text whose rows nothing tells.
+A broken row becomes an error row and is no reason to refuse a corpus. A file is refused only if it has the signature of
+a format that is not read, or if it is text in which neither content nor name tells the rows apart.
 """
 
 import json
@@ -14,16 +14,17 @@ from hpc.corpus.formats.arrow import FILE_MAGIC
 from hpc.corpus.formats.stream import BOM
 
 HEAD_BYTES = 1 << 16
-"""How much of a file is looked at."""
+"""Bytes of a file that are examined: a few rows, even long ones."""
 
 _MAX_LINES = 100
+"""Lines among which one must be an object: a corpus may begin with some broken ones."""
 
 PACKED = (".gz", ".bz2", ".zst", ".xz")
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
     ".txt": "text", ".text": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-"""What files are usually called. It decides nothing but which text is CSV, TSV or plain."""
+"""The usual names of files. They choose the files of a folder, and tell CSV, TSV and plain text apart."""
 
 _TABLES = {b"PAR1": "parquet", FILE_MAGIC: "arrow", b"\xff\xff\xff\xff": "arrow"}
 _REFUSED = {
@@ -42,7 +43,7 @@ _ROW = 'a corpus is JSONL, one object on each line such as {"prompt": "…"}'
 
 
 def named_format(name: str) -> str:
-    """Return the format that a file is of by its name; empty where the name says none."""
+    """Return the format that a name promises; an empty string if it promises none."""
     stem, dot, suffix = name.lower().rpartition(".")
     if dot + suffix in PACKED:
         stem, dot, suffix = stem.rpartition(".")
@@ -50,15 +51,14 @@ def named_format(name: str) -> str:
 
 
 def table_format(head: bytes) -> str:
-    """Return the format of the table that begins with `head`; empty for what is none."""
+    """Return the format of the table that begins with `head`; an empty string if it is no table."""
     return next((found for magic, found in _TABLES.items() if head.startswith(magic)), "")
 
 
 def recognise(head: bytes, name: str, whole: bool) -> str:
     """Return the format of the text that begins with `head`; raise `CorpusError` with the way out for another.
 
-    `whole` says that there is nothing behind it; `name` is the file's name, whose suffix decides where the text does
-    not, and what it is called in the commands that are given.
+    `whole` says that the file ends there. `name` stands in messages; its suffix decides where the text does not.
     """
     reason = _refusal(head)
     if not reason:
@@ -81,7 +81,7 @@ def _refusal(head: bytes) -> str:
 
 
 def _text_format(head: bytes, named: str, whole: bool) -> str:
-    """Return the format of a text, or the reason why it is none."""
+    """Return the format of a text, or the reason to refuse it."""
     text = head.removeprefix(BOM).strip()
     if not text:
         return named if named in ("csv", "tsv", "text") else "jsonl"

@@ -1,4 +1,4 @@
-"""What can be wrong with a corpus: one row of it, or all of it."""
+"""Errors of reading a corpus: `RowError` concerns one row, `CorpusError` all of it."""
 
 from hpc.exit import Refusal
 

@@ -15,7 +15,7 @@ STDIN = Path("/dev/stdin")
 
 
 def find_files(patterns: Sequence[str]) -> tuple[Path, ...]:
-    """Return the corpus files that names, folders and globs stand for; raise `CorpusError` for what is none."""
+    """Return the corpus files that names, folders and globs stand for; raise `CorpusError` if one matches none."""
     files: list[Path] = []
     for pattern in patterns:
         if pattern == "-":
@@ -48,7 +48,7 @@ def name_files(paths: Sequence[Path], formats: Sequence[str] = ()) -> tuple[Corp
 
 
 BLOCK_BYTES = 1 << 18
-"""Long enough that a message costs nothing beside its tokenization, short enough that rank 0 answers."""
+"""Long enough that tokenizing a block takes far longer than sending it, short enough that rank 0 stays responsive."""
 
 
 class Blocks:

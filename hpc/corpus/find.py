@@ -1,4 +1,4 @@
-"""Find the files of a job's corpus, and copy those that can be read once alone into the run directory."""
+"""Find the files of a job's corpus and their formats; copy those that can be read only once into the run directory."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _FIRST_ROWS = 100
 
 
 def corpus_files(job: Job) -> tuple[Path, ...]:
-    """Return the corpus files of a job, absolute; raise `Refusal` for what is none, or of a format that is not read."""
+    """Return the corpus files of a job, absolute; raise `Refusal` for a missing file or an unknown format."""
     files = find_files(job.corpus)
     if not job.name and pipe.is_nameless(files[0]):
         raise Refusal("a corpus that comes through a pipe gives no name to the run; add --name")
@@ -32,7 +32,7 @@ def keep_corpus(
 ) -> tuple[Path, ...] | None:
     """Return the corpus files, pipes copied into the run directory; None if it was given up.
 
-    Raises `Refusal` for what cannot be copied, or is of a format that is not read.
+    Raises `Refusal` for a pipe that cannot be copied, or whose format is not read.
     """
     try:
         kept = pipe.keep(files, directory.path / "corpus", give_up)
@@ -52,7 +52,7 @@ def check_columns(files: Sequence[CorpusFile], columns: Columns) -> None:
 def find_format(path: Path, asked: str = "auto") -> str:
     """Return the format of a file, a name in `FORMATS`; raise `CorpusError` for one that is not read.
 
-    `asked` is what the user says it is, or "auto".
+    `asked` is the format that the user names, or "auto".
     """
     try:
         with open(path, "rb") as file:
@@ -68,6 +68,6 @@ def find_format(path: Path, asked: str = "auto") -> str:
 
 
 def find_formats(files: Sequence[Path], job: Job) -> tuple[str, ...]:
-    """Return the format of each file, as the job says or its content; raise `Refusal` for one that is not read."""
+    """Return the format of each file, from the job or from its content; raise `Refusal` for one that is not read."""
     asked = "file" if job.text_per == "file" else job.format
     return tuple(find_format(file, asked) for file in files)

@@ -1,4 +1,4 @@
-"""The corpus files of a folder: what `datasets` has saved there, or files of one kind."""
+"""List the corpus files of a folder: those of a data set saved by `datasets`, or files of one format."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from hpc.corpus.errors import CorpusError
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the corpus files of a folder, in order; raise `CorpusError` where it is not clear which they are."""
+    """Return the corpus files of a folder, in order; raise `CorpusError` if it has none, or several formats."""
     saved = saved_files(folder)
     if saved is not None:
         return saved

@@ -1,24 +1,24 @@
-"""Notes: what the user should hear of once, however many rows it is true of."""
+"""Notes: messages about rows that the log shows once, with the number of rows and the place of the first."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _MAX_NOTES = 64
-"""So many different ones are told; a corpus that gives reason for more is strange in one way."""
+"""Number of different notes that are kept: names from the rows stand in them, and there may be any number of those."""
 
 
 @dataclass
 class Note:
-    """Something that is true of rows."""
+    """The rows that a message is about."""
 
     first: str
-    """The place of the first of them."""
+    """Place of the first row."""
     rows: int
 
 
 def note_lines(found: Iterable[tuple[str, Iterable[str]]]) -> bytes:
-    """Return the notes of a block's rows, given each row's place and notes, as JSON lines that `Notes` adds up."""
+    """Return the notes of a block as JSON lines for `Notes`, given place and messages of each row."""
     notes: dict[str, Note] = {}
     for place, texts in found:
         for text in texts:
@@ -27,13 +27,13 @@ def note_lines(found: Iterable[tuple[str, Iterable[str]]]) -> bytes:
 
 
 class Notes:
-    """The notes of all blocks, which come in the order of the corpus."""
+    """The notes of all blocks; blocks come in the order of the corpus."""
 
     def __init__(self) -> None:
         self._notes: dict[str, Note] = {}
 
     def add(self, lines: bytes) -> None:
-        """Add those of the next block."""
+        """Add the notes of the next block."""
         for line in lines.splitlines():
             _add(self._notes, *json.loads(line))
 

@@ -17,7 +17,7 @@ from hpc.corpus.turns import CHAT_KEYS
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _LINE_KEYS = {"custom_id", "method", "url"}
 COMPLETIONS_MAX_TOKENS = 16
-"""`max_tokens` of a completion that says none, for the API and for vLLM."""
+"""The default of `max_tokens` for completions, in the API and in vLLM."""
 
 _SAMPLING: Mapping[str, str] = {
     "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "n": "n", "seed": "seed",
@@ -26,14 +26,14 @@ _SAMPLING: Mapping[str, str] = {
     "repetition_penalty": "repetition_penalty",
     "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens",
 }  # fmt: skip
-"""Parameters that we have, by our names; of two that give one, the later goes before."""
+"""Our name of each parameter that we have; of two with one name, the later takes precedence."""
 
 _NO_EFFECT = frozenset({
     "model", "stream", "stream_options", "user", "store", "metadata", "service_tier", "parallel_tool_calls",
     "priority", "request_id", "cache_salt", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "prediction", "spaces_between_special_tokens",
 })  # fmt: skip
-"""Parameters that change nothing of a completion here, whatever their value."""
+"""Parameters that never change a completion here."""
 
 _LATER = "it is not served yet"
 _UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -75,7 +75,7 @@ _UNSERVED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "mm_processor_kwargs": (({},), "only text goes in"),
     "vllm_xargs": (({},), _LATER),
 }
-"""Parameters that make an error row, but for these values, which ask for nothing; and the reason."""
+"""Parameters that are refused: the values that ask for nothing and pass, and the reason."""
 
 _CHAT_ONLY = frozenset({"messages", "top_logprobs", "reasoning_effort", "tool_choice", *CHAT_KEYS})
 _COMPLETIONS_ONLY = frozenset({"prompt"})
@@ -83,15 +83,15 @@ _COMPLETIONS_ONLY = frozenset({"prompt"})
 
 @dataclass(frozen=True)
 class BatchRules:
-    """What a job says of the lines of a batch."""
+    """The options of a job for lines of a batch."""
 
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
     served: frozenset[str] = frozenset()
-    """Names by which the job's model may be asked for; empty where any will do."""
+    """Names of the job's model; empty if any name will do."""
     temperature: float = 0.0
-    """That of the job, which holds where a body says none."""
+    """Temperature of the job, for bodies without one."""
     max_new_tokens: int = 256
-    """That of the job, for a chat whose body says no limit."""
+    """Limit of the job, for chats without one."""
     token_ids: bool = False
     """Whether the job returns token ids."""
 
@@ -103,21 +103,21 @@ class BatchRow:
     row: dict[str, Any]
     """In the keys of our own rows, without an id."""
     names: Mapping[str, str]
-    """Parameters that the body calls by another name: ours and theirs."""
+    """The body's name of a parameter by our name, where they differ."""
     exact_length: bool
-    """Whether the body says how many tokens it wants: fewer than these are not what it asks for."""
+    """Whether the body sets a limit, which then must fit the context."""
     notes: tuple[str, ...]
-    """What the user should hear of once."""
+    """Messages that the log shows once."""
 
 
 def is_batch_line(value: Mapping[str, Any]) -> bool:
-    """Say whether a row is a line of a batch: by its keys alone, however broken their values are."""
+    """Return whether a row is a line of a batch, by its keys alone: their values may be broken."""
     marked = ("custom_id" in value or "url" in value) if "body" in value else value.keys() >= _LINE_KEYS
     return marked and value.get("prompt") is None and value.get("messages") is None
 
 
 def endpoint(value: Mapping[str, Any]) -> str:
-    """Return the url that a line asks for, where it says none by what its body has; raise `RowError` for another."""
+    """Return the url of a line, or that which fits its body; raise `RowError` for one that is not served."""
     url = value.get("url")
     if url is None:
         body = value.get("body")
@@ -166,7 +166,7 @@ def read_batch_line(value: Mapping[str, Any], rules: BatchRules) -> BatchRow:
 
 
 def _check_names(body: Mapping[str, Any], url: str, rules: BatchRules) -> list[str]:
-    """Return what is to be said of parameters that are ignored; raise `RowError` for one that cannot be served."""
+    """Return notes on the parameters that are ignored; raise `RowError` for one that is not served."""
     known = known_parameters(url)
     notes = []
     for name, given in body.items():
@@ -196,13 +196,13 @@ def _asks_for_nothing(name: str, given: Any, body: Mapping[str, Any], url: str, 
 
 @functools.cache
 def known_parameters(url: str) -> frozenset[str]:
-    """Return the names of all parameters of which it is known what to do with them."""
+    """Return the names of all parameters that have a place in the tables above."""
     names = _NO_EFFECT | _UNSERVED.keys() | _SAMPLING.keys() | {"logprobs"} | _CHAT_ONLY | _COMPLETIONS_ONLY
     return frozenset(names - (_COMPLETIONS_ONLY if url == CHAT else _CHAT_ONLY))
 
 
 def _sampling(body: Mapping[str, Any], url: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the sampling parameters of a body, and by our names theirs where they differ."""
+    """Return the sampling parameters of a body by our names, and the body's names where they differ."""
     sampling, names = {}, {}
     for theirs, ours in _SAMPLING.items():
         if theirs in body:
@@ -228,7 +228,7 @@ def _sampling(body: Mapping[str, Any], url: str) -> tuple[dict[str, Any], dict[s
 
 
 def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the turns of a body, and what else goes to the chat template."""
+    """Return the turns of a body and the other inputs of the chat template."""
     if "messages" not in body:
         raise RowError("prompt", f'"body" has no "messages" but {short(list(body))}; a line of {CHAT} must have them')
     row = {name: body[name] for name in ("messages", *CHAT_KEYS) if name in body}

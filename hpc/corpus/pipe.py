@@ -1,7 +1,7 @@
-"""Corpora that cannot be read twice (FIFOs, pipes, standard input): copied into the run directory first.
+"""Copy corpora that can be read only once (FIFOs, pipes, standard input) into the run directory.
 
-The corpus is read once to tokenize it and once to write the output. Nothing here blocks: whoever waits for a writer
-looks every now and then whether it is to give up.
+A run reads its corpus twice: to tokenize it, and to write the output. Nothing here blocks: waiting for a writer is
+interrupted every `_WAIT_MS` to ask whether to give up.
 """
 
 import contextlib
@@ -20,28 +20,30 @@ from hpc.rundir import atomic
 
 LOGGER = logging.getLogger(__name__)
 
-
 _WAIT_MS = 100
+"""Short enough for a signal to be answered at once, in the eyes of a person."""
 _READ_BYTES = 1 << 16
+"""The usual capacity of a pipe."""
 _DIGEST_BYTES = 8
+"""Of a name made of the content: a run directory holds a handful of copies."""
 
 
 def is_pipe(path: Path) -> bool:
-    """Say whether a corpus file can be read but once: it is no regular file, or belongs to this process."""
+    """Return whether a corpus file can be read only once: it is no regular file, or a descriptor of this process."""
     return str(path).startswith(("/dev/", "/proc/")) or (path.exists() and not stat.S_ISREG(path.stat().st_mode))
 
 
 def is_nameless(path: Path) -> bool:
-    """Say whether the name of a corpus file says nothing: that of a pipe which only this process has."""
+    """Return whether a corpus file is a pipe without a name in the file system, such as /dev/stdin."""
     return _descriptor(path) is not None
 
 
 def keep(files: Sequence[Path], folder: Path, give_up: Callable[[], bool]) -> tuple[Path, ...] | None:
-    """Return the corpus files, a copy in the place of each pipe; None if it was given up.
+    """Return the corpus files with pipes replaced by copies; None if `give_up` said so.
 
-    A copy stands in `folder` under a name made of its content, so that the same content is the same file at every
-    attempt, and an earlier one stays until `forget`. A pipe without a byte stands for what it gave before. Raises
-    `CorpusError` for what cannot be copied.
+    The path of a copy in `folder` contains a digest of its content, so that the same content is the same file in every
+    attempt; earlier copies stay until `forget`. An empty pipe stands for the content that it had before. Raises
+    `CorpusError` for a pipe that cannot be copied.
     """
     kept: list[Path] = []
     for file in files:
@@ -56,7 +58,7 @@ def keep(files: Sequence[Path], folder: Path, give_up: Callable[[], bool]) -> tu
 
 
 def forget(folder: Path, kept: Sequence[Path]) -> None:
-    """Remove the copies that are none of `kept`."""
+    """Remove all copies but those in `kept`."""
     for path in folder.glob(f"{'[0-9a-f]' * 2 * _DIGEST_BYTES}/*"):
         if path not in kept:
             path.unlink()
@@ -117,7 +119,7 @@ def _open(file: Path) -> int:
 
 
 def _read(source: int, give_up: Callable[[], bool]) -> bytes | None:
-    """Return what comes next, nothing at the end; None if it is given up."""
+    """Return the next bytes, none at the end; None if `give_up` said so."""
     poll = select.poll()
     poll.register(source, select.POLLIN)
     while not give_up():

@@ -27,11 +27,11 @@ class Given:
 
     value: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
-    """Sampling parameters that the row calls by another name: ours and theirs."""
+    """The row's name of a sampling parameter by our name, where they differ."""
     exact_length: bool = False
-    """Whether a completion that the context makes shorter than `max_new_tokens` is not what the row asks for."""
+    """Whether `max_new_tokens` must fit the context; otherwise it is clamped."""
     notes: tuple[str, ...] = ()
-    """What the user should hear of once."""
+    """Messages that the log shows once."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Row:
     id: RowId
     prompt: str | None
     messages: list[dict[str, Any]] | None
-    """Turns of role, content (a string, or a list of text parts) and what else the chat template may know."""
+    """Turns with role, content (a string, or a list of text parts) and any other keys of the chat template."""
     token_ids: list[int] | None
     sampling: SamplingParams
     options: ChatOptions = PLAIN
-    """How `messages` are written."""
+    """Options of the chat template for `messages`."""
     exact_length: bool = False
-    """As that of `Given`."""
+    """See `Given`."""
 
 
 def row_id(value: Mapping[str, Any], row: int, column: str = "id") -> RowId:

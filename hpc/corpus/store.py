@@ -1,11 +1,11 @@
-"""The token store: what reading a corpus found, as files in the run directory, so that rank 0 need not hold it.
+"""The token store: the tokenized corpus as memory-mapped files in the run directory, so that rank 0 need not hold it.
 
 `tokens.i32`      the prompts' token ids, one after the other
 `offsets.i64`     [rows + 1, 7]: see `Column`; the last line ends the others
 `keys.b16`        [rows, 16] bytes: the key of each row's completion
 `requests.jsonl`  a line a row: its id, and its sampling parameters where they are not the job's
 `errors.jsonl`    a line a refused row, in the order of rows: its index and what was wrong
-`store.json`      what was read, and that it was read to its end: written last
+`store.json`      inputs and digests; written last, so that a store that has it is whole
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from hpc.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a corpus, as far as a plan needs them; arrays of shape [prompts]."""
+    """The properties of prompts that a plan needs; arrays of shape [prompts]."""
 
     tokens: Tokens
-    """All of them, one behind the other."""
+    """The tokens of all prompts, concatenated."""
     starts: Ints
     lengths: Ints
     new_tokens: Ints
-    """Most tokens to generate for a sample."""
+    """Maximum number of tokens to generate for each sample."""
     samples: Ints
 
 
@@ -80,7 +80,7 @@ class StoreWriter:
         }
         self._id_hashes: list[npt.NDArray[np.uint64]] = []
         self._places: dict[int, Callable[[int], Place]] = {}
-        """Of each file, where its row of a number is."""
+        """For each file, the function that turns a row's number into its place."""
         self._tokens = self._bytes = 0
         self.num_rows = 0
 
@@ -112,8 +112,8 @@ class StoreWriter:
     ) -> "TokenStore":
         """Refuse the later ones of rows with one id, put the files in place, and open them.
 
-        `inputs` is all that the store depends on, `digests` are those of the corpus files. What
-        `check` raises, given the keys of the rows and hashes of their ids, leaves an earlier store in place.
+        `inputs` is everything that the store depends on, `digests` are those of the corpus files. `check` gets the
+        keys of the rows and hashes of their ids; if it raises, an earlier store stays in place.
         """
         end = np.array([[self._tokens, self._bytes, 0, 0, 0, 0, 0]], dtype=np.int64)
         self._files[_OFFSETS].write(end.tobytes())
@@ -205,7 +205,7 @@ class TokenStore:
 
     @property
     def files(self) -> tuple[CorpusFile, ...]:
-        """The corpus files, and how they were read."""
+        """The corpus files and their formats."""
         paths = [Path(name) for name, *_ in self.inputs["files"]]
         return name_files(paths, self.inputs.get("formats", ()))
 
@@ -216,7 +216,7 @@ class TokenStore:
 
     @property
     def new_tokens(self) -> Ints:
-        """Most tokens that each sample of each row may have, shape [rows]."""
+        """Maximum number of tokens of each sample of each row, shape [rows]."""
         return self.offsets[:-1, Column.NEW_TOKENS]
 
     @property
@@ -243,7 +243,7 @@ class TokenStore:
         return self._tokens[begin:end]
 
     def prompts(self, rows: Ints) -> Prompts:
-        """Return what a plan needs to know of the prompts of these rows."""
+        """Return the properties of the prompts of these rows that a plan needs."""
         starts: Ints = self.offsets[rows, Column.TOKENS]
         return Prompts(self._tokens, starts, self.prompt_lengths(rows), self.new_tokens[rows], self.samples[rows])
 
@@ -262,11 +262,11 @@ class TokenStore:
         return bytes(self.keys[row]).ljust(KEY_BYTES, b"\0")
 
     def all_tokens(self, rows: Ints) -> npt.NDArray[np.int32]:
-        """Return the prompts of some rows, one behind the other."""
+        """Return the prompts of some rows, concatenated."""
         return self._join(self._tokens, rows, Column.TOKENS)
 
     def request_lines(self, rows: Ints) -> npt.NDArray[np.uint8]:
-        """Return the lines of some rows in requests.jsonl, as bytes, one behind the other."""
+        """Return the lines of some rows in requests.jsonl, concatenated."""
         return self._join(self._requests, rows, Column.REQUEST)
 
     def request_line(self, row: int) -> bytes:
@@ -293,7 +293,7 @@ class TokenStore:
 
 
 def id_hash(identity: RowId | None) -> int:
-    """Return 64 bits that differ, but for chance, where ids differ in type or value."""
+    """Return a 64-bit hash of an id's type and value."""
     return int.from_bytes(hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest(), "little")
 
 

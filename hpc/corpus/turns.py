@@ -21,19 +21,19 @@ FROM_ROLES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class ChatRules:
-    """What a job says of its chats."""
+    """The options of a job for chats."""
 
     last_assistant: Literal["refuse", "continue", "drop", "keep"] = "refuse"
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """What templates are given, where a row says nothing else."""
+    """Variables of the template; those of a row take precedence."""
     own_templates: bool = False
     """Whether a row may bring its chat template."""
     system: str = ""
-    """A first turn for chats that have no such."""
+    """System turn for chats that have none."""
 
 
 def check_chat(value: Mapping[str, Any], rules: ChatRules) -> tuple[list[dict[str, Any]], ChatOptions]:
-    """Return the turns of a row with "messages", and how they are written; raise `RowError` for a broken rule."""
+    """Return the turns of a row with "messages" and the options of its template; raise `RowError` for a broken rule."""
     turns = _turns(value["messages"])
     if rules.system and turns[0]["role"] not in ("system", "developer"):
         turns.insert(0, {"role": "system", "content": rules.system})
@@ -46,17 +46,17 @@ def check_chat(value: Mapping[str, Any], rules: ChatRules) -> tuple[list[dict[st
 
 
 def is_chat(value: object) -> bool:
-    """Say whether a value is a list of turns, or meant to be one."""
+    """Return whether a value is a list of objects, as turns are."""
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
 
 
 def from_conversations(value: object) -> object:
-    """Return turns of "from" and "value" as turns of "role" and "content"; what is none of them stays as it is."""
+    """Convert turns of "from" and "value" to turns of "role" and "content"; leave anything else as it is."""
     return [_from_value(turn) for turn in value] if isinstance(value, list) else value
 
 
 def without_answer(turns: list[Any]) -> list[Any]:
-    """Return turns without those of the assistant at their end."""
+    """Return turns without the assistant's turns at their end."""
     end = len(turns)
     while end and isinstance(turns[end - 1], dict) and turns[end - 1].get("role") == "assistant":
         end -= 1
@@ -100,7 +100,7 @@ def _turns(value: object) -> list[dict[str, Any]]:
 
 
 def _turn(given: object, name: str) -> dict[str, Any]:
-    """Check one turn. Its content may be missing where it has something else to say: calls of tools, reasoning."""
+    """Check one turn. The assistant's may have no content beside other keys: calls of tools, reasoning."""
     turn = {key: kept for key, kept in given.items() if kept is not None} if isinstance(given, dict) else {}
     says_more = turn.get("role") == "assistant" and len(turn) > 1
     if "role" not in turn or not ("content" in turn or says_more):
@@ -178,7 +178,7 @@ def _template(value: Mapping[str, Any], rules: ChatRules) -> str | None:
 def _end(
     turns: list[dict[str, Any]], options: ChatOptions, value: Mapping[str, Any], rules: ChatRules
 ) -> tuple[list[dict[str, Any]], ChatOptions]:
-    """Settle whether the assistant begins a turn of its own, or goes on with the last one."""
+    """Decide whether the completion is a new turn of the assistant or continues the last one."""
     continues = _flag(value, "continue_final_message")
     begins = _flag(value, "add_generation_prompt")
     if continues and begins:

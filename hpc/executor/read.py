@@ -1,4 +1,4 @@
-"""Read: rank 0 cuts the corpus into blocks, all ranks check and tokenize them, rank 0 writes the token store."""
+"""Read the corpus: rank 0 cuts it into blocks, all ranks check and tokenize them, rank 0 writes the token store."""
 
 import contextlib
 import functools
@@ -36,7 +36,7 @@ from hpc.rundir.lock import alone
 LOGGER = logging.getLogger(__name__)
 
 AHEAD = 2
-"""Blocks that a rank has before it: one to work on, one to go on with."""
+"""Blocks that a rank holds: one that it works on, and the next, so that it need not wait for rank 0."""
 
 CheckBlock = Callable[[Block], Arrays]
 
@@ -51,7 +51,7 @@ def read_blocks(
 ) -> None:
     """Have all blocks checked, and `append` them in their order; return early when told to stop.
 
-    `on_message` gets what is not about rows. The blocks in hand are bounded, however slow one rank is.
+    `on_message` gets all messages but the answers. The number of blocks in memory is bounded, however slow one rank is.
     """
     source = iter(blocks)
     given: dict[int, Block] = {}
@@ -73,7 +73,7 @@ def read_blocks(
         return block
 
     def advance() -> bool:
-        """Do what can be done now; say whether that was anything."""
+        """Take answers, hand out blocks, append what is next in order; return whether there was progress."""
         nonlocal next_written
         before = (next_given, next_written)
         for message in comm.poll():
@@ -116,7 +116,7 @@ def _pack_block(number: int, block: Block) -> Buffer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a token store depends on."""
+    """Everything that a token store depends on."""
 
     job: Job
     files: tuple[Path, ...]
@@ -124,7 +124,7 @@ class Inputs:
 
     @functools.cached_property
     def corpus(self) -> tuple[CorpusFile, ...]:
-        """The corpus files, and how they are read."""
+        """The corpus files and their formats."""
         return name_files(self.files, find_formats(self.files, self.job))
 
     def as_json(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Inputs:
 
 
 def make_checker(loader: Loader, inputs: Inputs, threads: int) -> Checker:
-    """Return what checks and tokenizes blocks here, on so many threads; raise `Refusal` for a model that cannot."""
+    """Return the checker of this rank, for so many threads; raise `Refusal` for a model that cannot generate."""
     use_threads(threads)
     loader.examine(inputs.job, inputs.model.path)
     return loader.checker(inputs.job, inputs.model.path)

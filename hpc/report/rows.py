@@ -156,7 +156,7 @@ class RunRows:
     def _completions(self, rows: Ints) -> Iterator[tuple[int, Completion]]:
         """Yield row and completion of each row that has one."""
         rows = rows[(self._records[rows] >= 0) & self.run.tokens.good[rows]]
-        for row, record in zip(rows.tolist(), self.run.index.read(self._records[rows]), strict=True):
+        for row, record in zip(rows.tolist(), self.run.index.read(self._records[rows].tolist()), strict=True):
             try:
                 yield row, journal.decode(record)
             except ValueError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpc.corpus.files import Blocks, name_files
-from hpc.corpus.notes import Notes
+from hpc.corpus.notes import Notes, note_lines
 from hpc.corpus.store import Arrays
 from hpc.corpus.tokenize import Encoder
 from hpc.request import KEY_BYTES, completion_key
@@ -470,3 +470,9 @@ def test_what_is_true_of_refused_rows_is_not_said(tmp_path: Path) -> None:
     both = {"prompt": "hi", "messages": [HI]}
     good, bad = check(tmp_path, both), check(tmp_path, {**both, "sampling": 5})
     assert (len(good["notes"]) > 0, len(bad["notes"])) == (True, 0)
+
+
+def test_half_of_a_surrogate_pair_can_be_said() -> None:
+    notes = Notes()
+    notes.add(note_lines([("x:1", ["the model \ud800"])]))
+    assert [note.encode() for note in notes] == [b"x:1: the model \\ud800"]

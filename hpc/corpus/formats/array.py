@@ -1,4 +1,4 @@
-"""JSON whose objects are not one on each line: an array of objects, or objects that go over several lines."""
+"""JSON with objects that are not one a line: an array of objects, or objects that go over several lines."""
 
 import codecs
 import json

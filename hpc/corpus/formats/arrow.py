@@ -8,7 +8,7 @@ from hpc.corpus.formats.table import Group, OpenTable, Table
 
 FILE_MAGIC = b"ARROW1"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""The last bytes of a stream; pyarrow takes one that is cut between two batches for whole."""
+"""The last bytes of a stream. pyarrow does not notice that they are missing if it is cut between two batches."""
 
 
 class Arrow(Table):

@@ -9,7 +9,7 @@ from hpc.corpus.errors import RowError
 
 
 class Place(NamedTuple):
-    """Where a row stands, for messages: "x.jsonl:17", or "x.parquet row 17" in a file without lines."""
+    """The place of a row, for messages: "x.jsonl:17", or "x.parquet row 17" in a file without lines."""
 
     file: str
     number: int
@@ -21,32 +21,32 @@ class Place(NamedTuple):
 
 
 Row = tuple[int, Place, dict[str, Any] | RowError]
-"""Index over the whole corpus, from 0; place; what the row says, or why it cannot be read."""
+"""Index over the whole corpus, from 0; place; the row's value, or the error of a row that cannot be read."""
 
 
 Wanted = Collection[str] | None
-"""The only keys that are asked for; None is all. A table reads no other columns; what costs nothing may come too."""
+"""The keys to read; None is all. A table reads no other columns; other formats give all keys anyway."""
 
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """A corpus file and how it is read."""
+    """A corpus file and its format."""
 
     path: Path
     name: str
-    """What it is called in messages."""
+    """Its name in messages."""
     format: str = "jsonl"
     """A name in `FORMATS`."""
 
 
 class Piece(NamedTuple):
-    """Rows of one file that are sent to a rank together."""
+    """Consecutive rows of one file, which are sent to a rank together."""
 
     first: int
     """Number of its first line or row in the file, from 1."""
     num_rows: int
     data: bytes
-    """What the format makes the rows of."""
+    """Rows as the format encodes them: text, or for a table their place in the file."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class Block:
     file: int
     """Index of the file."""
     name: str
-    """What the file is called in messages."""
+    """The file's name in messages."""
     format: str
     first: int
     """Number of its first line or row in the file, from 1."""
     first_row: int
     """Index of its first row, from 0, over all files."""
     num_rows: int
-    """Rows to take of `data`: the last block before a limit has more."""
+    """Number of rows to take of `data`, which has more in the last block before a limit."""
     data: bytes
     in_lines: bool = True
-    """Whether its rows are found by line numbers."""
+    """Whether rows are counted in lines of the file."""
 
     def place(self, number: int) -> Place:
         """Return where the row of a number is."""
@@ -74,17 +74,17 @@ class Block:
 
 
 class Digest(Protocol):
-    """What the bytes of a file are added to as they are read."""
+    """A hash of a file's bytes, updated as they are read; see `hashlib`."""
 
     def update(self, data: bytes, /) -> None:
         """Add bytes."""
 
 
 class Format(Protocol):
-    """How a file of one format is read."""
+    """A reader of files of one format."""
 
     in_lines: bool
-    """Whether its rows are found by line numbers."""
+    """Whether rows are counted in lines of the file."""
 
     def blocks(self, file: CorpusFile, block_bytes: int, digest: Digest) -> Iterator[Piece]:
         """Yield the file in pieces of about so many bytes; raise `CorpusError` where it is broken."""

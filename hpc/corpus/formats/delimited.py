@@ -25,7 +25,7 @@ class Delimited:
     in_lines = True
 
     def __init__(self, delimiters: str) -> None:
-        """Take the delimiters that a file may have; that which its header has most of counts, else the first."""
+        """Take the possible delimiters; a file has the one that is most frequent in its header, else the first."""
         self._delimiters = delimiters
 
     def blocks(self, file: CorpusFile, block_bytes: int, digest: Digest) -> Iterator[Piece]:
@@ -88,7 +88,7 @@ def _reader(lines: Iterator[str], delimiter: str) -> _Reader:
 
 
 class _Lines:
-    """The lines of a text with their line breaks; bytes that are not UTF-8 become halves of surrogate pairs."""
+    """Iterate over lines with their line breaks, and keep them. Bytes that are not UTF-8 become lone surrogates."""
 
     def __init__(self, stream: TextStream, block_bytes: int, digest: Digest | None = None) -> None:
         self._lines = self._read(stream, block_bytes, digest)

@@ -1,4 +1,4 @@
-"""Formats whose rows are lines: JSON lines and plain text. A blank line is no row."""
+"""JSON lines and plain text: each line is a row, but for blank ones."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

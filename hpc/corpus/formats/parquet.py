@@ -1,4 +1,4 @@
-"""Parquet: row groups are read as a stream of a few MB, whatever their size, and of the columns that are asked for."""
+"""Parquet: a row group of any size is read as a stream of a few MB, of the wanted columns only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from hpc.corpus.formats.table import Group, OpenTable, Table
 
 _BUFFER_BYTES = 1 << 20
-"""Of a column, so many are read at once: without a bound pyarrow holds all of a row group."""
+"""Bytes of a column that are read at once; without a bound pyarrow holds the whole row group."""
 
 
 class Parquet(Table):

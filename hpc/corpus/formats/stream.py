@@ -1,4 +1,4 @@
-"""The text of a corpus file as UTF-8, whatever it is packed with and however it is encoded."""
+"""Read the text of a corpus file as UTF-8: unpack it, and convert it from UTF-16 or UTF-32."""
 
 import bz2
 import contextlib
@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 """The byte-order mark that some programs write before UTF-8."""
 
 _HEAD_BYTES = 8
-"""Enough to tell what a text is packed with, and encoded in."""
+"""Enough to tell packing and encoding."""
 
 
 def _open_zstd(path: Path) -> Any:
@@ -45,13 +45,13 @@ _OPEN: dict[bytes, tuple[str, Callable[[Path], Any]]] = {
     b"BZh": ("bunzip2 -c", bz2.open),
     b"\xfd7zXZ\0": ("xz -dc", lzma.open),
 }
-"""By the first bytes of a file: the command that unpacks it, and how it is opened here."""
+"""By the first bytes of a file: the command that unpacks it, for messages, and the function that opens it."""
 
 
 class TextStream:
     """The bytes of a text file, unpacked, in UTF-8.
 
-    What cannot be unpacked, or ends in the middle, raises `CorpusError` with the line up to which it could be read.
+    A file that is cut or damaged raises `CorpusError` with the number of the first line that could not be read.
     """
 
     def __init__(self, path: Path, name: str = "") -> None:
@@ -121,7 +121,7 @@ class TextStream:
 
 
 class _Recoded:
-    """A file in a wide encoding as UTF-8. Half a surrogate pair becomes bytes that are not UTF-8, as in the file."""
+    """A file in a wide encoding, as UTF-8. Half a surrogate pair becomes bytes that are not UTF-8."""
 
     def __init__(self, file: IO[bytes], encoding: str) -> None:
         self._text = io.TextIOWrapper(file, encoding, "surrogatepass", newline="\n")
@@ -137,7 +137,7 @@ class _Recoded:
 
 
 def wide_encoding(head: bytes) -> str:
-    """Return the encoding of a text whose characters have two or four bytes; empty for another."""
+    """Return the encoding of a text whose characters have two or four bytes; an empty string for any other."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "utf-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -1,7 +1,7 @@
-"""Tables: files of record batches, which each rank reads itself. A block says where its rows stand, in 100 bytes.
+"""Tables: files of record batches, which each rank reads itself. A block holds the place of its rows, about 100 bytes.
 
-A file is a sequence of groups (row groups of Parquet, record batches of Arrow), a block is a part of one. Whoever reads
-goes forwards through a group and remembers where it is, so that a group of any size is decoded once, a piece at a time.
+A file is a sequence of groups (row groups of Parquet, record batches of Arrow), a block is a part of one. A reader goes
+forwards through a group and remembers its position, so that it decodes a group of any size once, a piece at a time.
 """
 
 import base64
@@ -19,20 +19,20 @@ from hpc.corpus.errors import CorpusError, RowError
 from hpc.corpus.formats.block import Block, CorpusFile, Digest, Piece, Row, Wanted
 
 _MIN_ROWS, _MAX_ROWS = 16, 4096
-"""Rows of a block: several where they are long, since each costs a message; and not too many where columns are packed,
-and their text is much longer than it says."""
+"""Bounds of the rows of a block: a block costs a message, and packed columns may be far longer than their file says."""
 
 _HASH_BYTES = 1 << 20
+"""Bytes that are hashed at a time."""
 
 
 class Group(NamedTuple):
-    """What is read from its beginning to its end."""
+    """Rows of a file that can only be read from their beginning."""
 
     num_rows: int
     num_bytes: int
-    """Of its rows, unpacked."""
+    """Size of its rows, unpacked."""
     end: int
-    """Where it ends in the file."""
+    """Offset of its end in the file."""
 
 
 class OpenTable(Protocol):
@@ -49,7 +49,7 @@ class OpenTable(Protocol):
 
 
 class Table:
-    """What the formats of tables have in common."""
+    """Base of the formats of tables."""
 
     in_lines = False
 
@@ -61,7 +61,7 @@ class Table:
         raise NotImplementedError
 
     def blocks(self, file: CorpusFile, block_bytes: int, digest: Digest) -> Iterator[Piece]:
-        """Yield where the pieces of each group are."""
+        """Yield the places of the pieces of each group."""
         first = 1
         with open(file.path, "rb") as hashed:
             for number, group in enumerate(self._groups(file)):
@@ -77,7 +77,7 @@ class Table:
             _hash(hashed, os.fstat(hashed.fileno()).st_size, digest)
 
     def rows(self, block: Block, wanted: Wanted = None) -> Iterator[Row]:
-        """Yield the rows of a block, or for each the reason why its group cannot be read."""
+        """Yield the rows of a block, or an error for each if their group is damaged."""
         import pyarrow
 
         try:
@@ -149,7 +149,7 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 class _Reading:
-    """How far a group of a file has been read."""
+    """A group of a file that is being read."""
 
     def __init__(self, key: tuple[Any, ...], table: OpenTable, batches: Iterator[Any]) -> None:
         self.key, self.table = key, table
