@@ -45,7 +45,7 @@ bench: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 # How evenly ranks end, and how near a plan comes to what a run takes; about 25 minutes on an idle machine.
-# python -m tests.bench.scale measures rank 0 alone, with as many rows as it is told.
+# python -m tests.bench.scale measures rank 0 alone, with as many rows as it is told; tests.bench.reading each input format.
 bench-balance: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench.balance $(BENCH)
 

@@ -37,6 +37,8 @@ ONLY_IN = {
     "scipy": ("forecast/",),
     "huggingface_hub": ("model/find.py",),
     "orjson": ("quick_json.py",),
+    "pyarrow": ("corpus/formats/", "output/"),
+    "backports": ("corpus/formats/", "output/formats/"),
     "safetensors": ("mpi/comm.py", "engine/", "model/"),
 }
 

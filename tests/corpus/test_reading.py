@@ -235,12 +235,14 @@ def test_a_cut_corpus_is_refused_before_anything_is_generated(tmp_path: Path) ->
     assert not (tmp_path / "runs/rows/completions.jsonl").exists()
 
 
-def test_ranks_read_parts_of_a_table_themselves(tmp_path: Path) -> None:
-    rows = [{"id": index, "prompt": f"prompt {index}"} for index in range(9000)]
-    write(tmp_path / "t.parquet", FORMATS["c.parquet"](rows))
-    job = {"model": "echo", "corpus": [str(tmp_path / "t.parquet")], "sampling": {"max_new_tokens": 1}}
-    [path] = run_jobs(tmp_path, [{**job, "name": "t"}], ranks=3).values()
-    assert [row["id"] for row in read_rows(path)] == list(range(9000))
+def test_ranks_make_the_rows_of_blocks_of_every_kind(tmp_path: Path) -> None:
+    rows = [{"id": f"{index:05}", "prompt": f"prompt\n{index}, é"} for index in range(9000)]
+    names = ("c.parquet", "c.arrow", "c.csv", "c.json", "c.jsonl.zst")
+    paths = [write(tmp_path / name, FORMATS[name](rows)) for name in names]
+    job = {"model": "echo", "sampling": {"max_new_tokens": 1}}
+    jobs = [{**job, "name": f"run of {path.name}", "corpus": [str(path)]} for path in paths]
+    for output in run_jobs(tmp_path, jobs, ranks=3).values():
+        assert [row["id"] for row in read_rows(output)] == [row["id"] for row in rows]
 
 
 def test_a_corpus_that_was_cut_since_it_was_read_is_named_by_merge(
