@@ -151,7 +151,7 @@ def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending)
     job, size = attempt.job, attempt.crew.world.size
     # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
     asked = tokens.prompts(found.asked)
-    at_once = seqs_at_once(job.max_num_seqs, attempt.place.gpu is not None)
+    at_once = seqs_at_once(job.max_num_seqs, bool(attempt.place.gpus))
     arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
     padded = int(arranged.buckets.sum())
     timings.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0

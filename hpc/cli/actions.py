@@ -75,7 +75,12 @@ def plan(command: verbs.Plan, loader: Loader | None) -> int:
 
     log.configure(0, 1)
     found = forecast.forecast(
-        command.job, loader or Loader(), command.calibration, command.ranks_on_node, command.deadline_min
+        command.job,
+        loader or Loader(),
+        command.calibration,
+        command.ranks_on_node,
+        command.deadline_min,
+        command.gpu_gib,
     )
     if command.json:
         print(forecast.to_json(found))

@@ -130,7 +130,7 @@ def problems_of_gpus(found: Findings) -> Iterator[Problem]:
         yield "GPUs", f"none visible on {listed(blind)}", "ask for them (--slurm.gpus-per-node), or add --device cpu"
     if len(values) == found.size:
         try:
-            bind_ranks([found.hellos[rank] for rank in range(found.size)])
+            bind_ranks([found.hellos[rank] for rank in range(found.size)], gpus_each=found.job.replica_gpus)
         except Refusal as refusal:
             yield "GPUs", str(refusal), ""
 
@@ -178,12 +178,13 @@ def well_of_all(found: Findings) -> dict[str, str]:
     ranks = Counter(facts["host"] for facts in found.facts.values())
     nodes = f"{len(ranks)} node{'s' * (len(ranks) > 1)}"
     mpi = found.environment.get("SLURM_MPI_TYPE")
+    each = "one" if found.job.replica_gpus == 1 else found.job.replica_gpus
     seeing = sum(facts["cuda"] == "" for facts in found.facts.values())
     ends_at = found.allocation and found.allocation.ends_at
     well = {
         "ranks": f"{found.size} on {nodes}: " + listed([f"{count} on {host}" for host, count in ranks.items()]),
         "MPI": listed({facts["library"] for facts in found.facts.values()}) + (f", srun --mpi={mpi}" if mpi else ""),
-        "GPUs": f"one for each rank; torch can use CUDA on {seeing} of {found.size} ranks",
+        "GPUs": f"{each} for each rank; torch can use CUDA on {seeing} of {found.size} ranks",
         "vLLM": f"not in use (--engine {found.job.engine})",
         "caches": listed(
             {f"{c['name']}={c['path']} ({c['type']})": 0 for f in found.facts.values() for c in f["caches"]}

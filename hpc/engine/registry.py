@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
 from hpc.engine.steps import Measured
+from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.mpi.binding import Binding
 from hpc.trim import Decode
@@ -123,6 +124,8 @@ class EngineKind:
     """--vllm.max-model-len says how long its sequences may get."""
     optional: bool = False
     """It has to be installed, and may not fit the driver: a job that names it is checked early, and by `doctor`."""
+    shards: bool = False
+    """It keeps a model on several devices of a node: --replica-gpus."""
     auto_on: tuple[str, ...] = ("cpu", "cuda")
     """Devices on which `auto` may choose it."""
     fallback: str = ""
@@ -135,7 +138,9 @@ class EngineKind:
 
 
 _KINDS = (
-    EngineKind("vllm", "hpc.engine.vllm.load", simulated=False, own_context=True, optional=True, auto_on=("cuda",)),
+    EngineKind(
+        "vllm", "hpc.engine.vllm.load", simulated=False, own_context=True, optional=True, shards=True, auto_on=("cuda",)
+    ),
     EngineKind("native", "hpc.engine.native.load", fallback="hf"),
     EngineKind("hf", "hpc.engine.hf", pads=True, shares_prefixes=False, max_tail=0.15, reports_steps=False),
 )  # max_tail of hf: its batches want many rows of one bucket
@@ -167,11 +172,29 @@ def traits(engine: str) -> EngineKind:
     return candidates(engine)[0]
 
 
-def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None]) -> Choice:
+def check_devices(job: Job) -> None:
+    """Raise `Refusal` if no engine that may generate for a job keeps a model on as many devices as it asks for."""
+    if job.replica_devices > 1 and not any(kind.shards for kind in candidates(job.engine)):
+        flag = "--replica-gpus" if job.replica_gpus > 1 else "--replica-cpus"
+        able = " or ".join(f"--engine {name}" for name, kind in ENGINES.items() if kind.shards)
+        raise Refusal(
+            f"{flag} is {job.replica_devices}, and the {job.engine} engine keeps a model on one device; take {able}"
+        )
+
+
+def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None], devices: int = 1) -> Choice:
     """Return the engine that is to generate on a type of device: the first candidate that nothing speaks against.
 
     `why_not` is `Maker.supports` of a kind. The last candidate is not asked; the later ones, only if they come to it.
+    Where a model is on several devices, an engine that can do so generates, or raises `Refusal` with what speaks
+    against it.
     """
+    if devices > 1:
+        [kind] = [kind for kind in candidates(asked) if kind.shards]
+        if asked == AUTO and (lack := why_not(kind)) is not None:
+            raise Refusal(f"a model on {devices} devices is for the {kind.name} engine alone, and {lack}")
+        why = f"the {kind.name} engine keeps the model on {devices} devices of each rank"
+        return Choice(kind.name, why if asked == AUTO else "")
     allowed = [kind for kind in candidates(asked) if asked != AUTO or device in kind.auto_on]
     against: list[str] = []
     for kind in allowed[:-1]:

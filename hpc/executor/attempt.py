@@ -115,7 +115,7 @@ def begin(
 ) -> Attempt:
     """Resolve the job, or refuse; record what runs; tell the other ranks."""
     began = time.monotonic()
-    places = crew.place_ranks(job.device)
+    places = crew.place_ranks(job)
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]

@@ -34,11 +34,18 @@ def resolve_device(device: str, index: int) -> torch.device:
     return torch.device("cuda", 0 if count == 1 else index)
 
 
-def gpu_uuid(device: torch.device) -> str:
-    """Return what tells a GPU from all others; nothing for a CPU, or where torch does not say."""
+def gpu_uuids(device: torch.device, count: int = 1) -> str:
+    """Return what tells a GPU, and those behind it, from all others; nothing for a CPU, or where torch does not say."""
     if device.type != "cuda":
         return ""
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    first = device.index or 0
+    found = [torch.cuda.get_device_properties(index) for index in range(first, first + count)]
+    return ",".join(str(one.uuid) for one in found if hasattr(one, "uuid"))
+
+
+def gpu_bytes() -> int | None:
+    """Return the memory of the first GPU that this process sees; None where it sees none."""
+    return int(torch.cuda.mem_get_info(0)[1]) if torch.cuda.is_available() else None
 
 
 def device_name(device: torch.device) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files
+from hpc.engine.registry import check_devices
 from hpc.exit import Refusal
 from hpc.job import Job, Slurm, check_time
 from hpc.model.bind import bind_run
@@ -92,10 +93,11 @@ def render_script(job: Job, directory: RunDirectory, program: Sequence[str] = PR
     """
     from submitit.slurm import slurm
 
+    check_devices(job)
     asked, profile = job.slurm, read_profile(find_profile(job.slurm.template))
     if verb != "run":  # once, on the first of an array
         asked = replace(asked, array=0)
-    parameters = _parameters(asked, profile)
+    parameters = _parameters(asked, profile, job.replica_gpus)
     try:
         check_time(parameters["time"], asked.signal_delay_s)
     except ValueError as error:
@@ -158,15 +160,52 @@ def _ending(teardown: Sequence[str], settle: str | None) -> list[str]:
     ]
 
 
-def _parameters(asked: Slurm, profile: SiteProfile) -> dict[str, Any]:
-    """Return submitit's parameters: the template's, and before them what the job asks for."""
+def _parameters(asked: Slurm, profile: SiteProfile, gpus_each: int) -> dict[str, Any]:
+    """Return submitit's parameters: the template's, and before them what the job asks for.
+
+    Each rank is to have `gpus_each` GPUs of its node; raises `Refusal` where that cannot be.
+    """
     own = {SUBMITIT.get(name, name): getattr(asked, name) for name in _PASSED if getattr(asked, name) is not None}
     values = {"time": DEFAULT_TIME_MIN, "nodes": 1, **profile.directives, **own}
     if asked.exclusive:
         values["exclusive"] = True
+    if gpus_each > 1 and not _asks_for_gpus(asked, values):
+        values["gpus_per_node"] = gpus_each
     if asked.array:
         values |= {"nodes": 1, "ntasks_per_node": 1}
     elif "ntasks_per_node" not in own:
         gpus = own.get("gpus_per_node")
-        values["ntasks_per_node"] = gpus or values.get("ntasks_per_node") or values.get("gpus_per_node", 1)
+        of_gpus = _replicas(values["gpus_per_node"], gpus_each) if "gpus_per_node" in values else 1
+        values["ntasks_per_node"] = of_gpus if gpus else values.get("ntasks_per_node", of_gpus)
+    ranks = values["ntasks_per_node"]
+    wanted = gpus_each * ranks
+    if gpus_each > 1 and wanted > values.get("gpus_per_node", wanted):
+        raise Refusal(
+            f"{ranks} ranks on a node want {gpus_each} GPUs each (--replica-gpus), {wanted} in all, "
+            f"and {values['gpus_per_node']} are asked for (--slurm.gpus-per-node)"
+        )
     return values
+
+
+def _asks_for_gpus(asked: Slurm, values: Mapping[str, Any]) -> bool:
+    """Say whether something asks Slurm for GPUs, in whatever way."""
+    options = {*asked.additional_parameters, *values.get("additional_parameters", {})}
+    return any(name in values for name in ("gpus_per_node", "num_gpus", "gres")) or any(
+        name.startswith(("gpus", "gres", "tres")) for name in options
+    )
+
+
+def _replicas(gpus: int, gpus_each: int) -> int:
+    """Return how many ranks share the GPUs of a node out; raise `Refusal` if that leaves some over."""
+    if gpus % gpus_each == 0:
+        return gpus // gpus_each
+    if gpus_each > gpus:
+        raise Refusal(
+            f"--replica-gpus is {gpus_each}, and a node has {gpus} GPUs (--slurm.gpus-per-node): a model is not spread "
+            "over nodes (no pipeline parallelism). Take nodes with more, or a model or --vllm.quantization that needs "
+            "less"
+        )
+    raise Refusal(
+        f"--replica-gpus is {gpus_each}, and of {gpus} GPUs of a node (--slurm.gpus-per-node) {gpus % gpus_each} would "
+        "be left over; it must divide their number, or say how many ranks a node is to have (--slurm.tasks-per-node)"
+    )

@@ -158,6 +158,17 @@ def test_a_gpu_for_each_rank_is_well() -> None:
     assert said(found, "GPUs") == "ok    GPUs: one for each rank; torch can use CUDA on 2 of 2 ranks"
 
 
+def test_several_gpus_for_each_rank_are_well() -> None:
+    gpus = ("GPU-1", "GPU-2", "GPU-3", "GPU-4")
+    found = findings(of_rank("a", cuda=""), of_rank("a", cuda=""), gpus=gpus, job=replace(JOB, replica_gpus=2))
+    assert said(found, "GPUs").startswith("ok    GPUs: 2 for each rank")
+
+
+def test_fewer_gpus_than_a_model_is_to_be_on_are_to_be_fixed() -> None:
+    [line] = wrong(findings(of_rank("a", cuda=""), gpus=("GPU-1",), job=replace(JOB, replica_gpus=2)))
+    assert line.startswith("FIX   GPUs: rank 0 on a sees 1 GPUs, and --replica-gpus wants 2 for each rank")
+
+
 def test_a_torch_that_cannot_use_cuda_is_to_be_fixed() -> None:
     [line] = wrong(findings(of_rank("a", cuda="driver too old"), gpus=("GPU-1",)))
     assert line.startswith("FIX   GPUs: on a: torch cannot use CUDA: driver too old; install a torch that fits")

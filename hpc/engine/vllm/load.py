@@ -34,10 +34,12 @@ def supports(checkpoint: Checkpoint) -> str | None:
     if checkpoint.job.deterministic:
         return "vLLM knows no --deterministic"
     try:
-        if lack := lacking(checkpoint.config.architectures or ()):
+        if uneven := _uneven(checkpoint):
+            return uneven
+        if checkpoint.cuda and (lack := lacking(checkpoint.config.architectures or ())):
             return lack
         # Where no GPU is seen, on a login node say, vLLM cannot tell what it would do on one.
-        return check(checkpoint) if torch.cuda.is_available() else None
+        return check(checkpoint) if torch.cuda.is_available() or not checkpoint.cuda else None
     except Exception as error:  # its libraries may fail to load in any way
         return f"vLLM cannot be used: {_said(error)}"
 
@@ -60,7 +62,17 @@ def check(checkpoint: Checkpoint) -> str | None:
     """Return why vLLM would not start for a job, as far as it tells without loading; None if it would."""
     if problem := untested(version()):  # then nothing else needs to be found out
         return problem
-    return check_vllm(_arguments(checkpoint)) or None
+    return _uneven(checkpoint) or check_vllm(_arguments(checkpoint)) or None
+
+
+def _uneven(checkpoint: Checkpoint) -> str:
+    """Say why a model's heads cannot be shared out over the devices of a rank; nothing if they can."""
+    devices = checkpoint.job.replica_devices
+    heads = getattr(checkpoint.config.get_text_config(), "num_attention_heads", None) if devices > 1 else None
+    if not heads or heads % devices == 0:
+        return ""
+    counts = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+    return f"the model has {heads} attention heads, which {devices} devices cannot share evenly; {counts} can"
 
 
 def load(checkpoint: Checkpoint) -> Loaded:
@@ -85,8 +97,9 @@ def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     limits = (job.vllm.max_model_len, checkpoint.context_tokens)
     context = min((limit for limit in limits if limit is not None), default=None)
     values = engine_arguments(
-        checkpoint.path, job.dtype, seqs_at_once(job.max_num_seqs, cuda), cache_bytes, context, cuda, job.vllm
-    )
+        checkpoint.path, job.dtype, seqs_at_once(job.max_num_seqs, cuda), cache_bytes, context, cuda, job.vllm,
+        job.replica_devices,
+    )  # fmt: skip
     return {**values, "trust_remote_code": True} if job.trust_remote_code else values
 
 
@@ -112,7 +125,8 @@ def check_vllm(arguments: Mapping[str, Any]) -> str:
 def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> Any:
     """Start vLLM in this process, and return its engine; raise `EngineFault` if it does not start.
 
-    `gpu` is the index of the rank's own among those that it sees; None is the CPU, with so many `threads`.
+    `gpu` is the index of the rank's own among those that it sees, or the first of them; None is the CPU, with so many
+    `threads`.
     """
     if problem := untested(version()):
         raise EngineFault(problem)
@@ -122,8 +136,9 @@ def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> A
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)
     workers = int(arguments.get("tensor_parallel_size") or 1)
     if gpu is not None:  # as the user's variable names it, a number or a UUID
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        own = visible[gpu : gpu + workers] or [str(gpu + worker) for worker in range(workers)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     else:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
         torch._dynamo.config.disable = True
@@ -139,9 +154,13 @@ def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> A
 
 
 def engine_arguments(
-    path: Path, dtype: str, max_num_seqs: int, cache_bytes: int, context_tokens: int | None, cuda: bool, asked: Vllm
-) -> dict[str, Any]:
-    """Return the keyword arguments of vLLM's EngineArgs; `cache_bytes` of 0 leaves the cache to vLLM."""
+    path: Path, dtype: str, max_num_seqs: int, cache_bytes: int, context_tokens: int | None, cuda: bool, asked: Vllm,
+    devices: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the keyword arguments of vLLM's EngineArgs.
+
+    `cache_bytes`, of all `devices` together, of 0 leaves the cache to vLLM.
+    """
     values: dict[str, Any] = {
         "model": str(path), "dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": context_tokens,
         "skip_tokenizer_init": True, "generation_config": "vllm", "use_tqdm_on_load": False,
@@ -149,14 +168,14 @@ def engine_arguments(
         **asked.arguments(),
     }  # fmt: skip
     if cache_bytes:
-        values["kv_cache_memory_bytes"] = cache_bytes
+        values["kv_cache_memory_bytes"] = cache_bytes // devices
     if not cuda:
         values["enforce_eager"] = True
         # A part of a prompt ends a CPU's vLLM where the request is sampled: its generator cannot be set back.
         values.setdefault("enable_chunked_prefill", False)
         values.setdefault("max_num_batched_tokens", max(context_tokens or CPU_STEP_TOKENS, max_num_seqs))
-    if asked.tensor_parallel_size > 1:
-        values["distributed_executor_backend"] = "mp"
+    if devices > 1:
+        values |= {"tensor_parallel_size": devices, "distributed_executor_backend": "mp"}
     return values
 
 
