@@ -148,10 +148,10 @@ def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> in
 
 
 def wants_vllm(job: Job, gpus: bool) -> bool:
-    """Say whether to look at vLLM: where the job names it, or would choose it as it is installed."""
-    if job.engine == AUTO:
+    """Say whether to look at vLLM: where the job needs it, or would choose it as it is installed."""
+    if job.engine == AUTO and job.replica_devices == 1:
         return gpus and installed.version() is not None
-    return ENGINES[job.engine].optional
+    return job.engine == AUTO or ENGINES[job.engine].optional
 
 
 def resolve(job: Job, loader: Loader) -> Facts:

@@ -21,6 +21,7 @@ from hpc.engine.vllm.process import log_to_rank, terminal_to_log, workers_deaf
 from hpc.engine.vllm.scratch import Scratch
 from hpc.engine.vllm.trial import served
 from hpc.engine_args import Vllm
+from hpc.mpi.gpus import CUDA, HIP
 
 CPU_STEP_TOKENS = 8192
 CPU_CACHE_GIB = 2
@@ -135,13 +136,11 @@ def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> A
     atexit.register(scratch.remove)  # before vLLM registers what needs it
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch.path)
     workers = int(arguments.get("tensor_parallel_size") or 1)
-    if gpu is not None:  # as the user's variable names it, a number or a UUID
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        own = visible[gpu : gpu + workers] or [str(gpu + worker) for worker in range(workers)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    else:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
+    if gpu is None:  # what vLLM compiles besides the model, the ranks of log probabilities say, takes a CPU a minute
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
         torch._dynamo.config.disable = True
+    else:
+        os.environ.update(shown(os.environ, gpu, workers))
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // workers))
     with scratch.noting(), terminal_to_log(), workers_deaf(workers > 1):
         _prepare()
@@ -151,6 +150,18 @@ def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> A
             return LLMEngine.from_engine_args(EngineArgs(**arguments))
         except Exception as error:
             raise EngineFault(f"vLLM does not start: {_said(error)}; see this rank's log") from error
+
+
+def shown(environment: Mapping[str, str], gpu: int, count: int) -> dict[str, str]:
+    """Return what shows a process `count` GPUs alone, from that of an index on: as its variable calls them, if it does.
+
+    Nothing for AMD's: the rank sees no others, and the two variables that vLLM compares must stay alike.
+    """
+    if HIP in environment:
+        return {}
+    visible = [name for name in environment.get(CUDA, "").split(",") if name]
+    own = visible[gpu : gpu + count] or [str(index) for index in range(gpu, gpu + count)]
+    return {CUDA: ",".join(own)}
 
 
 def engine_arguments(
