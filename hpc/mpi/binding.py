@@ -1,4 +1,4 @@
-"""Where each rank runs: its node, its part of the cores, its GPUs. Rank 0 places all ranks by their greetings."""
+"""Assign cores and GPUs to each rank. Rank 0 decides from the host information that every rank sends first."""
 
 import os
 import socket
@@ -13,30 +13,30 @@ from hpc.mpi.comm import Buffer, pack, unpack
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a rank runs, among the ranks of its node."""
+    """The node, cores and GPUs of a rank."""
 
     host: str
     local_rank: int
     threads: int
-    """Its part of the cores that it may run on."""
+    """Number of cores for this rank."""
     ranks_on_node: int = 1
-    """How many share the node's memory, this one included."""
+    """Ranks on this node, this one included; they share its memory."""
     gpus: Sequence[int] = ()
-    """Indices of its own among the GPUs that it sees; none where nothing says that there are any."""
+    """Indices of its own GPUs among the visible ones; empty if no GPU is known."""
     gpu_names: Sequence[str] = ()
-    """What tells these GPUs from the others of the node."""
+    """Names of these GPUs, unique on the node (UUIDs if known); "" where nothing names one."""
     shows: dict[str, str] = field(default_factory=dict)
-    """Variables of the environment that show it these GPUs alone."""
+    """Environment variables that make only these GPUs visible."""
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Describe the placement."""
         named = [name or str(index) for name, index in zip(self.gpu_names, self.gpus, strict=True)]
         gpus = f", GPU {' and '.join(named)}" if named else ""
         return f"rank {self.local_rank} of {self.ranks_on_node} on {self.host}, {self.threads} threads{gpus}"
 
 
 def host_info() -> Buffer:
-    """Return what rank 0 must know of this process to place it: its host, cores, GPUs, and its wish for threads."""
+    """Return the host information of this process: host, cores, GPUs, and the threads of OMP_NUM_THREADS."""
     asked, seen = os.environ.get("OMP_NUM_THREADS", ""), asdict(gpus.here(os.environ))
     return pack(
         {
@@ -51,12 +51,12 @@ def host_info() -> Buffer:
 
 
 def bind_ranks(hellos: Sequence[Buffer], bind_gpus: bool = True, gpus_each: int = 1) -> list[Binding]:
-    """Share out the cores and GPUs of each node over its ranks, given every rank's `hello`.
+    """Divide the cores and GPUs of each node among its ranks, given the host information of every rank.
 
-    A core counts in equal parts for the ranks that may run on it, whether the launcher binds them
-    or not; OMP_NUM_THREADS, where it is set, goes before. Each rank gets `gpus_each` GPUs that no other has,
-    whether the launcher shows it all of the node's or only its own. A rank that sees no GPU gets none where
-    one is enough; otherwise raises `Refusal` where a node has too few.
+    A core counts in equal parts for all ranks that may run on it, whether the launcher binds them
+    or not; OMP_NUM_THREADS overrides the count. Each rank gets `gpus_each` GPUs that no other rank has,
+    whether the launcher shows it all GPUs of the node or only its own. A rank that sees no GPU gets none if
+    `gpus_each` is 1; any other shortage raises `Refusal`.
     """
     values = [unpack(buffer)[0] for buffer in hellos]
     ranks = Counter(value["host"] for value in values)
@@ -81,17 +81,17 @@ def bind_ranks(hellos: Sequence[Buffer], bind_gpus: bool = True, gpus_each: int 
 
 
 def _names(seen: Sequence[str], gpus_each: int) -> list[str]:
-    """Return what tells apart the GPUs that a rank sees.
+    """Return the names of the GPUs that a rank sees, "" where a name may stand for another GPU on another rank.
 
-    Indices do not where it sees just as many as it is to have: control groups may hide others from it. What a
-    rank computes on is compared again when the model is loaded.
+    Indices are no names if the rank sees exactly as many GPUs as it needs: control groups may hide the others, and
+    index 0 is then another GPU for each rank. UUIDs are compared again once the model is loaded.
     """
     unknown = gpus_each > 1 and len(seen) == gpus_each and all(name.isdigit() for name in seen)
     return [""] * len(seen) if unknown else list(seen)
 
 
 def _free(names: Sequence[str], first: int, count: int, taken: Collection[str]) -> tuple[int, ...]:
-    """Return which GPUs a rank gets: from the index `first` on, around, the first that no other has."""
+    """Return the indices of `count` GPUs that no other rank has, searched from index `first` on, cyclically."""
     order = [(first + more) % len(names) for more in range(len(names))]
     return tuple(sorted([index for index in order if names[index] not in taken][:count]))
 
@@ -99,7 +99,7 @@ def _free(names: Sequence[str], first: int, count: int, taken: Collection[str]) 
 def _too_few(
     rank: int, host: str, ranks: int, names: Sequence[str], wanted: int, taken: Mapping[tuple[str, str], int]
 ) -> str:
-    """Say that a rank cannot have its GPUs alone: what was found on its node, what is wanted, what to do."""
+    """Describe a shortage of GPUs: the host, the number found, the number wanted, the way out."""
     if wanted == 1:
         other = taken[host, names[0]]
         return (
@@ -122,10 +122,10 @@ def _too_few(
 
 
 def bind_process(own: Binding) -> None:
-    """Let this process see its own GPUs alone. Before torch is imported: what it finds then, it keeps."""
+    """Hide all GPUs but its own from this process. Call it before torch is imported, which reads the variables once."""
     os.environ.update(own.shows)
 
 
 def use_threads(threads: int) -> None:
-    """Keep thread pools that are made later (of tokenizers) to this rank's share."""
+    """Limit thread pools that are created later (those of tokenizers) to this rank's share."""
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))

@@ -1,4 +1,4 @@
-"""Start vLLM in the process of a rank, or say why not: its version, the models that it has, its arguments."""
+"""Start vLLM in the process of a rank, after checking its version, its models and its arguments."""
 
 import atexit
 import os
@@ -24,12 +24,13 @@ from hpc.engine_args import Vllm
 from hpc.mpi.gpus import CUDA, HIP
 
 CPU_STEP_TOKENS = 8192
+"""Maximum tokens of a step on a CPU if the context is unknown: whole prompts must fit, as they are not cut there."""
 CPU_CACHE_GIB = 2
-"""Memory for keys and values on a CPU, where the job does not say: vLLM would take most of the machine's."""
+"""GiB for keys and values on a CPU if the job names none: vLLM would take a large part of the machine."""
 
 
 def supports(checkpoint: Checkpoint) -> str | None:
-    """Return why vLLM is not to generate with a model; None if it is installed, has the model, and takes the job."""
+    """Return why vLLM cannot generate for a job; None if it is installed, has the model and accepts the job."""
     if problem := untested(version()):
         return problem
     if checkpoint.job.deterministic:
@@ -46,7 +47,7 @@ def supports(checkpoint: Checkpoint) -> str | None:
 
 
 def lacking(architectures: Collection[str]) -> str | None:
-    """Return what this vLLM lacks for a model of these architectures on a GPU; starts nothing."""
+    """Return what the installed vLLM lacks for these architectures on a GPU, None if nothing; starts no engine."""
     with terminal_to_log():
         _prepare()
         from vllm import ModelRegistry
@@ -60,14 +61,14 @@ def lacking(architectures: Collection[str]) -> str | None:
 
 
 def check(checkpoint: Checkpoint) -> str | None:
-    """Return why vLLM would not start for a job, as far as it tells without loading; None if it would."""
+    """Return why vLLM refuses a job, as far as it tells without loading; None if it accepts."""
     if problem := untested(version()):  # then nothing else needs to be found out
         return problem
     return _uneven(checkpoint) or check_vllm(_arguments(checkpoint)) or None
 
 
 def _uneven(checkpoint: Checkpoint) -> str:
-    """Say why a model's heads cannot be shared out over the devices of a rank; nothing if they can."""
+    """Return why the devices of a rank cannot share a model's attention heads; an empty text if they can."""
     devices = checkpoint.job.replica_devices
     heads = getattr(checkpoint.config.get_text_config(), "num_attention_heads", None) if devices > 1 else None
     if not heads or heads % devices == 0:
@@ -86,13 +87,13 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 
 def trial(engine: Engine, seconds: float) -> tuple[list[Measured], Speed | None]:
-    """Measure steps; the device is vLLM's."""
+    """Measure steps; the speed of the device is unknown, as vLLM alone uses it."""
     assert isinstance(engine, VllmEngine)
     return served(engine, seconds), None
 
 
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what vLLM is started with."""
+    """Return vLLM's engine arguments for a job."""
     job, cuda = checkpoint.job, checkpoint.device.type == "cuda"
     cache_bytes = int((job.cache_gib or (0 if cuda else CPU_CACHE_GIB)) * 2**30)
     limits = (job.vllm.max_model_len, checkpoint.context_tokens)
@@ -105,7 +106,7 @@ def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_vllm(arguments: Mapping[str, Any]) -> str:
-    """Say why vLLM would not start with these arguments, as far as it tells without loading; nothing if it would."""
+    """Return why vLLM refuses these arguments, as far as it tells without loading; an empty text if it accepts."""
     if problem := untested(version()):
         return problem
     with terminal_to_log():
@@ -124,10 +125,9 @@ def check_vllm(arguments: Mapping[str, Any]) -> str:
 
 
 def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> Any:
-    """Start vLLM in this process, and return its engine; raise `EngineFault` if it does not start.
+    """Start vLLM in this process and return its engine; raise `EngineFault` if it does not start.
 
-    `gpu` is the index of the rank's own among those that it sees, or the first of them; None is the CPU, with so many
-    `threads`.
+    `gpu` is the index of the rank's first GPU among the visible ones; None is the CPU. `threads` are those of the rank.
     """
     if problem := untested(version()):
         raise EngineFault(problem)
@@ -153,9 +153,9 @@ def start_vllm(arguments: Mapping[str, Any], gpu: int | None, threads: int) -> A
 
 
 def shown(environment: Mapping[str, str], gpu: int, count: int) -> dict[str, str]:
-    """Return what shows a process `count` GPUs alone, from that of an index on: as its variable calls them, if it does.
+    """Return the variable that makes only `count` GPUs visible, from index `gpu` on, by their present tokens if any.
 
-    Nothing for AMD's: the rank sees no others, and the two variables that vLLM compares must stay alike.
+    Returns nothing for AMD: the rank sees no other GPUs already, and vLLM requires that both variables are equal.
     """
     if HIP in environment:
         return {}
@@ -170,7 +170,7 @@ def engine_arguments(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the keyword arguments of vLLM's EngineArgs.
 
-    `cache_bytes`, of all `devices` together, of 0 leaves the cache to vLLM.
+    `cache_bytes` is the cache of all `devices` together; 0 leaves its size to vLLM.
     """
     values: dict[str, Any] = {
         "model": str(path), "dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": context_tokens,
@@ -191,7 +191,7 @@ def engine_arguments(
 
 
 def _prepare() -> None:
-    """See to what must be so before vLLM is imported: its core in this process, no traffic, no lines of its own."""
+    """Set the environment before vLLM is imported: core in this process, no network traffic, log in the rank's file."""
     log_to_rank("vllm")
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",  # nothing is left behind by kill -9
@@ -205,5 +205,5 @@ def _prepare() -> None:
 
 
 def _said(error: BaseException) -> str:
-    """Return all that an exception says, in one line."""
+    """Return the type and the whole message of an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
