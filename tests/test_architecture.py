@@ -41,7 +41,7 @@ ONLY_IN = {
 
 PURE = (
     "arrays", "corpus/chat", "corpus/formats", "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
-    "engine_args", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
+    "engine_args", "forecast/fit", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
     "plan/prefix", "plan/shard", "request", "sampling_params", "trim",
 )  # fmt: skip
 """They neither read nor write, and know no clock."""
