@@ -41,8 +41,8 @@ ONLY_IN = {
 
 PURE = (
     "arrays", "corpus/chat", "corpus/formats", "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
-    "engine_args", "forecast/fit", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
-    "plan/prefix", "plan/shard", "request", "sampling_params", "trim",
+    "engine_args", "forecast/fit", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange",
+    "plan/pending", "plan/prefix", "plan/shard", "request", "sampling_params", "trim",
 )  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}
