@@ -1,13 +1,17 @@
 """Ask each engine whether it serves a family of models: tiny ones, random, made from the installed transformers.
 
 `python -m tests.bench.architectures` writes the table of docs/engines.md anew. An engine serves a family if in float32
-it gives what `generate` makes of one prompt at a time.
+it gives what `generate` makes of one prompt at a time. vLLM has an environment of its own: `--vllm` asks it there, each
+family in a process of its own, and keeps the answers in architectures_vllm.json.
 """
 
+import json
 import logging
-import re
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plai
 from tests.engine.oracle import generated, letters, one_bucket, prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
+ANSWERS = Path(__file__).with_suffix("").with_name("architectures_vllm.json")
+"""What vLLM has said, by family; a family that is there is not asked again."""
 HEADING = "## Which engine serves which family"
 _NONE: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _BASE: dict[str, Any] = {
@@ -63,7 +69,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi-3 128k (longrope)": ("phi3", {**_BASE, "rope_parameters": _LONG, "original_max_position_embeddings": 30}),
     "gpt-oss": ("gpt_oss", {**_BASE, "head_dim": 16, "sliding_window": 13, "num_local_experts": 4}),
     "DeepSeek-V2": ("deepseek_v2", {**_LATENT, "topk_method": "greedy", "moe_layer_freq": 1}),
-    "DeepSeek-V3, R1": ("deepseek_v3", _LATENT),
+    "DeepSeek-V3, R1": ("deepseek_v3", {**_LATENT, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}),
     "GLM-4": ("glm4", {**_BASE, "head_dim": 16}),
     "Command R": ("cohere", _BASE),
     "Granite": ("granite", _BASE),
@@ -85,7 +91,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Falcon 40B, 180B": ("falcon", {**_OLD, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "Falcon-RW (ALiBi)": ("falcon", {**_OLD, "alibi": True, "multi_query": False, "parallel_attn": False}),
     "XGLM": ("xglm", {**_OLD, "d_model": 64, "ffn_dim": 96}),
-    "LFM2": ("lfm2", {**_BASE, "layer_types": ["conv", "full_attention"]}),
+    "LFM2": ("lfm2", {**_BASE, "conv_dim": 64, "block_dim": 64, "layer_types": ["conv", "full_attention"]}),
     "Jamba": ("jamba", {**_BASE, "attn_layer_offset": 1, "attn_layer_period": 2, "use_mamba_kernels": False}),
     "Falcon-H1": ("falcon_h1", {**_BASE, "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 4}),
     "Mamba": ("mamba", {**_NONE, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
@@ -123,10 +129,73 @@ def row(name: str) -> list[str]:
     return [name, f"`{kind}`", native, verdict(expected, lambda: HFEngine(new(), (), letters, 10_000))]
 
 
-def page(rows: Sequence[Sequence[str]], old: str) -> str:
-    """Return the page with another table; what stands above it and in the column of vLLM stays."""
-    known = dict(re.findall(r"^\| ([^|]+?) \| .* \| ([^|]*?) \|$", old, re.MULTILINE))
-    lines = [f"| {' | '.join([*cells, known.get(cells[0], '')])} |".replace("|  |", "| |") for cells in rows]
+def wide(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a family with heads of 32 numbers, the fewest that vLLM's attention takes on a CPU."""
+    wider: dict[str, Any] = {
+        name: 128
+        for name in ("hidden_size", "d_model", "word_embed_proj_dim", "conv_dim", "block_dim")
+        if name in values
+    }
+    wider |= {name: 32 for name in ("head_dim", "linear_key_head_dim", "linear_value_head_dim") if name in values}
+    if "kv_lora_rank" in values:  # of multi-head latent attention it has one size
+        wider |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    if values.get("rope_parameters", {}).get("rope_type") == "longrope":
+        wider["rope_parameters"] = {**_LONG, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    kept = {name: value for name, value in values.items() if (name, value) != ("num_key_value_heads", None)}
+    return {**kept, **wider}
+
+
+def vllm_verdict(name: str) -> str:
+    """Return "yes" if vLLM generates what is expected of a family, else why not; for a process that has no vLLM yet."""
+    from hpc.engine.vllm.engine import VllmEngine
+    from hpc.engine.vllm.installed import version
+    from hpc.engine.vllm.load import engine_arguments, start_vllm
+    from hpc.engine_args import Vllm
+
+    kind, values = FAMILIES[name]
+    model = tiny(transformers.AutoConfig.for_model(kind, **wide(values)), scale=4.0)
+    [architecture] = model.config.architectures or [type(model).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        expected = plain_of(model, PROMPTS, NEW)
+
+        def ask(asked: Vllm) -> str:
+            arguments = engine_arguments(Path(folder), "float32", 4, 64 << 20, 256, False, asked)
+            try:
+                engine = VllmEngine(start_vllm(arguments, None, 1), (), letters)
+                found = generated(engine, one_bucket(PROMPTS, SamplingParams(max_new_tokens=NEW)))
+            except Exception as error:  # whatever its parts raise
+                return f"no: {one_line(error)}"
+            return "yes" if [found[row] for row in range(len(PROMPTS))] == expected else "no: its tokens are others"
+
+        said = ask(Vllm())
+        if "Chunked prefill is required" in said:  # which a CPU's vLLM is not to do
+            said = ask(Vllm(enable_prefix_caching=False)).replace("yes", "yes, on a CPU with no prefix cache")
+    from vllm import ModelRegistry
+
+    if architecture in ModelRegistry.get_supported_archs():
+        reason = said.removeprefix("no: ").removeprefix("EngineFault: ").removesuffix("; see this rank's log")
+        return said if said == reason or "its tokens" in said else f"no on a CPU, listed for GPUs: {reason}"
+    lacks = f"vLLM {version()} has no {architecture}"
+    return f"yes, if named: {lacks}, and takes transformers' layers" if said == "yes" else f"no: {lacks}"
+
+
+def ask_vllm() -> None:
+    """Ask vLLM for the families that have no answer yet."""
+    found: dict[str, str] = json.loads(ANSWERS.read_text("utf-8")) if ANSWERS.exists() else {}
+    for name in FAMILIES:
+        if name not in found:
+            command = [sys.executable, "-m", "tests.bench.architectures", "--vllm", name]
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
+            lines = [line for line in asked.stdout.splitlines() if line.startswith(("yes", "no"))]
+            found[name] = lines[-1] if lines else f"no: it ended with {asked.returncode}"
+            print(f"{name} | {found[name]}", flush=True)
+            ANSWERS.write_text(json.dumps({name: found[name] for name in FAMILIES if name in found}, indent=1) + "\n")
+
+
+def page(rows: Sequence[Sequence[str]], answers: Mapping[str, str], old: str) -> str:
+    """Return the page with another table; what stands above it stays."""
+    lines = [f"| {' | '.join([*cells, answers[cells[0]]])} |" for cells in rows]
     table = "\n".join(["| family | `model_type` | native | hf | vllm |", "|---|---|---|---|---|", *lines])
     version = transformers.__version__
     above, _, _ = old.partition(HEADING)
@@ -144,6 +213,12 @@ reason that stands here.
 def main() -> None:
     """Write the page, or print the lines of the families that are named."""
     logging.disable()
+    if sys.argv[1:2] == ["--vllm"]:
+        if sys.argv[2:]:
+            print(vllm_verdict(sys.argv[2]), flush=True)
+            os._exit(0)  # vLLM's own end takes its time
+        ask_vllm()
+        return
     if names := sys.argv[1:]:
         for name in names:
             print(" | ".join(row(name)), flush=True)

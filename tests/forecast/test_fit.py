@@ -22,10 +22,10 @@ def test_the_fewest_gpus_that_hold_a_model_leave_a_fifth_of_each(
 
 
 @pytest.mark.parametrize(
-    ("heads", "node", "needed"), [(64, None, 4), (9, None, 3), (40, None, 4), (64, 6, 2), (7, 6, 1)]
+    ("heads", "node", "needed"), [(64, None, 4), (9, None, 3), (40, None, 4), (64, 6, 2), (7, 6, 1), (12, 6, 6)]
 )
 def test_they_divide_the_heads_and_the_gpus_of_a_node(heads: int, node: int | None, needed: int) -> None:
-    weights = {1: 40, 2: 100, 3: 140, 4: 140}[needed]
+    weights = {1: 40, 2: 100, 3: 140, 4: 140, 6: 200}[needed]
     assert found(weights, 80, heads=heads, node=node).needed == needed
 
 
