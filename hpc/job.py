@@ -1,11 +1,12 @@
 """A job: what is generated, from what, with which model, and where. One frozen dataclass; each field is a flag."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
 from hpc.engine_args import Vllm
+from hpc.prompts import PromptTemplate, canonical_variables, check_columns
 from hpc.sampling_params import SamplingParams, require
 
 EARLY_SIGNAL_S = 60
@@ -107,6 +108,7 @@ class Share:
         return cls(int(index), int(count))
 
 
+OutputFormat = Literal["auto", "jsonl", "csv", "parquet", "openai"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -122,13 +124,28 @@ def _moment(date: str) -> str:
 
 
 @dataclass(frozen=True)
+class Output:
+    """Where an output goes, and in which format: fields of a job."""
+
+    output: str = ""
+    output_format: OutputFormat = "auto"
+    output_rows_per_file: int = 0
+    error_file: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """Generate a completion for every row of a corpus."""
 
     model: str
     """A model directory, a .gguf file or a hub id."""
     corpus: tuple[str, ...]
-    """JSONL file, several, a quoted glob, or - for standard input; read in the order given (a glob in sorted order)."""
+    """File, several, a folder, a quoted glob, or - for standard input; read in the order given (a folder or glob in
+    sorted order). JSONL, JSON, CSV, TSV, plain text, Parquet, Arrow; text may be packed (.gz .zst .bz2 .xz)."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet", "arrow"] = "auto"
+    """How the corpus' files are read; auto looks at their content. text is plain text, whose lines are prompts."""
+    text_per: Literal["line", "file"] = "line"
+    """file: each file of the corpus is plain text, and one prompt."""
     name: str = ""
     """Name of the run directory below --runs; default: the corpus' stem."""
     runs: str = "runs"
@@ -164,6 +181,16 @@ class Job:
     in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
     """On a CPU, guess tokens of greedy rows while few rows are left; the output is the same."""
+    output: str = ""
+    """File, or folder, that the output goes to: .jsonl, .csv (either packed: .gz, .zst) or .parquet; default:
+    completions.jsonl in the run directory."""
+    output_format: OutputFormat = "auto"
+    """auto is what the name of the output says; of JSON lines openai (responses of its batch API) where the corpus is
+    such a batch."""
+    output_rows_per_file: int = 0
+    """Write several files of so many rows, NAME-00000-of-00012.jsonl; 0 is one file."""
+    error_file: str = ""
+    """openai: file for the lines that have no completion."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -174,6 +201,24 @@ class Job:
     """Run the Python code that comes with the model: it can do whatever you can."""
     chat_date: str = ""
     """The date (2026-11-28), or date and time, for chat templates that write it; default: when the run is begun."""
+    chat_template: str = ""
+    """File with a chat template, in the place of the model's."""
+    chat_template_kwargs: str = ""
+    """JSON object of variables for the chat template, '{"enable_thinking": false}'; a row's own go before them."""
+    row_chat_templates: bool = False
+    """Let rows bring a "chat_template" of their own: it cannot run code, and may never end."""
+    column: tuple[str, ...] = ()
+    """Columns that go by other names: prompt=question id=key; of our names prompt, messages, prompt_token_ids, id,
+    sampling, tools, documents, chat_template_kwargs, chat_template. Nothing behind the = means: no column."""
+    prompt_template: str = ""
+    """Makes the prompt of a row's columns: 'Translate to German: {text}'; a brace itself is written twice."""
+    system: str = ""
+    """First turn for chats that have no system turn; a text prompt becomes a chat of it and the text."""
+    last_assistant: Literal["refuse", "continue", "drop", "keep"] = "refuse"
+    """Of chats that end with the assistant's turn: refuse makes error rows; continue goes on with that turn, drop
+    leaves it out, keep lets a new turn of the assistant follow it."""
+    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+    """Of parameters in lines of OpenAI's batch format that are unknown here: refuse makes error rows."""
     max_error_rate: float = 1.0
     """End with a fault if a greater share of the rows are error rows."""
     retry_errors: bool = False
@@ -195,7 +240,7 @@ class Job:
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
         require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
-        require(bool(self.corpus), "corpus", self.corpus, "it must name a JSONL file, several or a quoted glob")
+        require(bool(self.corpus), "corpus", self.corpus, "it must name a file, several, a folder or a quoted glob")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
         require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")
         require(1 <= self.buckets <= 32, "buckets", self.buckets, "it must be from 1 to 32")
@@ -214,6 +259,12 @@ class Job:
             "slurm.gpus_per_node", gpus, f"with an array, whose jobs are one rank each, it must be {self.replica_gpus}",
         )  # fmt: skip
         require(
+            self.text_per == "line" or self.format in ("auto", "text"),
+            "format",
+            self.format,
+            "with --text-per file it must be text",
+        )
+        require(
             self.context_tokens is None or self.context_tokens >= 1,
             "context_tokens",
             self.context_tokens,
@@ -221,7 +272,15 @@ class Job:
         )
         object.__setattr__(self, "chat_date", _moment(self.chat_date))
         require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
+        check_columns(self.column)
+        if self.prompt_template:
+            PromptTemplate.of(self.prompt_template)
+            prompts = [text for text in self.column if text.startswith(("prompt=", "messages=", "prompt_token_ids="))]
+            require(not prompts, "prompt_template", self.prompt_template, f"it makes the prompt, and so does {prompts}")
+        object.__setattr__(self, "chat_template_kwargs", canonical_variables(self.chat_template_kwargs))
         Share.of(self.share)
+        rows = self.output_rows_per_file
+        require(rows >= 0, "output_rows_per_file", rows, "it must be at least 0 (one file)")
         require(self.show >= 0, "show", self.show, "it must be at least 0")
         require(
             self.name not in (".", "..") and "/" not in self.name,
@@ -235,9 +294,27 @@ class Job:
         """How many devices of a node each rank keeps its model on."""
         return max(self.replica_gpus, self.replica_cpus)
 
+    def prompt_values(self) -> dict[str, Any]:
+        """Return by their names the fields on which the prompts of rows depend, where they are not the defaults."""
+        return {name: value for name in PROMPT_FIELDS if (value := _as_json(getattr(self, name))) != _DEFAULTS[name]}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Job":
         """Make the job that `dataclasses.asdict` and JSON have made `values` of: lists stand for tuples."""
         sampling = SamplingParams().override(values["sampling"])
         parts = {"slurm": Slurm(**values.get("slurm", {})), "vllm": Vllm(**values.get("vllm", {}))}
-        return cls(**{**values, "corpus": tuple(values["corpus"]), "sampling": sampling, **parts})
+        lists = {"corpus": tuple(values["corpus"]), "column": tuple(values.get("column", ()))}
+        return cls(**{**values, **lists, "sampling": sampling, **parts})
+
+
+REFUSING_FIELDS = ("row_chat_templates", "unknown_parameters")
+"""Fields on which it depends which rows are error rows, and nothing else."""
+PROMPT_FIELDS = ("column", "prompt_template", "system", "last_assistant", "chat_template_kwargs", *REFUSING_FIELDS)
+"""Fields on which the prompts of rows depend; a chat template counts as the model's."""
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+_DEFAULTS = {each.name: _as_json(each.default) for each in fields(Job)}

@@ -1,7 +1,7 @@
 """The story: read, bucket, shard, scatter, generate, journal, gather, trim, merge, write.
 
-`generate` runs on every rank and gets its world handed in: how ranks talk, what loads models, what
-says stop. Rank 0 tells the story (`lead`); the other ranks do what its messages say (`hpc.executor.worker`).
+`generate` runs on every rank; the comm, the model loader and the stop flag are handed in. Rank 0 leads (`lead`), and
+the other ranks do what its messages say (`hpc.executor.worker`).
 """
 
 import contextlib
@@ -16,28 +16,28 @@ from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import TokenStore
 from hpc.corpus.tokenize import Checker
-from hpc.engine.bounds import seqs_at_once
-from hpc.executor import scatter
 from hpc.executor.attempt import Attempt, Timings, begin
 from hpc.executor.crew import Crew
 from hpc.executor.gather import Gathering, OwnRecords
 from hpc.executor.generate import completion_maker, generate_shard
 from hpc.executor.read import make_checker, read_corpus
 from hpc.executor.root import Generated, Generation
-from hpc.executor.scatter import Backlog, Dispatcher
+from hpc.executor.scatter import Backlog, Dispatcher, make_dispatcher
 from hpc.executor.worker import serve
 from hpc.exit import FAULT, OK, UNFINISHED, Refusal
 from hpc.forecast.expect import predict_attempt, record_steps
 from hpc.job import Job, Share
 from hpc.model.loader import Loader
+from hpc.model.token_bytes import token_bytes
 from hpc.mpi.comm import Comm
 from hpc.mpi.signals import Stop
+from hpc.output.facts import facts_of
 from hpc.output.journal import JournalIndex, JournalWriter
+from hpc.output.verify import claim
 from hpc.output.write import Counts, journal_records, output_rows, write_output
-from hpc.plan.arrange import make_plan
 from hpc.plan.pending import Pending, find_pending
 from hpc.report.display import open_display
-from hpc.report.summary import first_error, nothing_generated, show_summary, summarise, write_summary
+from hpc.report.summary import nothing_generated, show_summary, summarise, write_summary
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import RunLock, alone
 from hpc.rundir.progress import Work, left
@@ -49,10 +49,10 @@ LOGGER = logging.getLogger(__name__)
 def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allocation | None = None) -> int:
     """Generate a completion for every row of the job's corpus; return this rank's exit code.
 
-    In an `allocation` whose end is known, what would not end in time is left to another attempt.
+    In an `allocation` whose end is known, requests that would not end in time are left to another attempt.
 
-    Raises `Refusal`, on rank 0 alone, when every other rank has been told to leave. After any other
-    exception the other ranks still wait: it is for the caller to `world.abort`.
+    Raises `Refusal` on rank 0 alone, after every other rank was told to leave. After any other exception the other
+    ranks still wait, and the caller has to `world.abort`.
     """
     if world.rank:
         return serve(world, loader, stop)
@@ -67,7 +67,7 @@ def generate(job: Job, world: Comm, loader: Loader, stop: Stop, allocation: Allo
 
 
 def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation | None) -> int:
-    """Take the run directory, tell the story, give it back."""
+    """Lock the run directory, lead the attempt, and unlock it."""
     files = corpus_files(job)
     directory = RunDirectory(run_path(job, files), Share.of(job.share))
     directory.create()
@@ -75,7 +75,7 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
     lock.acquire(job.force)
     before, whole = directory.state, directory.whole_state
     try:
-        kept = keep_corpus(files, directory, crew.step)
+        kept = keep_corpus(files, directory, job, crew.step)
         if kept is None:
             directory.set_state("drained")
             LOGGER.warning("stopped (%s); run the same command again to go on", crew.stop.reason)
@@ -94,11 +94,12 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
 
 
 def lead(attempt: Attempt) -> int:
-    """Tell the story on rank 0."""
+    """Lead an attempt on rank 0: read, plan, generate, gather, merge; return the exit code."""
     timings, directory = Timings(), attempt.directory
     with contextlib.closing(attempt.events):
         earlier = JournalIndex(directory.journals(), attempt.job.retry_errors)
         try:
+            claim(attempt.target, directory, [file.path for file in attempt.inputs.corpus], attempt.job.force)
             tokens = read(attempt, timings, earlier)
         except Refusal:
             attempt.events.write("refused", {})  # for the batch script, which sees the state of an earlier attempt
@@ -123,21 +124,23 @@ def lead(attempt: Attempt) -> int:
 
 
 def read(attempt: Attempt, timings: Timings, earlier: JournalIndex) -> TokenStore | None:
-    """Read the corpus, if it has changed; return its token store, None when told to stop."""
+    """Read the corpus if it has changed; return its token store, or None when told to stop."""
     began, inputs = time.monotonic(), attempt.inputs
 
     def checker() -> Checker:
         attempt.events.write("read", {})
+        attempt.events.span("read")
         with timings.importing(attempt.events):
             return make_checker(attempt.loader, inputs, attempt.place.threads)
 
     tokens = read_corpus(inputs, attempt.directory, earlier, attempt.crew, checker, attempt.number)
     timings.seconds["tokenize"] = time.monotonic() - began
+    attempt.events.span("other")
     return tokens
 
 
 def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
-    """Decide what generates, before there is a plan: another one would pad, and batch, otherwise."""
+    """Choose the engine before there is a plan, since engines pad and batch differently."""
     with timings.importing(attempt.events):
         choice = attempt.loader.choose_engine(attempt.job, attempt.model.path, attempt.place)
     if choice.reason:
@@ -147,22 +150,18 @@ def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
 
 
 def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending) -> Dispatcher:
-    """Bucket and shard what no earlier attempt has done."""
-    job, size = attempt.job, attempt.crew.world.size
-    # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
-    asked = tokens.prompts(found.asked)
-    at_once = seqs_at_once(job.max_num_seqs, bool(attempt.place.gpus))
-    arranged = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
-    padded = int(arranged.buckets.sum())
-    timings.padding = 1 - int(tokens.prompt_lengths(found.pending).sum()) / padded if padded else 0.0
+    """Bucket and shard the requests that no earlier attempt has answered."""
+    on_gpu = bool(attempt.place.gpus)
+    dispatcher = make_dispatcher(attempt.job, tokens, found, attempt.crew.world.size, on_gpu)
+    timings.padding = dispatcher.padding
     attempt.events.write("plan", asdict(found.work))
-    return Dispatcher(tokens, found.pending, found.also, arranged, scatter.piece_bytes(size))
+    return dispatcher
 
 
 def generate_all(
     attempt: Attempt, timings: Timings, tokens: TokenStore, earlier: JournalIndex, work: Work, dispatcher: Dispatcher
 ) -> Generated:
-    """Scatter the requests over all ranks, this one too, and generate until nothing is in flight."""
+    """Scatter the requests over all ranks, rank 0 too, and generate until nothing is in flight."""
     crew, job, directory = attempt.crew, attempt.job, attempt.directory
     journal = directory.journal(attempt.number, 0)
     own = OwnRecords(journal)
@@ -183,24 +182,28 @@ def generate_all(
     if predicted:
         timings.predicted_s = round(predicted["seconds"], 3)
         generation.expected_end = time.time() + predicted["seconds"]
+    attempt.events.span("load")
     began = time.monotonic()
     replica, progress = attempt.loader.load(job, attempt.model.path, attempt.place), generation.own
     progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
     progress.engine = replica.engine_name or job.engine
-    attempt.events.spent(replica.spent)
+    attempt.events.within(replica.spent)
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     beat = generation.heartbeat(writer)
     finish = completion_maker(replica.eos_token_ids, replica.decode)
+    attempt.events.span("generate")
     generate_shard(replica.engine, backlog, writer, own, progress, beat, finish)
+    attempt.events.span("drain" if crew.stop.reason else "idle")
     generation.wait_for_others(beat)
+    attempt.events.span("other")
     if not crew.stop.reason:
         record_steps(attempt, replica, timings.imports_s + progress.load_s)
     return Generated(own, generation.progress)
 
 
 def drain(attempt: Attempt, work: Work | None = None, generated: Generated | None = None) -> int:
-    """End before the end: everything finished is in the journals."""
+    """End an attempt that was stopped: all finished completions are in the journals."""
     attempt.directory.set_state("drained")
     attempt.events.write("drained", {})
     reason = attempt.crew.stop.reason or "the rest would not end within the time limit"
@@ -211,7 +214,7 @@ def drain(attempt: Attempt, work: Work | None = None, generated: Generated | Non
 
 
 def merge_if_last(attempt: Attempt, timings: Timings, tokens: TokenStore, work: Work, generated: Generated) -> int:
-    """End a share: the one that finds every row answered, by whichever job, writes the output."""
+    """End a share: the share that finds every row answered writes the output."""
     directory = attempt.directory
     with alone(directory.path, "merge", lambda: bool(attempt.crew.stop.reason)):
         index = JournalIndex(directory.journals())
@@ -232,30 +235,34 @@ def gather_and_merge(
 ) -> Counts:
     """Merge this attempt's completions with those of earlier attempts into the output."""
     attempt.events.write("merge", {})
-    began, job, crew = time.monotonic(), attempt.job, attempt.crew
+    attempt.events.span("merge")
+    began, clock, job, crew = time.monotonic(), time.time(), attempt.job, attempt.crew
     gathering = Gathering(crew.world, generated.others_with_records(), crew.on_message)
     streams = [journal_records(tokens, earlier), iter(generated.own), *gathering.streams()]
-    rows = output_rows(tokens, attempt.files, job.limit, streams, job.return_token_ids)
-    path = attempt.directory.completions
+    rows = output_rows(tokens, tokens.files, job.limit, streams, job.return_token_ids)
+    target, directory = attempt.target, attempt.directory
+    facts = facts_of(job, directory.created, tokens, token_bytes(attempt.model.path))
     try:
-        counts = write_output(path, rows)
+        counts = write_output(target, rows, facts, job.show)
     except OSError as error:
         raise RuntimeError(
-            f"cannot write {path}: {error}; every completion is in the journals: make room, and run the same command "
-            "again"
+            f"cannot write {target.path}: {error}; every completion is in the journals: make room, and run the same "
+            "command again"
         ) from error
     if counts.missing:
         raise RuntimeError(
             f"{counts.missing} of {tokens.num_rows} rows have no completion; this is a fault of scattergen"
         )
-    attempt.directory.partial.unlink(missing_ok=True)
+    for path in target.partial.existing():
+        path.unlink()
+    attempt.events.within([("gather", clock, clock + gathering.waited_s)])  # one span for many short waits
     timings.seconds["gather"] = gathering.waited_s
     timings.seconds["merge"] = time.monotonic() - began - gathering.waited_s
     return counts
 
 
 def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generated, counts: Counts) -> int:
-    """Write and print the summary; decide the exit code."""
+    """Write and print the summary; return the exit code."""
     timings.seconds["total"] = time.monotonic() - attempt.began
     job, world = attempt.job, attempt.crew.world
     values = summarise(job, world.size, work, counts, generated.progress, timings.seconds, timings.padding)
@@ -268,13 +275,13 @@ def conclude(attempt: Attempt, timings: Timings, work: Work, generated: Generate
     all_bad = counts.errors == counts.rows  # whatever may be bad of many rows, this is no result
     faulty = all_bad or rate > attempt.job.max_error_rate
     attempt.directory.set_state("failed" if faulty else "done")
-    attempt.events.write("done", {"gathered_s": round(timings.seconds["gather"], 3)})
-    show_summary(attempt.directory, values, attempt.job.show, attempt.files)
+    attempt.events.write("done", {})
+    show_summary(attempt.directory, attempt.target.path, values, counts.examples)
     if all_bad:
         LOGGER.error(
             "every row is an error row: mend the cause, and run the same command again%s. The first says: %s",
             " with --retry-errors" if counts.errors > work.refused else "",
-            first_error(attempt.directory.completions),
+            counts.first_error,
         )
     elif faulty:
         LOGGER.error(

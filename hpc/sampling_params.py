@@ -47,7 +47,7 @@ class SamplingParams:
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probability reaches this; 1 is all."""
     top_k: int = 0
-    """Draw from this many most probable tokens; 0 is all."""
+    """Draw from this many most probable tokens; 0 or -1 is all."""
     min_p: float = 0.0
     """Draw from the tokens whose probability is at least this share of the most probable one's; 0 is all."""
     repetition_penalty: float = 1.0
@@ -87,7 +87,9 @@ class SamplingParams:
         require(_is_number(self.top_p), "top_p", self.top_p, "it must be a number")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "it must be above 0 and at most 1 (1 is off)")
         require(_is_int(self.top_k), "top_k", self.top_k, "it must be an integer")
-        require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 (off) to {_INT_MAX}")
+        if self.top_k == -1:  # vLLM's word for all
+            object.__setattr__(self, "top_k", 0)
+        require(0 <= self.top_k <= _INT_MAX, "top_k", self.top_k, f"it must be from 0 or -1 (off) to {_INT_MAX}")
         for name, least, most, rule in (
             ("min_p", 0, 1, "from 0 (off) to 1"),
             ("repetition_penalty", 0.01, 100, "from 0.01 to 100 (1 is off)"),

@@ -21,15 +21,15 @@ TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file, and all that start ranks or jobs, on one worker, unless they name their group."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("xdist_group"):
-                continue
-            folder = item.path.parent.name
-            group = folder if folder in ("mpi", "slurm") else str(item.path.relative_to(ROOT))
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests of a file, and all that start ranks or jobs, on one worker, unless they name their group.
+
+    Here, as a worker of xdist reads the marks before any `pytest_collection_modifyitems` of a conftest.
+    """
+    if item.config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("xdist_group"):
+        folder = item.path.parent.name
+        group = folder if folder in ("mpi", "slurm") else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from hpc.corpus.chat import PLAIN, ChatOptions, ChatWriter, Turn
+from hpc.corpus.columns import Columns
 from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.registry import AUTO, Choice
@@ -28,11 +30,14 @@ class ByteTokenizer:
 
     has_template = True
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        roles = [message["role"] for message in messages]
-        if "system" in roles[1:]:
-            raise ValueError("a system turn comes first")
-        return "".join(f"[{message['role']}]{message['content']}" for message in messages)
+    def __init__(self) -> None:
+        self._chats = ChatWriter(_in_brackets)
+
+    def render(self, messages: Sequence[Turn], options: ChatOptions = PLAIN) -> str:
+        return self._chats.write(messages, options)
+
+    def template_source(self, options: ChatOptions = PLAIN) -> str:
+        return "role content"
 
     def encode(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
@@ -43,6 +48,12 @@ class ByteTokenizer:
     @property
     def decode(self) -> "ByteText":
         return ByteText()
+
+
+def _in_brackets(turns: Sequence[Turn], options: ChatOptions) -> str:
+    if "system" in [turn["role"] for turn in turns[1:]]:
+        raise ValueError("a system turn comes first")
+    return "".join(f"[{turn['role']}]" + turn["content"] for turn in turns)
 
 
 class ByteText:
@@ -141,9 +152,9 @@ class EchoLoader(Loader):
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
         return Choice("native" if job.engine == AUTO else job.engine)
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         limits = PromptLimits(VOCABULARY, CONTEXT, job.truncate_prompts)
-        return Checker(file_names, job.sampling, limits, ByteTokenizer())
+        return Checker(job.sampling, limits, ByteTokenizer(), Columns.of(job))
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         if "ECHO_FILE_BYTES" in os.environ:  # not before: MPI's own files must fit

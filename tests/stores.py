@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc.corpus.files import Blocks
+from hpc.corpus.columns import Columns
+from hpc.corpus.files import Blocks, name_files
 from hpc.corpus.store import StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
 from hpc.sampling_params import SamplingParams
@@ -11,24 +12,23 @@ from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
 
 
 def make_checker(
-    file_names: tuple[str, ...] = ("corpus.jsonl",),
     sampling: SamplingParams | None = None,
     context_tokens: int | None = CONTEXT,
     truncate_prompts: str = "none",
     encoder: Encoder | None = None,
     chat_ending: int | None = None,
+    columns: Columns | None = None,
 ) -> Checker:
     """Return a checker whose tokens are bytes."""
     limits = PromptLimits(VOCABULARY, context_tokens, truncate_prompts, chat_ending)
-    return Checker(file_names, sampling or SamplingParams(), limits, encoder or ByteTokenizer())
+    return Checker(sampling or SamplingParams(), limits, encoder or ByteTokenizer(), columns or Columns())
 
 
 def read_store(
     folder: Path, files: Sequence[Path], sampling: SamplingParams | None = None, block_bytes: int = 1 << 16
 ) -> TokenStore:
     """Read corpus files into a token store in `folder`."""
-    names = tuple(file.name for file in files)
-    checker, blocks, writer = make_checker(names, sampling), Blocks(files, block_bytes), StoreWriter(folder)
+    checker, blocks, writer = make_checker(sampling), Blocks(name_files(files), block_bytes), StoreWriter(folder)
     for block in blocks:
         writer.append(block, checker.check_block(block))
-    return writer.finish(names, {}, blocks.digests)
+    return writer.finish({"files": [[str(file), 0, 0] for file in files]}, blocks.digests)

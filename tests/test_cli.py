@@ -56,7 +56,7 @@ SMALL = {
     } | {flag for flag in FLAGS if flag.startswith("--vllm.")},
     "settle": {"--job", "--share"},
 }  # fmt: skip
-VERBS = "run,plan,script,submit,doctor,calibrate,status,verify,merge,report,cancel,fetch"
+VERBS = "run,plan,script,submit,doctor,calibrate,status,verify,merge,report,show,cancel,fetch"
 
 
 Help = Callable[..., str]

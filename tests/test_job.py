@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ JOB = Job("model", ("corpus.jsonl",))
         ("top_p", 1.5, "above 0 and at most 1"),
         ("top_p", float("nan"), "above 0 and at most 1"),
         ("top_p", "0.5", "a number"),
-        ("top_k", -1, "from 0 .off. to"),
+        ("top_k", -2, "from 0 or -1 .off. to"),
         ("top_k", 1.5, "an integer"),
         ("stop", ("",), "non-empty strings"),
         ("stop", (1,), "non-empty strings"),
@@ -291,6 +292,41 @@ def test_a_chat_date_is_kept_as_date_and_time(given: str, kept: str) -> None:
 def test_a_chat_date_that_is_none_is_refused_with_the_way_out(given: Any) -> None:
     with pytest.raises(ValueError, match=r'"chat_date" is .*; it must be a date such as 2026-11-28'):
         Job(model="m", corpus=("c",), chat_date=given)
+
+
+def test_a_top_k_below_zero_is_all_and_has_the_same_identity() -> None:
+    assert SamplingParams(temperature=1).override({"top_k": -1}) == SamplingParams(temperature=1, top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named"),
+    [
+        ({"column": ("question",)}, "'question'; it must be prompt=question"),
+        ({"column": ("answer=a",)}, "with one of prompt, messages,"),
+        ({"column": ("id=a", "id=b")}, "says twice which column is id"),
+        ({"prompt_template": "Translate"}, "without one all prompts are the same"),
+        ({"prompt_template": "{text"}, "a brace itself is written twice"),
+        ({"prompt_template": "{}"}, "nothing but a name"),
+        ({"prompt_template": "{text!r}"}, "nothing but a name"),
+        ({"prompt_template": "{a}", "column": ("prompt=b",)}, "it makes the prompt, and so does"),
+        ({"chat_template_kwargs": "{"}, 'it must be a JSON object, such as {"enable_thinking": false}'),
+        ({"chat_template_kwargs": "[]"}, "it must be a JSON object"),
+        ({"chat_template_kwargs": '{"tools": []}'}, '"tools"'),
+    ],
+)
+def test_what_a_job_says_of_its_prompts_is_checked_before_anything_runs(knobs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(named)):
+        Job("m", ("c",), **knobs)
+
+
+def test_variables_of_the_chat_template_are_the_same_however_they_are_written() -> None:
+    one, other = (Job("m", ("c",), chat_template_kwargs=text) for text in ('{"a":1,"b":2}', '{ "b": 2, "a": 1 }'))
+    assert one == other
+
+
+def test_the_columns_of_a_job_come_back_from_json() -> None:
+    job = Job("m", ("a.jsonl",), column=("prompt=question",), prompt_template="", last_assistant="drop")
+    assert Job.from_json(json.loads(json.dumps(dataclasses.asdict(job)))) == job
 
 
 # Models on several devices.

@@ -37,9 +37,9 @@ class CountingLoader(EchoLoader):
         super().__init__(engine, model)
         self.checkers = self.loads = 0
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         self.checkers += 1
-        return super().checker(job, path, file_names)
+        return super().checker(job, path)
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         self.loads += 1

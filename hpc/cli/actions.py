@@ -1,4 +1,4 @@
-"""What each verb does: a function of its dataclass that returns the exit code."""
+"""The actions of the verbs: each takes the dataclass of its verb and returns the exit code."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def run(command: verbs.Run, loader: Loader | None) -> int:
-    """Run a job on this rank; return its exit code, which is 0 on every rank but rank 0."""
+    """Run a job on this rank; return the exit code, which is 0 on every rank above 0."""
 
     def work(world: Comm, stop: Stop) -> int:
         code = generate(command.job, world, loader or Loader(), stop, has_slurm() if world.rank == 0 else None)
@@ -58,11 +58,12 @@ def script(command: verbs.Script, loader: Loader | None) -> int:
 
 
 def submit(command: verbs.Submit, loader: Loader | None) -> int:
-    """Submit a job, its model resolved here."""
+    """Resolve the model here, and submit the job."""
+    from hpc.model.find import with_template
     from hpc.slurm.submit import show_log, submit_script
 
     log.configure(0, 1)
-    model = (loader or Loader()).resolve(command.job.model)
+    model = with_template((loader or Loader()).resolve(command.job.model), command.job.chat_template)
     verb = "doctor" if command.doctor else "run"
     job_id, path = submit_script(command.job, model, _program(loader), verb)
     print(f"Slurm job {job_id}\n{path}", flush=True)
@@ -70,7 +71,7 @@ def submit(command: verbs.Submit, loader: Loader | None) -> int:
 
 
 def plan(command: verbs.Plan, loader: Loader | None) -> int:
-    """Print what a job will take."""
+    """Print the predicted time and memory of a job."""
     from hpc.forecast import forecast
 
     log.configure(0, 1)
@@ -92,21 +93,21 @@ def plan(command: verbs.Plan, loader: Loader | None) -> int:
 
 
 def settle(command: verbs.Settle, loader: Loader | None) -> int:  # noqa: ARG001  (one signature for all)
-    """Decide what becomes of the Slurm job."""
+    """Return whether the Slurm job is to be requeued, as an exit code."""
     from hpc.slurm.requeue import requeue
 
     return requeue(command.job, has_slurm())
 
 
 def fetch(command: verbs.Fetch, loader: Loader | None) -> int:
-    """Store a model and print where."""
+    """Store a model and print its path."""
     log.configure(0, 1)
     print((loader or Loader()).resolve(command.model).path)
     return OK
 
 
 def status(command: verbs.Status, loader: Loader | None) -> int:  # noqa: ARG001
-    """Print how far a run is."""
+    """Print the progress of a run."""
     from hpc.report.status import status
 
     return status(command.run, command.follow)
@@ -114,16 +115,18 @@ def status(command: verbs.Status, loader: Loader | None) -> int:  # noqa: ARG001
 
 def verify(command: verbs.Verify, loader: Loader | None) -> int:  # noqa: ARG001
     """Check the accounting of a run."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import verify_run
 
-    return verify_run(command.run)
+    return verify_run(command.run, token_bytes, command.where)
 
 
 def merge(command: verbs.Merge, loader: Loader | None) -> int:  # noqa: ARG001
-    """Write the output of a run again."""
+    """Write the output of a run from its journals."""
+    from hpc.model.token_bytes import token_bytes
     from hpc.output.verify import merge_run
 
-    return merge_run(command.run)
+    return merge_run(command.run, token_bytes, command.where, command.force)
 
 
 def report(command: verbs.Report, loader: Loader | None) -> int:  # noqa: ARG001
@@ -133,8 +136,15 @@ def report(command: verbs.Report, loader: Loader | None) -> int:  # noqa: ARG001
     return report(command.runs, command.html)
 
 
+def show(command: verbs.Show, loader: Loader | None) -> int:  # noqa: ARG001
+    """Print rows of a run."""
+    from hpc.report.show import show
+
+    return show(command.run, command.where, command.id, command.sample, command.rows, command.whole)
+
+
 def cancel(command: verbs.Cancel, loader: Loader | None) -> int:  # noqa: ARG001
-    """Stop what runs in a run directory."""
+    """Stop the job that runs in a run directory."""
     from hpc.slurm.cancel import cancel
 
     return cancel(command.run)
@@ -142,12 +152,12 @@ def cancel(command: verbs.Cancel, loader: Loader | None) -> int:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb takes and does."""
+    """The flags and the action of a verb."""
 
     takes: type
     does: Callable[[Any, Loader | None], int]
     on_ranks: bool = False
-    """Whether all ranks of an MPI job do it; else what it prints is all that it is for."""
+    """Whether all ranks of an MPI job do it. The other verbs only print, and fail if that is lost."""
 
     @property
     def has_job(self) -> bool:
@@ -167,6 +177,7 @@ VERBS = {
     "verify": Verb(verbs.Verify, verify),
     "merge": Verb(verbs.Merge, merge),
     "report": Verb(verbs.Report, report),
+    "show": Verb(verbs.Show, show),
     "cancel": Verb(verbs.Cancel, cancel),
     "fetch": Verb(verbs.Fetch, fetch),
 }
@@ -175,21 +186,21 @@ HIDDEN = "settle"
 
 
 def refuse(message: str, quiet: bool = False) -> NoReturn:
-    """End with exit code 2 and a message; of several ranks that say the same, the quiet ones end with 0."""
+    """Print a message and exit with 2; with `quiet`, on ranks above 0, only exit with 0."""
     if not quiet:
         print(f"scattergen: {message}", file=sys.stderr, flush=True)
     sys.exit(0 if quiet else REFUSED)
 
 
 def _program(loader: Loader | None) -> tuple[str, ...]:
-    """Return what runs on the nodes: this program itself, where it brings its own loader."""
+    """Return the command for the nodes; a program with its own loader runs itself there."""
     from hpc.slurm.script import PROGRAM
 
     return PROGRAM if loader is None else (sys.executable, str(Path(sys.argv[0]).absolute()))
 
 
 def _on_ranks(job: Job, work: Callable[[Comm, Stop], int]) -> int:
-    """Do work on this rank, and return its exit code. An error ends all ranks."""
+    """Do the work of this rank and return its exit code; an exception ends all ranks."""
     try:
         world = is_alone() if job.share else connect()
     except Refusal as refusal:

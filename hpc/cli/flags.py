@@ -1,4 +1,4 @@
-"""Flags: the fields of a job, in the groups that the help shows them in."""
+"""Flags: the fields of a job, in the groups of the help."""
 
 import ast
 import functools
@@ -16,9 +16,14 @@ from hpc.job import Job, Slurm
 from hpc.sampling_params import SamplingParams
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code", "chat_date"),
+    "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code"),
+    "prompts": (
+        "column", "prompt_template", "system", "last_assistant", "chat_template", "chat_template_kwargs",
+        "row_chat_templates", "chat_date", "unknown_parameters",
+    ),
     "corpus and output": (
-        "corpus", "name", "runs", "limit", "share", "truncate_prompts", "return_token_ids", "max_error_rate",
+        "corpus", "format", "text_per", "name", "runs", "limit", "share", "truncate_prompts", "output",
+        "output_format", "output_rows_per_file", "error_file", "return_token_ids", "max_error_rate",
         "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),
@@ -31,7 +36,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 """The fields of a job by their group; the name of a section stands for all of its fields."""
 SECTIONS: Mapping[str, Any] = {"sampling": SamplingParams, "vllm": Vllm, "slurm": Slurm}
 METAVARS = {"model": "FOLDER|FILE.gguf|HUB-ID", "corpus": "FILE [FILE ...]"}
-"""Of the flags that must be given: the short help says no more of them."""
+"""Of the required flags, which the short help does not explain further."""
 JOB_HELP = "The job.json of a run directory: its values in the place of flags; flags beside it go before them."
 MARGIN, COLUMN, TWO_BOXES = 10, 38, 130
 """Columns of a line that tyro leaves to its box; the column at which the short help of a flag begins; the columns from
@@ -40,17 +45,17 @@ which on tyro puts two boxes beside each other."""
 
 @dataclass(frozen=True)
 class Uses:
-    """Annotates the job of a verb with the names of the fields that the verb uses: they alone are its flags."""
+    """Annotates the job of a verb with the fields that the verb uses; only these are its flags."""
 
     names: Sequence[str]
     instead: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the fields that have no default and are no flags."""
+    """Values of required fields that are not flags of the verb."""
 
 
 def flags_of(verb: type, base: Job | None, short: bool) -> type:
-    """Return a dataclass of a verb's flags for tyro; `command_of` makes the verb of what tyro returns.
+    """Return a dataclass of the flags of a verb, for tyro; `command_of` turns an instance of it into the verb.
 
-    The values of `base` are the defaults. With `short`, the compact help says of each flag what fits its line.
+    The values of `base` are the defaults. With `short`, the help of each flag is cut to one line.
     """
     import tyro
 
@@ -65,7 +70,7 @@ def flags_of(verb: type, base: Job | None, short: bool) -> type:
 
 
 def command_of(verb: type, flags: Any, base: Job | None) -> Any:
-    """Return the verb that flags stand for; raise `ValueError`, as a job does, for a value that breaks its rule."""
+    """Return the verb of parsed flags; raise `ValueError` for a value that breaks a rule of the job."""
     values = {**_uses(verb).instead, **({} if base is None else vars(base))}
     for title, names in _groups(verb):
         given = vars(getattr(flags, _identifier(title)))
@@ -79,7 +84,7 @@ def _uses(verb: type) -> Uses:
 
 
 def _groups(verb: type) -> Iterator[tuple[str, list[str]]]:
-    """Yield the title and the names of each group of which the verb uses a field."""
+    """Yield the title and the used fields of each group that the verb uses."""
     used = _uses(verb).names
     for title, names in GROUPS.items():
         if chosen := [name for name in names if name in used]:
@@ -87,18 +92,18 @@ def _groups(verb: type) -> Iterator[tuple[str, list[str]]]:
 
 
 def _own(verb: type) -> list[Field[Any]]:
-    """Return the verb's own fields, besides its job."""
+    """Return the fields of a verb besides its job."""
     return [each for each in fields(verb) if each.name != "job"]
 
 
 def _leaves(name: str) -> Iterator[tuple[type, Field[Any]]]:
-    """Yield the fields, with the class they are of, that a field of a job stands for: itself, or a section's."""
+    """Yield (class, field) for a field of a job: itself, or every field of the section that it names."""
     owner = SECTIONS.get(name, Job)
     yield from ((owner, each) for each in fields(owner) if owner is not Job or each.name == name)
 
 
 def _flag(owner: type, each: Field[Any], base: Job | None, short: bool) -> tuple[str, Any, Any]:
-    """Return name, type and default of a field as a field of flags: its full name is in its type."""
+    """Return (name, type, default) of the flag of a field; the annotated type holds its full name."""
     section = next((name for name, kind in SECTIONS.items() if kind is owner), None)
     name = each.name if section is None else f"{section}.{each.name}"
     hint, text = get_type_hints(owner)[each.name], _docs(owner)[each.name]
@@ -107,7 +112,7 @@ def _flag(owner: type, each: Field[Any], base: Job | None, short: bool) -> tuple
 
 
 def _configured(name: str, text: str, metavar: str | None, short: bool) -> Any:
-    """Return what tyro is to know of a flag; without a metavar it is a pair, of yes and no."""
+    """Return the tyro configuration of a flag; without a metavar it is a pair --x, --no-x."""
     import tyro
 
     flag = f"--{name.replace('_', '-')}"
@@ -122,7 +127,7 @@ def _configured(name: str, text: str, metavar: str | None, short: bool) -> Any:
 
 
 def _default(each: Field[Any], base: Job | None, section: str | None) -> Any:
-    """Return a field with the default of `each`, or the value that it has in the job `base`."""
+    """Return a dataclass field whose default is that of `each`, or its value in the job `base`."""
     if base is None:
         return field(default=each.default, default_factory=each.default_factory)
     value = getattr(base if section is None else getattr(base, section), each.name)
@@ -130,7 +135,7 @@ def _default(each: Field[Any], base: Job | None, section: str | None) -> Any:
 
 
 def _brief(label: str, text: str, default: str) -> str:
-    """Return the first clauses of a text that fit one line behind a flag's label, and the default."""
+    """Return as many first clauses of a help text as fit one line behind the label of the flag, and the default."""
     shown = "" if default in ("None", "", "''", "False") else f" ({default})"
     width = shutil.get_terminal_size().columns
     room = (width if width < TWO_BOXES else width // 2) - MARGIN - len(label) - 1 - len(shown)
@@ -150,7 +155,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _no(flag: str) -> str:
-    """Return the flag that says no: --no-force, --slurm.no-exclusive."""
+    """Return the negated flag: --no-force, --slurm.no-exclusive."""
     return re.sub(r"^(--(?:.*\.)?)", r"\1no-", flag)
 
 
@@ -160,7 +165,7 @@ def _identifier(title: str) -> str:
 
 @functools.cache
 def _docs(owner: type) -> dict[str, str]:
-    """Return the text under each field of a dataclass."""
+    """Return the docstring under each field of a dataclass, by the name of the field."""
     [tree] = ast.parse(inspect.getsource(owner)).body
     assert isinstance(tree, ast.ClassDef)
     return {

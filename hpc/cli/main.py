@@ -1,4 +1,4 @@
-"""Read the arguments, do what the verb says, exit."""
+"""The entry point: parse the arguments, run the verb, exit."""
 
 import json
 import socket
@@ -17,9 +17,9 @@ from hpc.rundir.directory import run_path
 
 
 def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
-    """Run the command line and exit. A job file passes its job, whose values are then the flags' defaults.
+    """Run the command line and exit. A job file passes its job; its values are the defaults of the flags.
 
-    `loader` takes the place of what loads models.
+    `loader` replaces the loader of models.
     """
     terminal.prepare()
     arguments = sys.argv[1:]
@@ -41,7 +41,7 @@ def main(job: Job | None = None, loader: Loader | None = None) -> NoReturn:
 
 
 def take_job_file(job: Job | None, arguments: list[str]) -> tuple[Job | None, list[str]]:
-    """Take `--job FILE` out of the arguments: the job.json of a run directory, in the place of a job file's job."""
+    """Remove `--job FILE`, the job.json of a run directory, from the arguments; return its job and the rest."""
     arguments = [part for text in arguments for part in (text.split("=", 1) if text.startswith("--job=") else [text])]
     if "--job" not in arguments[:-1] or arguments[0] not in VERBS or not VERBS[arguments[0]].has_job:
         return job, arguments
@@ -55,7 +55,7 @@ def take_job_file(job: Job | None, arguments: list[str]) -> tuple[Job | None, li
 
 
 def parse(arguments: list[str], job: Job | None) -> tuple[Verb, Any]:
-    """Make a verb's command of arguments; exit with 2, saying why on rank 0 alone, if they make none."""
+    """Return the verb and its parsed dataclass; on wrong arguments exit with 2, and say why on rank 0 alone."""
     import tyro
 
     quiet, asked = launched_rank() > 0, arguments[0] if arguments else ""

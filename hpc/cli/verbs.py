@@ -1,11 +1,11 @@
-"""The verbs: what each takes. A verb about a job has that job, and flags for the fields that it uses."""
+"""The verbs as dataclasses: their fields are the flags. A verb about a job has a field `job`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from hpc.cli.flags import Uses
-from hpc.job import Job
+from hpc.job import Job, Output, OutputFormat
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,74 @@ class Verify:
 
     run: Path
     """The run directory."""
+    output: str = ""
+    """Another output than that of the job, as `merge` wrote it."""
+    output_format: OutputFormat = "auto"
+    """Its format; auto is what its name says."""
+    output_rows_per_file: int = 0
+    """Rows of each of its files; 0 is one file."""
+    error_file: str = ""
+    """openai: the file for the lines that have no completion."""
+
+    @property
+    def where(self) -> Output:
+        """The output that is looked at."""
+        return Output(self.output, self.output_format, self.output_rows_per_file, self.error_file)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Write the completions of a run from its journals, completions.partial.jsonl while rows are missing."""
+    """Write the completions of a run from its journals, completions.partial.jsonl while rows are missing.
+
+    The run may be going on.
+    """
 
     run: Path
     """The run directory."""
+    output: str = ""
+    """File or folder to write to instead of where the job says."""
+    output_format: OutputFormat = "auto"
+    """Format to write in; auto is what the name of the output says."""
+    output_rows_per_file: int = 0
+    """Write several files of so many rows; 0 is one file."""
+    error_file: str = ""
+    """openai: file for the lines that have no completion."""
+    force: bool = False
+    """Write over a file that this run has not written."""
+
+    @property
+    def where(self) -> Output:
+        """Where the output goes."""
+        return Output(self.output, self.output_format, self.output_rows_per_file, self.error_file)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Say where the time of a run went, on the terminal and as report.html; of two runs, compare them."""
+    """Say where the time of a run went, on the terminal, as report.html and trace.json; of two runs, compare them."""
 
     runs: tuple[Path, ...]
     """The run directory, or two."""
     html: bool = True
-    """Write the page."""
+    """Write the page and the trace."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show rows of a run, input and output side by side, while it goes on too: the first ones, or those asked for."""
+
+    run: Path
+    """The run directory."""
+    where: tuple[str, ...] = ()
+    """Rows that fulfil all of these: finish_reason=length, error=engine, id=…, text=…, prompt_tokens=…,
+    completion_tokens=…, meta.KEY=…"""
+    id: tuple[str, ...] = ()
+    """Rows with these ids."""
+    sample: int | None = None
+    """So many of the rows, drawn anew each time."""
+    rows: int = 10
+    """At most so many of the rows, from the first on."""
+    whole: bool = False
+    """Show all of a long text."""
 
 
 @dataclass(frozen=True)

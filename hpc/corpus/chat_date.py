@@ -40,7 +40,15 @@ def fix_date(template: str, date: str) -> str:
     )
 
 
-def tells_date(folder: Path) -> bool:
-    """Say whether a chat template of a model directory asks for the date."""
-    files = [folder / "tokenizer_config.json", *folder.glob("chat_template*"), *folder.glob("*chat_templates/*")]
+def tells_date(folder: Path, template: str = "") -> bool:
+    """Say whether a chat template of a model directory asks for the date; of a file in their place, if one is named."""
+    files = (
+        [Path(template)]
+        if template
+        else [
+            folder / "tokenizer_config.json",
+            *folder.glob("chat_template*"),
+            *folder.glob("*chat_templates/*"),
+        ]
+    )
     return any(file.is_file() and NAME.encode() in file.read_bytes() for file in files)

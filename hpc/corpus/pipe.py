@@ -14,8 +14,8 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpc.corpus.files import CorpusError
-from hpc.corpus.row import STDIN
+from hpc.corpus.errors import CorpusError
+from hpc.corpus.files import STDIN
 from hpc.rundir import atomic
 
 LOGGER = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc.arrays import Ints, Keys, Tokens
-from hpc.corpus.files import Block
+from hpc.corpus.files import name_files
+from hpc.corpus.formats import Block, CorpusFile, Place
 from hpc.request import KEY_BYTES, Request, RowId
 from hpc.rundir import atomic
 from hpc.sampling_params import SamplingParams
@@ -57,7 +58,7 @@ class Column(IntEnum):
     FILE = 3
     """index of its corpus file"""
     LINE = 4
-    """number of its line in that file, from 1"""
+    """number of its line, or row, in that file, from 1"""
     REFUSED = 5
     """1 for a row with an error"""
     SAMPLES = 6
@@ -78,6 +79,8 @@ class StoreWriter:
             for name in (_TOKENS, _OFFSETS, _KEYS, _REQUESTS, _ERRORS)
         }
         self._id_hashes: list[npt.NDArray[np.uint64]] = []
+        self._places: dict[int, Callable[[int], Place]] = {}
+        """Of each file, where its row of a number is."""
         self._tokens = self._bytes = 0
         self.num_rows = 0
 
@@ -96,13 +99,13 @@ class StoreWriter:
         for name, array in ((_TOKENS, "tokens"), (_KEYS, "keys"), (_REQUESTS, "requests"), (_ERRORS, "errors")):
             self._files[name].write(rows[array].tobytes())
         self._id_hashes.append(rows["id_hashes"])
+        self._places.setdefault(block.file, block.place)
         self._tokens += int(rows["lengths"].sum())
         self._bytes += int(rows["request_bytes"].sum())
         self.num_rows += count
 
     def finish(
         self,
-        file_names: Sequence[str],
         inputs: dict[str, Any],
         digests: Sequence[str],
         check: Callable[[Keys, npt.NDArray[np.uint64]], None] = lambda keys, ids: None,
@@ -117,7 +120,7 @@ class StoreWriter:
         for file in self._files.values():
             file.close()
         ids = np.concatenate([np.empty(0, np.uint64), *self._id_hashes])
-        self._refuse_duplicates(file_names)
+        self._refuse_duplicates()
         check(_map(atomic.aside(self._folder / _KEYS), np.uint8).view(f"S{KEY_BYTES}"), ids)
         (self._folder / _STORE).unlink(missing_ok=True)  # from here on, the old store is none
         for name in (_TOKENS, _KEYS, _REQUESTS, _ERRORS, _OFFSETS):
@@ -131,7 +134,7 @@ class StoreWriter:
             file.close()
             Path(file.name).unlink(missing_ok=True)
 
-    def _refuse_duplicates(self, file_names: Sequence[str]) -> None:
+    def _refuse_duplicates(self) -> None:
         hashes = np.concatenate([np.empty(0, np.uint64), *self._id_hashes])
         self._id_hashes.clear()
         order = np.argsort(hashes, kind="stable")
@@ -151,7 +154,7 @@ class StoreWriter:
                 first = first_of.setdefault((type(identity), identity), row)
                 if first != row:
                     at, before = (
-                        f"{file_names[offsets[r, Column.FILE]]}:{offsets[r, Column.LINE]}" for r in (row, first)
+                        self._places[offsets[r, Column.FILE]](int(offsets[r, Column.LINE])) for r in (row, first)
                     )
                     offsets[row, Column.REFUSED] = 1
                     message = (
@@ -199,6 +202,12 @@ class TokenStore:
                 f"{folder}: the token store holds {found} tokens, bytes and keys instead of {expected}; "
                 "run the job again"
             )
+
+    @property
+    def files(self) -> tuple[CorpusFile, ...]:
+        """The corpus files, and how they were read."""
+        paths = [Path(name) for name, *_ in self.inputs["files"]]
+        return name_files(paths, self.inputs.get("formats", ()))
 
     @property
     def prompt_tokens(self) -> Ints:
@@ -264,6 +273,13 @@ class TokenStore:
         """Return the line of one row in requests.jsonl."""
         begin, end = self.offsets[row : row + 2, Column.REQUEST]
         return self._requests[begin:end].tobytes()
+
+    def any_request_says(self, parameter: str) -> bool:
+        """Say whether a row may have a sampling parameter of its own: its name stands in requests.jsonl."""
+        mark, step = f'"{parameter}": '.encode(), 1 << 24
+        return any(
+            mark in self._requests[at : at + step + len(mark)].tobytes() for at in range(0, len(self._requests), step)
+        )
 
     def id(self, row: int) -> RowId | None:
         """Return the id of a row; None for a refused one whose id cannot be read."""

@@ -1,4 +1,7 @@
-"""Check and tokenize the rows of a block: lines in, token ids, keys and errors out. Pure but for the tokenizer."""
+"""Check and tokenize the rows of a block: decoded values in; token ids, keys and errors out.
+
+Pure but for the tokenizer.
+"""
 
 import dataclasses
 import functools
@@ -9,9 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from hpc.corpus import store
-from hpc.corpus.chat import LostText, Turn
-from hpc.corpus.files import Block
-from hpc.corpus.row import Row, RowError, check_row, decode_row, row_id
+from hpc.corpus.chat import ChatOptions, LostText, Turn, unread
+from hpc.corpus.columns import Columns
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Block, Place, rows
+from hpc.corpus.notes import note_lines
+from hpc.corpus.row import Row, check_row
 from hpc.request import KEY_BYTES, RowId, completion_key
 from hpc.sampling_params import SamplingParams
 
@@ -23,8 +29,11 @@ class Encoder(Protocol):
     def has_template(self) -> bool:
         """Whether chats can be rendered."""
 
-    def render(self, messages: Sequence[Turn]) -> str:
+    def render(self, messages: Sequence[Turn], options: ChatOptions) -> str:
         """Write a chat as text; raise `LostText` where text of it would not be there."""
+
+    def template_source(self, options: ChatOptions) -> str:
+        """Return the source of the template that writes a chat with these options."""
 
     def token(self, token_id: int) -> str:
         """Return what a token is called."""
@@ -47,22 +56,21 @@ class PromptLimits:
 
 @dataclass(frozen=True)
 class Checker:
-    """All that it takes to turn lines into requests, the same on every rank."""
+    """All that it takes to turn rows into requests, the same on every rank."""
 
-    file_names: tuple[str, ...]
-    """What each corpus file is called in messages."""
     defaults: SamplingParams
     limits: PromptLimits
     encoder: Encoder
+    columns: Columns = dataclasses.field(default_factory=Columns)
 
     def check_block(self, block: Block) -> store.Arrays:
         """Return the rows of a block as arrays, a refused row as one without tokens.
 
         lengths, lines, new_tokens, samples, request_bytes [rows] int64; refused [rows] uint8; id_hashes
-        [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests and errors are
-        JSON lines as bytes.
+        [rows] uint64; keys [rows, KEY_BYTES]; tokens [sum(lengths)] int32; requests, errors and
+        notes (what the user should hear of once, and where it was first) are JSON lines as bytes.
         """
-        found = [self._check_line(row, line, text) for row, line, text in block.rows()]
+        found = [self._check_row(row, place, value) for row, place, value in rows(block, self.columns.wanted)]
         self._encode(found)
         for entry in found:
             self._check_vocabulary(entry)
@@ -76,13 +84,14 @@ class Checker:
             for entry, prompt in zip(found, prompts, strict=True)
         ]
         errors = [
-            store.error_line(entry.row, entry.error.kind, f"{self._at(block, entry)}: {entry.error}")
+            store.error_line(entry.row, entry.error.kind, f"{entry.place}: {entry.error}")
             for entry in found
             if entry.error is not None
         ]
+        notes = [(str(entry.place), entry.notes) for entry in found if entry.error is None and entry.notes]
         return {
             "lengths": np.array([len(prompt) for prompt in prompts], dtype=np.int64),
-            "lines": np.array([entry.line for entry in found], dtype=np.int64),
+            "lines": np.array([entry.place.number for entry in found], dtype=np.int64),
             "new_tokens": np.array([entry.sampling.max_new_tokens for entry in found], dtype=np.int64),
             "samples": np.array([entry.sampling.n for entry in found], dtype=np.int64),
             "refused": np.array([entry.error is not None for entry in found], dtype=np.uint8),
@@ -92,19 +101,21 @@ class Checker:
             "requests": np.frombuffer(b"".join(requests), dtype=np.uint8),
             "request_bytes": np.array([len(line) for line in requests], dtype=np.int64),
             "errors": np.frombuffer(b"".join(errors), dtype=np.uint8),
+            "notes": np.frombuffer(note_lines(notes), dtype=np.uint8),
         }
 
-    def _at(self, block: Block, entry: "_Entry") -> str:
-        return f"{self.file_names[block.file]}:{entry.line}"
-
-    def _check_line(self, row: int, line: int, text: bytes) -> "_Entry":
-        entry = _Entry(row, line, None, self.defaults)
+    def _check_row(self, row: int, place: Place, value: dict[str, Any] | RowError) -> "_Entry":
+        """Return what is known before tokenization of the row whose value stands at a place, its error included."""
+        entry = _Entry(row, place, None, self.defaults)
         try:
-            value = decode_row(text.removesuffix(b"\r"))
-            entry.identity = identity = row_id(value, row)
-            entry.checked = check_row(value, identity, self.defaults)
+            if isinstance(value, RowError):
+                raise value
+            entry.identity = identity = self.columns.id_of(value, row)
+            given = self.columns.read(value)
+            entry.notes.extend(given.notes)
+            entry.checked = check_row(given, identity, self.defaults, self.columns.chat)
             entry.sampling = self._sampling(entry.checked)
-            entry.text, entry.special = self._text(entry.checked), entry.checked.prompt is not None
+            entry.text, entry.special = self._text(entry.checked, entry.notes), entry.checked.prompt is not None
             entry.token_ids = self._known(entry.checked.token_ids or [])
         except RowError as error:
             entry.error = error
@@ -117,17 +128,27 @@ class Checker:
             return row.sampling
         return _also_ending(row.sampling, ending)
 
-    def _text(self, row: Row) -> str | None:
+    def _text(self, row: Row, notes: list[str]) -> str | None:
+        """Return the text of a row's prompt, if it has one; add to `notes` what the chat template does not read."""
         if row.messages is None:
             return row.prompt
-        if not self.encoder.has_template:
+        if not (self.encoder.has_template or row.options.template):
             raise RowError("template", 'the model has no chat template for "messages"; give the text as "prompt"')
         try:
-            return self.encoder.render(row.messages)
+            text = self.encoder.render(row.messages, row.options)
         except LostText as error:
             raise RowError("template", str(error)) from None
         except Exception as error:  # a template is the model's own program, and may raise anything
             raise RowError("template", f"the model's chat template refuses these messages: {error}") from None
+        for name in unread(self.encoder.template_source(row.options), row.messages, row.options):
+            if name in ("tools", "documents"):
+                raise RowError(
+                    "template",
+                    f'the model\'s chat template knows no "{name}": they would not be in the prompt. Leave them out, '
+                    f"give a template that does with --chat-template, or carry them along with --column {name}=",
+                )
+            notes.append(f'"{name}" is in chats, and the chat template knows none: it changes nothing')
+        return text
 
     def _known(self, token_ids: list[int]) -> list[int]:
         for index, token in enumerate(token_ids):
@@ -174,8 +195,17 @@ class Checker:
         context, new = self.limits.context_tokens, entry.sampling.max_new_tokens
         if context is None:
             return
-        if len(entry.token_ids) >= context:
-            if self.limits.truncate_prompts == "none":
+        exact = entry.checked is not None and entry.checked.exact_length
+        if exact and (new >= context or (len(entry.token_ids) + new > context and not self._truncates)):
+            entry.error = RowError(
+                "too_long",
+                f"the prompt has {len(entry.token_ids)} tokens and asks for {new} more, and the model's context is "
+                f"{context}; ask for fewer, or leave max_tokens out to get what is left",
+            )
+            entry.token_ids = []
+            return
+        if len(entry.token_ids) + (new if exact else 0) >= context + exact:
+            if not self._truncates:
                 entry.error = RowError(
                     "too_long",
                     f"the prompt has {len(entry.token_ids)} tokens; at most {context - 1} leave room for one more in "
@@ -183,13 +213,17 @@ class Checker:
                 )
                 entry.token_ids = []
                 return
-            room = context - min(new, context // 2)
+            room = context - (new if exact else min(new, context // 2))
             left = self.limits.truncate_prompts == "left"
             entry.token_ids = entry.token_ids[-room:] if left else entry.token_ids[:room]
         new = min(new, context - len(entry.token_ids))
         least = min(entry.sampling.min_new_tokens, new)
         if (new, least) != (entry.sampling.max_new_tokens, entry.sampling.min_new_tokens):
             entry.sampling = replace(entry.sampling, max_new_tokens=new, min_new_tokens=least)
+
+    @property
+    def _truncates(self) -> bool:
+        return self.limits.truncate_prompts != "none"
 
     def _overrides(self, entry: "_Entry") -> dict[str, Any]:
         if entry.sampling == self.defaults:
@@ -200,10 +234,10 @@ class Checker:
 
 @dataclass
 class _Entry:
-    """A row on its way from line to request."""
+    """A row on its way from its value to a request."""
 
     row: int
-    line: int
+    place: Place
     identity: RowId | None
     """None where it cannot be read; such a row is always refused."""
     sampling: SamplingParams
@@ -212,6 +246,7 @@ class _Entry:
     text: str | None = None
     special: bool = False
     token_ids: list[int] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc.corpus.files import CorpusError, find_files
+from hpc.corpus.errors import CorpusError
+from hpc.corpus.files import find_files
 from hpc.doctor.diagnose import Facts, Findings, diagnose, may_use_gpus
 from hpc.doctor.probes import ASK_TORCH, SHARED_S, ask, ask_vllm, clock_offset, leave_file, read_ends, try_cache
 from hpc.engine.registry import AUTO, ENGINES

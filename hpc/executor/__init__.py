@@ -1,1 +1,1 @@
-"""What the ranks of a run do: rank 0 (root) leads, the others (workers) follow."""
+"""The ranks of a run: rank 0 (root) leads, and the others (workers) do what its messages say."""

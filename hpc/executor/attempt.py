@@ -1,6 +1,7 @@
-"""One try at a run, as rank 0 sees it: what runs, where, and who takes part."""
+"""An attempt: the resolved job, its ranks and its run directory, as rank 0 holds them."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from hpc.executor.deadline import Deadline
 from hpc.executor.read import Inputs
 from hpc.job import EARLY_SIGNAL_S, Job
 from hpc.model.bind import bind_run
-from hpc.model.find import Model
+from hpc.model.find import Model, with_template
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process
+from hpc.output.target import Target, is_batch, target_of, with_absolute_output
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.events import Events
@@ -29,12 +31,12 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a run, as rank 0 sees it."""
+    """One attempt at a run, as rank 0 holds it."""
 
     job: Job
     crew: Crew
     places: tuple[Binding, ...]
-    """Where each rank runs."""
+    """Cores and GPU of each rank."""
     loader: Loader
     directory: RunDirectory
     number: int
@@ -47,62 +49,66 @@ class Attempt:
     seconds_left: float | None
     """From the beginning until Slurm's signal to stop may come; None where there is no time limit."""
     engine_asked: str = ""
-    """What the job asked for, once `job.engine` is what was chosen."""
+    """The engine that the job named, once `job.engine` is the chosen one."""
     engine_reason: str = ""
-    """Why another engine generates, or why that one where `auto` chose it."""
+    """Why the chosen engine generates, where the job did not name it."""
 
     @property
     def place(self) -> Binding:
-        """Where rank 0 runs."""
+        """Cores and GPU of rank 0."""
         return self.places[0]
 
     @property
     def inputs(self) -> Inputs:
-        """What its token store depends on."""
+        """Everything that the token store depends on."""
         return Inputs(self.job, self.files, self.model)
 
+    @functools.cached_property
+    def target(self) -> Target:
+        """Where the output goes; raises `Refusal` where that cannot be."""
+        return target_of(self.job, self.directory.path, is_batch(self.inputs.corpus))
+
     def write_job(self) -> None:
-        """Record what runs."""
+        """Write job.json."""
         self.directory.write_job(self.job, self.files, self.bound, self.model.path)
 
     def run_values(self) -> dict[str, Any]:
-        """Return what the other ranks must know."""
+        """Return the values that the other ranks need."""
         return {
             "job": asdict(self.job),
             "run": str(self.directory.path),
             "attempt": self.number,
             "model_path": str(self.model.path),
-            "file_names": self.inputs.file_names,
             "seconds_left": self.seconds_left,
         }
 
     def deadline(self) -> Deadline:
-        """Return the deadline of this attempt, as of now."""
+        """Return the deadline of this attempt, counted from now."""
         gone = time.monotonic() - self.began
         return Deadline(None if self.seconds_left is None else self.seconds_left - gone)
 
 
 @dataclass
 class Timings:
-    """What an attempt took and should take, in seconds, as it becomes known."""
+    """Times of an attempt, measured and predicted, in seconds; filled in as they become known."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """By stage, as in the summary."""
+    """Of each stage, by its name in the summary."""
     imports_s: float = 0.0
-    """What reading took to get its libraries, which loading the model would have taken without it."""
+    """Seconds spent importing libraries before loading; predictions count them as part of loading."""
     predicted_s: float | None = None
-    """What loading, generating and merging should take; None where nothing is known of it."""
+    """Predicted seconds of loading, generating and merging; None without a calibration."""
     padding: float = 0.0
     """Share of padding in the prompts of full buckets."""
 
     @contextlib.contextmanager
     def importing(self, events: Events) -> Iterator[None]:
-        """Note that what is done within took its time to import libraries."""
+        """Count the time spent within as time to import libraries."""
         began, clock = time.monotonic(), time.time()
         yield
         took = time.monotonic() - began
         self.imports_s += took
-        events.spent([("import", clock, clock + took)])
+        events.within([("import", clock, clock + took)])
 
 
 def begin(
@@ -113,13 +119,13 @@ def begin(
     loader: Loader,
     allocation: Allocation | None = None,
 ) -> Attempt:
-    """Resolve the job, or refuse; record what runs; tell the other ranks."""
-    began = time.monotonic()
+    """Resolve the job, write job.json and tell the other ranks; raise `Refusal` for a job that cannot run."""
+    began, clock = time.monotonic(), time.time()
     places = crew.place_ranks(job)
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]
-    model = loader.resolve(job.model)
+    model = with_template(loader.resolve(job.model), job.chat_template)
     moments.append(time.time())
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them
@@ -131,9 +137,8 @@ def begin(
             job = replace(job, dtype=resolved)
         moments.append(time.time())
         loader.check(job, model.path, place)
-        job = replace(
-            job, name=directory.path.name, runs=str(directory.path.parent), chat_date=chat_date(job, directory)
-        )
+        job, date = with_absolute_output(job), chat_date(job, directory)
+        job = replace(job, name=directory.path.name, runs=str(directory.path.parent), chat_date=date)
         bound = bind_run(directory, job, model)
         if earlier is None:  # else only when the corpus has not been refused
             directory.write_job(job, files, bound, model.path)
@@ -148,7 +153,8 @@ def begin(
     slurm = {"slurm_job": allocation.job_id, "restarts": allocation.restarts} if allocation else {}
     events.write("begin", {"ranks": crew.world.size, **slurm})
     # What knows models is imported by whoever asks first: to convert one, or for the dtype.
-    events.spent(zip(("convert", "import"), moments, moments[1:], strict=False))
+    events.span("other", clock)
+    events.within(zip(("convert", "import"), moments, moments[1:], strict=False))
     left = None
     if allocation is not None:
         directory.note_slurm_job(allocation.submitted_id)
@@ -168,7 +174,7 @@ def begin(
 
 
 def chat_date(job: Job, directory: RunDirectory) -> str:
-    """Return date and time for chat templates: the job's, or that at which the run was begun."""
+    """Return date and time for chat templates: those of the job, else those at which the run was begun."""
     earlier = directory.read_job()
     if job.chat_date or earlier is None:
         return job.chat_date or datetime.now().isoformat(timespec="seconds")

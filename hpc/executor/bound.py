@@ -1,7 +1,7 @@
-"""Binding: whether a corpus may take the place of the one that a run directory was begun with.
+"""Bind a run directory to its corpus, so that another corpus does not replace its output.
 
-A run directory is named after its corpus, and two corpora may have one name. One that was moved, grown or
-edited goes on; another one would put its output in the place of what the first has come to.
+A run directory is named after its corpus, and two corpora may have one name. A corpus that was moved, has grown or was
+edited goes on; another one is refused.
 """
 
 import logging
@@ -26,7 +26,7 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class CorpusBinding:
-    """What a run directory holds, and the corpus files it was generated for, as far as they are known."""
+    """The completions of a run directory, and the corpus files that they belong to, where these are known."""
 
     directory: RunDirectory
     earlier: JournalIndex
@@ -34,7 +34,7 @@ class CorpusBinding:
     """The corpus as it was last read; None if it never was, or the store is damaged."""
 
     def check(self, files: Sequence[Path], keys: Keys, ids: Hashes, force: bool, attempt: int) -> None:
-        """Say what has become of the corpus; raise `Refusal` if it is another one.
+        """Log how the corpus has changed; raise `Refusal` if it is another one.
 
         `keys` and `ids` (hashes) are of its rows, shape [rows]. With `force` another one goes on, and the
         output that there is gets a name of its own, with the number of the `attempt`.
@@ -74,7 +74,7 @@ class CorpusBinding:
         return real_paths([Path(name) for name in (self.directory.read_job() or {"files": []})["files"]])
 
     def _missing(self, keys: Keys, ids: Hashes, found: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Return how many rows are finished, and how many of them the corpus lacks, by what they ask for or by id."""
+        """Return the number of finished rows, and how many of them the corpus has neither by key nor by id."""
         if self.before is None:
             return len(self.earlier), len(self.earlier) - len(np.unique(found[found >= 0]))
         done = np.flatnonzero((self.earlier.find(self.before.keys) >= 0) & self.before.good)
@@ -84,5 +84,5 @@ class CorpusBinding:
 
 
 def real_paths(files: Sequence[Path]) -> list[str]:
-    """Return where files really are: the same for a relative path, an absolute one and a link."""
+    """Return the resolved paths of files: the same for a relative path, an absolute one and a link."""
     return [str(file.resolve()) for file in files]

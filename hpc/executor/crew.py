@@ -1,4 +1,4 @@
-"""The ranks of a run, as rank 0 sees them: greet and place them, say what runs, spread a stop, dismiss them."""
+"""Rank 0 and its workers: greet them, place them, send them the job, pass on a stop, dismiss them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from hpc.mpi.signals import Stop
 
 
 class Crew:
-    """All ranks of a run, from their greeting to their leaving; what they generate is a `hpc.executor.root.Generation`.
+    """All ranks of a run, from their greeting to their leaving; `hpc.executor.root.Generation` has them generate.
 
     A process without others is a crew of one.
     """
@@ -28,18 +28,18 @@ class Crew:
         return range(1, self.world.size)
 
     def place_ranks(self, job: Job) -> tuple[Binding, ...]:
-        """Wait for every rank's greeting; return the place of each, rank 0's first."""
+        """Wait for the greeting of every rank; return the binding of each, that of rank 0 first."""
         self._wait_for_hellos(self.on_message)
         hellos = [self._hellos[rank] for rank in range(self.world.size)]
         return tuple(bind_ranks(hellos, job.device != "cpu", job.replica_gpus))
 
     def introduce(self, values: Mapping[str, Any], places: Sequence[Binding]) -> None:
-        """Tell every other rank what this attempt is about, and its place."""
+        """Send every other rank the values of this attempt, and its binding."""
         for rank in self.others:
             self.world.send(rank, Tag.JOB, pack({**values, "place": asdict(places[rank])}))
 
     def on_message(self, message: Message) -> None:
-        """Deal with a message that may come at any time."""
+        """Handle a message that may come at any time: a greeting, or a stop."""
         if message.tag == Tag.HELLO:
             self._hellos[message.source] = message.array
         elif message.tag == Tag.STOP:
@@ -48,7 +48,7 @@ class Crew:
             raise ValueError(f"rank {message.source} sent {Tag(message.tag).name}, which rank 0 did not expect")
 
     def receive(self, on_message: Callable[[Message], None]) -> None:
-        """Have `on_message` deal with what has come in; tell the others if all are to stop."""
+        """Give all messages that have come to `on_message`; tell the others if all are to stop."""
         for message in self.world.poll():
             on_message(message)
         if self.stop.reason and not self._stop_told:
@@ -57,12 +57,12 @@ class Crew:
                 self.world.send(rank, Tag.STOP, pack())
 
     def step(self) -> bool:
-        """Deal with what has come in; return whether all are to stop."""
+        """Handle all messages that have come; return whether all are to stop."""
         self.receive(self.on_message)
         return bool(self.stop.reason)
 
     def dismiss(self) -> None:
-        """Tell every other rank to leave, whatever else it says, and see to it that it is told."""
+        """Tell every other rank to leave, and wait until the messages have been sent."""
 
         def greet_alone(message: Message) -> None:
             if message.tag == Tag.HELLO:

@@ -1,4 +1,4 @@
-"""Whether a request can still end in time. Pure but for the clock that is handed in."""
+"""The deadline of an attempt: which requests can still end in time. Pure but for the clock that is handed in."""
 
 import statistics
 import time
@@ -6,14 +6,17 @@ from collections import deque
 from collections.abc import Callable
 
 PREFILL_SHARE = 1 / 32
-"""What a prompt token costs beside a generated one: many are computed at once. A rough prior; the pace is measured."""
+"""Cost of a prompt token in generated tokens: prompts are computed many tokens at once. Only a prior, since the pace of
+whole requests is measured."""
 
 _REMEMBERED = 64
+"""Requests whose pace counts: the latest, since the load of the node and the lengths of rows change."""
 _CAUTION = 1.25
+"""A request is admitted if it would end in time though it took a quarter longer than its estimate."""
 
 
 class Deadline:
-    """Admits the requests that the pace measured so far lets end in time; all of them while there is no deadline."""
+    """Admits requests that will end in time at the measured pace; all of them where there is no deadline."""
 
     def __init__(self, seconds_left: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -22,18 +25,18 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing can be begun any more."""
+        """Whether the deadline is over."""
         return self._at is not None and self._clock() >= self._at
 
     def note(self, prompt_tokens: int, new_tokens: int, seconds: float) -> None:
-        """Learn that a request took so many seconds from its admission to its end."""
+        """Add to the pace a request that took `seconds` from its admission to its end."""
         self._paces.append(seconds / _work(prompt_tokens, new_tokens))
 
     def admits(self, prompt_tokens: int, new_tokens: int) -> bool:
-        """Say whether a request that is begun now will have ended by the deadline.
+        """Return whether a request that is begun now will end by the deadline.
 
-        It is taken to run to its limit, at the pace that nine in ten of the latest requests kept, and a
-        quarter longer. Before one has ended there is no pace, and it is tried.
+        The estimate assumes that it runs to its limit, at the pace that nine in ten of the latest requests kept, and
+        adds a quarter. Before two requests have ended there is no pace, and any is admitted.
         """
         if self._at is None:
             return True

@@ -1,4 +1,4 @@
-"""Gather: rank 0 pulls each rank's completions in the order of their rows, piece by piece."""
+"""Gather: rank 0 pulls the completions of each rank in the order of their rows, piece by piece."""
 
 import os
 import time
@@ -13,10 +13,13 @@ import numpy as np
 from hpc.arrays import Ints, Record
 from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 
+_AT_ONCE = 1 << 12
+"""Places of records that are taken in one go."""
+
 
 @dataclass
 class OwnRecords:
-    """Where the records of this rank's completions stand in its journal."""
+    """Rows, offsets and lengths of the records that this rank has written to its journal."""
 
     path: Path
     _places: "array[int]" = field(default_factory=lambda: array("q"))
@@ -25,11 +28,11 @@ class OwnRecords:
     _sent: int = 0
 
     def add(self, row: int, offset: int, length: int) -> None:
-        """Note that the record at `offset` answers `row`."""
+        """Add the record at `offset`, which answers `row`."""
         self._places.extend((row, offset, length))
 
     def sort(self) -> None:
-        """Put the records in the order of their rows; nothing may be added afterwards."""
+        """Sort the records by row; nothing may be added afterwards."""
         places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
         self._sorted = places[np.argsort(places[:, 0], kind="stable")]
         self._places = array("q")
@@ -40,10 +43,10 @@ class OwnRecords:
             return
         file = os.open(self.path, os.O_RDONLY)
         try:
-            while self._sent < len(self._sorted):
-                row, offset, length = self._sorted[self._sent].tolist()
-                self._sent += 1
-                yield row, os.pread(file, length, offset)
+            while self._sent < len(self._sorted):  # places one by one take longer than the reading
+                for row, offset, length in self._sorted[self._sent : self._sent + _AT_ONCE].tolist():
+                    self._sent += 1
+                    yield row, os.pread(file, length, offset)
         finally:
             os.close(file)
 
@@ -65,19 +68,19 @@ class OwnRecords:
 
 
 class Gathering:
-    """Rank 0's side: a stream of records for each other rank that has any, each one piece ahead."""
+    """Rank 0 pulls records: one stream for each other rank that has any, which fetches one piece ahead."""
 
     def __init__(self, comm: Comm, ranks: list[int], on_message: Callable[[Message], None]) -> None:
         self._comm = comm
         self._on_message = on_message
         self._pieces: dict[int, deque[Buffer]] = {rank: deque() for rank in ranks}
         self.waited_s = 0.0
-        """How long merging waited for pieces."""
+        """Seconds that merging has waited for pieces."""
         for rank in ranks:
             comm.send(rank, Tag.PULL, pack())
 
     def streams(self) -> list[Iterator[Record]]:
-        """Return for each rank its records in the order of their rows."""
+        """Return an iterator for each rank: its records in the order of their rows."""
         return [self._stream(rank) for rank in self._pieces]
 
     def _stream(self, rank: int) -> Iterator[Record]:

@@ -1,11 +1,12 @@
-"""Complete: what every rank does with its requests: generate, trim, write down.
+"""Generate: every rank runs its engine on its requests, trims the completions and writes them to its journal.
 
-The one thread of a rank does everything: the engine calls `on_step` at each decoding step, and there
-the rank answers messages, notices signals and says how far it is.
+A rank has one thread. The engine calls `on_step` at each decoding step; there the rank answers messages, notices
+signals and reports its progress.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import replace
 
 from hpc.engine.interface import Engine
@@ -18,7 +19,9 @@ from hpc.rundir.progress import Progress
 from hpc.trim import Decode, trim
 
 Finish = Callable[[list[Sequence]], Completion]
-"""Makes a completion of all the sequences of a request, in the order of its samples."""
+"""Makes the completion of a request from its sequences, in the order of its samples."""
+Answer = tuple[Completion, list[int]]
+"""A completion, and the rows that it answers."""
 
 
 def generate_shard(
@@ -30,19 +33,37 @@ def generate_shard(
     on_step: Callable[[], bool],
     finish: Finish,
 ) -> None:
-    """Run an engine on a backlog; a request whose samples have all ended is in the journal before the next step."""
+    """Run an engine on a backlog; write each completion to the journal before the next step."""
+    try:
+        with contextlib.closing(complete(engine, backlog, progress, on_step, finish)) as steps:
+            for ended in steps:
+                places = journal.append(completion for completion, _ in ended)
+                for (_, rows), (offset, length) in zip(ended, places, strict=True):
+                    for row in rows:
+                        records.add(row, offset, length)
+    finally:
+        journal.close()
+        records.sort()
+
+
+def complete(
+    engine: Engine, backlog: Backlog, progress: Progress, on_step: Callable[[], bool], finish: Finish
+) -> Generator[list[Answer], None, None]:
+    """Run an engine on a backlog; after each step yield the completions whose last sample has ended, if there are any.
+
+    `progress` counts them. It may be closed at any time, and leaves nothing in the engine.
+    """
     progress.began = progress.ended = time.time()
     sequences = engine.generate(backlog, on_step)
     waiting: dict[int, dict[int, Sequence]] = {}
     try:
         for finished in sequences:
-            whole = list(_whole(finished, waiting))
-            completions = [_finish(finish, samples) for samples in whole]
-            places = journal.append(completions) if completions else []
-            for completion, samples, (offset, length) in zip(completions, whole, places, strict=True):
-                rows = [completion.row, *backlog.done(completion.row, max(len(s.token_ids) for s in samples))]
-                for row in rows:
-                    records.add(row, offset, length)
+            answers: list[Answer] = []
+            for samples in _whole(finished, waiting):
+                completion = _finish(finish, samples)
+                steps = max(len(sequence.token_ids) for sequence in samples)
+                rows = [completion.row, *backlog.done(completion.row, steps)]
+                answers.append((completion, rows))
                 progress.rows += len(rows)
                 progress.errors += len(rows) if completion.error else 0
                 progress.requests += 1
@@ -53,12 +74,12 @@ def generate_shard(
             progress.ended, progress.waited_s = time.time(), backlog.waited_s
             progress.busy_s = progress.ended - progress.began - progress.waited_s
             progress.totals = replace(engine.steps.totals)
+            if answers:
+                yield answers
     finally:
         close = getattr(sequences, "close", None)
         if close:
             close()
-        journal.close()
-        records.sort()
 
 
 def _whole(finished: Iterable[Sequence], waiting: dict[int, dict[int, Sequence]]) -> Iterator[list[Sequence]]:

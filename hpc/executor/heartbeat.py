@@ -1,4 +1,4 @@
-"""What every rank does between two steps of its engine."""
+"""The heartbeat of a rank: messages, journal, events and progress, between two steps of its engine."""
 
 import time
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from hpc.rundir.progress import Progress
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Deals with messages, saves what has ended and says how far a rank is; called at every step of its engine."""
+    """Handles messages, syncs the journal and reports progress; called at every step of the engine."""
 
     stop: Stop
     serve: Callable[[], None]
-    """Deals with the messages that are there."""
+    """Handles the messages that have come."""
     journal: JournalWriter
     events: Events
     progress: Progress
     report: Callable[[], None]
-    """Says how far the rank is, or the run, to whom it concerns, as often as it should."""
+    """Reports the progress of this rank to rank 0, or on rank 0 that of the run to the display."""
 
     def __call__(self) -> bool:
-        """Do what is due; return whether the rank is to stop."""
+        """Do all of it; return whether the rank is to stop."""
         self.serve()
         self.journal.sync(FSYNC_S)
         self.events.tick("generate", self.progress)
@@ -33,14 +33,14 @@ class Heartbeat:
 
 
 class Every:
-    """Does something when it is called, but once in so many seconds at most."""
+    """Limits an action to once in `seconds`, however often it is called."""
 
     def __init__(self, seconds: float, action: Callable[[], None]) -> None:
         self._seconds, self._action = seconds, action
         self._next = 0.0
 
     def __call__(self) -> None:
-        """Do it if it is time."""
+        """Do the action if the last time is long enough ago."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._seconds
             self._action()

@@ -1,6 +1,8 @@
 """Read: rank 0 cuts the corpus into blocks, all ranks check and tokenize them, rank 0 writes the token store."""
 
 import contextlib
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -10,7 +12,11 @@ from typing import Any
 import numpy as np
 
 from hpc.corpus.chat_date import tells_date
-from hpc.corpus.files import BLOCK_BYTES, Block, Blocks
+from hpc.corpus.columns import Columns
+from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.find import check_columns, find_formats
+from hpc.corpus.formats import Block, CorpusFile
+from hpc.corpus.notes import Notes
 from hpc.corpus.store import Arrays, StoreError, StoreWriter, TokenStore
 from hpc.corpus.tokenize import Checker
 from hpc.engine.registry import asked_context
@@ -26,6 +32,8 @@ from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex
 from hpc.rundir.directory import RunDirectory
 from hpc.rundir.lock import alone
+
+LOGGER = logging.getLogger(__name__)
 
 AHEAD = 2
 """Blocks that a rank has before it: one to work on, one to go on with."""
@@ -114,11 +122,10 @@ class Inputs:
     files: tuple[Path, ...]
     model: Model
 
-    @property
-    def file_names(self) -> tuple[str, ...]:
-        """What the corpus files are called in messages: their names, or paths where names repeat."""
-        names = [file.name for file in self.files]
-        return tuple(names) if len(set(names)) == len(names) else tuple(str(file) for file in self.files)
+    @functools.cached_property
+    def corpus(self) -> tuple[CorpusFile, ...]:
+        """The corpus files, and how they are read."""
+        return name_files(self.files, find_formats(self.files, self.job))
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the token store keeps it. A file is known by its size and time, as in make."""
@@ -133,8 +140,10 @@ class Inputs:
             "sampling": sampling,
             "truncate_prompts": job.truncate_prompts,
             "context_tokens": job.context_tokens,
-            "chat_date": job.chat_date if tells_date(model.path) else "",
+            "chat_date": job.chat_date if tells_date(model.path, job.chat_template) else "",
             "model": [model.revision, model.tokenizer, model.template],
+            **({"formats": formats} if set(formats := [file.format for file in self.corpus]) != {"jsonl"} else {}),
+            **({"prompts": prompts} if (prompts := job.prompt_values()) else {}),
             **({"context": context} if (context := asked_context(job)) is not None else {}),
         }
 
@@ -143,7 +152,7 @@ def make_checker(loader: Loader, inputs: Inputs, threads: int) -> Checker:
     """Return what checks and tokenizes blocks here, on so many threads; raise `Refusal` for a model that cannot."""
     use_threads(threads)
     loader.examine(inputs.job, inputs.model.path)
-    return loader.checker(inputs.job, inputs.model.path, inputs.file_names)
+    return loader.checker(inputs.job, inputs.model.path)
 
 
 def read_corpus(
@@ -184,19 +193,27 @@ def _read_anew(
 ) -> TokenStore | None:
     """Read the corpus and return its token store, which keeps what is `known` of the inputs; None when told to stop."""
     job, files = inputs.job, inputs.files
-    blocks, writer = Blocks(files, BLOCK_BYTES, job.limit), StoreWriter(folder)
+    check_columns(inputs.corpus, Columns.of(job))
+    blocks, writer, notes = Blocks(inputs.corpus, limit=job.limit), StoreWriter(folder), Notes()
+
+    def append(block: Block, rows: Arrays) -> None:
+        writer.append(block, rows)
+        notes.add(rows["notes"].tobytes())
+
     try:
-        read_blocks(crew.world, blocks, check_block, writer.append, crew.stop, crew.on_message)
+        read_blocks(crew.world, blocks, check_block, append, crew.stop, crew.on_message)
         if crew.stop.reason:
             return None
         if not writer.num_rows:
             raise Refusal(f"the corpus {', '.join(job.corpus)} has no rows")
-        return writer.finish(
-            inputs.file_names,
+        store = writer.finish(
             known,
             blocks.digests,
             lambda keys, ids: binding.check(files, keys, ids, job.force, attempt),
         )
+        for note in notes:
+            LOGGER.warning("%s", note)
+        return store
     except OSError as error:
         raise RuntimeError(f"cannot write the token store in {folder}: {error}; make room and run again") from error
     finally:

@@ -1,4 +1,4 @@
-"""Rank 0's side of generating: scatter requests over the ranks, this one too, until nothing is in flight."""
+"""Rank 0 leads generation: it scatters requests over all ranks, itself too, until nothing is in flight."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from hpc.rundir.progress import Progress, Work, overall
 
 
 class Display(Protocol):
-    """Shows to whoever started a run how far it is."""
+    """Shows the progress of a run to the person who started it."""
 
     def update(self, work: Work, ranks: Mapping[int, Progress], expected_end: float | None) -> None:
-        """Show it, if it is time; called at every step. `expected_end`, as predicted, is in seconds of the clock."""
+        """Show the progress if it is time; called at every step. `expected_end` is a prediction, in clock seconds."""
 
     def close(self) -> None:
         """Leave the terminal to others."""
@@ -28,12 +28,12 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Generated:
-    """What an attempt has generated: nothing, where it was stopped before or nothing was left."""
+    """The records and progress of an attempt; empty if it was stopped before it began, or had nothing to do."""
 
     own: OwnRecords
-    """This rank's."""
+    """The records of this rank."""
     progress: Mapping[int, Progress] = field(default_factory=dict)
-    """Of every rank, if any was told to generate."""
+    """Of every rank; empty if none was told to generate."""
 
     @property
     def total(self) -> Progress:
@@ -46,7 +46,7 @@ class Generated:
 
 
 class Generation:
-    """Generating on all ranks, as rank 0 leads it: who gets which requests, how far each rank is."""
+    """Generation on all ranks, led by rank 0: it hands out requests and collects the progress of each rank."""
 
     def __init__(
         self,
@@ -61,25 +61,25 @@ class Generation:
         self._crew, self._places, self._work, self._dispatcher = crew, places, work, dispatcher
         self._events, self._deadline, self._display = events, deadline, display
         self.own = Progress()
-        """Rank 0's."""
+        """The progress of rank 0."""
         self.progress = {rank: Progress() for rank in crew.others} | {0: self.own}
         self.expected_end: float | None = None
-        """When, in seconds of the clock, all should be over, as predicted; None where nothing is known of it."""
+        """Predicted end of generation, in seconds of the clock; None without a calibration."""
         self._done: set[int] = set()
 
     def start(self, engine: str) -> None:
-        """Tell every other rank to generate, and with what, and scatter their shards; who asks for more is answered."""
+        """Tell every other rank to generate with this engine, and send it the first piece of its shard."""
         for rank in self._crew.others:
             self._crew.world.send(rank, Tag.START, pack({"engine": engine}))
             # Not on demand: rank 0 may be in a long prefill before the first of them could ask.
             self._crew.world.send(rank, Tag.PIECE, self._dispatcher.next_piece(rank))
 
     def heartbeat(self, journal: JournalWriter) -> Heartbeat:
-        """Return what rank 0 does at each step of its engine, and while it waits for the others."""
+        """Return the heartbeat of rank 0, for the steps of its engine and while it waits for the others."""
         return Heartbeat(self._crew.stop, self._serve, journal, self._events, self.own, self._show)
 
     def wait_for_others(self, beat: Heartbeat) -> None:
-        """Go on answering until no rank has anything in flight."""
+        """Answer messages until no rank has anything in flight."""
 
         def all_done() -> bool:
             beat()
@@ -90,7 +90,7 @@ class Generation:
         self._events.write("generated", self.own.as_json())
 
     def on_message(self, message: Message) -> None:
-        """Deal with a message of a rank."""
+        """Handle a message of a rank."""
         if message.tag == Tag.ASK:
             self._crew.world.send(message.source, Tag.PIECE, self._dispatcher.next_piece(message.source))
         elif message.tag in (Tag.PROGRESS, Tag.DONE):
@@ -110,7 +110,7 @@ class Generation:
         self._display.update(self._work, self.progress, self.expected_end)
 
     def _check_gpus(self) -> None:
-        """Raise `RuntimeError` if two ranks of a node compute on one GPU, whatever named it before torch was there."""
+        """Raise `RuntimeError` if two ranks of a node compute on one GPU, by the UUIDs that torch reports."""
         taken: dict[tuple[str, str], int] = {}
         for rank, progress in sorted(self.progress.items()):
             host = self._places[rank].host

@@ -12,24 +12,36 @@ import numpy as np
 from hpc.arrays import Ints
 from hpc.corpus import store
 from hpc.corpus.store import TokenStore
+from hpc.engine.bounds import seqs_at_once
 from hpc.executor.deadline import Deadline
+from hpc.job import Job
 from hpc.mpi.comm import Buffer, pack, unpack
-from hpc.plan.arrange import Plan
+from hpc.plan.arrange import Plan, make_plan
+from hpc.plan.pending import Pending
 from hpc.plan.shard import next_piece
 from hpc.request import KEY_BYTES, Request
 from hpc.sampling_params import SamplingParams
 
 _MIN_BYTES = 64
-"""What a request takes in a piece besides its tokens and its line."""
+"""Bytes of a request in a piece besides its tokens and its line: 6 numbers of 8 bytes and the key of 16."""
 
 
 def piece_bytes(size: int) -> int:
-    """Return how large a piece may be: rank 0 holds about one for each rank at the same time."""
+    """Return the largest size of a piece in bytes: 8 MiB, and less where rank 0 holds one for each of many ranks."""
     return min(8 << 20, (512 << 20) // size)
 
 
+def make_dispatcher(job: Job, tokens: TokenStore, found: Pending, size: int, on_gpu: bool) -> "Dispatcher":
+    """Bucket and shard the pending requests for `size` ranks; return the dispatcher that hands them out."""
+    # Of the whole corpus, not of what is pending: see `hpc.plan.prefix`.
+    asked = tokens.prompts(found.asked)
+    at_once = seqs_at_once(job.max_num_seqs, on_gpu)
+    plan = make_plan(asked, np.searchsorted(found.asked, found.pending), job, size, at_once=at_once)
+    return Dispatcher(tokens, found.pending, found.also, plan, piece_bytes(size))
+
+
 class Dispatcher:
-    """What is still to be handed out. Requests are named by their index in `rows`."""
+    """Hands out requests, which are named by their index in `rows`."""
 
     def __init__(
         self,
@@ -54,12 +66,18 @@ class Dispatcher:
         self._max_bytes = max_bytes
 
     @property
+    def padding(self) -> float:
+        """Share of the tokens of full buckets that are padding."""
+        padded = int(self._plan.buckets.sum())
+        return 1 - int(self._tokens.prompt_lengths(self.rows).sum()) / padded if padded else 0.0
+
+    @property
     def shared(self) -> tuple[Ints, Ints]:
-        """How many first tokens each request shares, and with which group."""
+        """The number of first tokens that each request shares, and the number of the group that it shares them with."""
         return self._plan.prefixes, self._plan.groups
 
     def next_piece(self, rank: int) -> Buffer:
-        """Return the next piece for a rank; it says whether it is the last."""
+        """Return the next piece for a rank, of its shard and then of the tail; the piece says if it is the last."""
         indices = self._shards[rank]
         if len(indices):
             count = len(indices)
@@ -77,12 +95,12 @@ class Dispatcher:
         return self._pack(chosen, last)
 
     def close(self) -> None:
-        """Hand out nothing more: there is no time left for it."""
+        """Hand out nothing more, since it would not end in time."""
         self._shards = [indices[:0] for indices in self._shards]
         self._tail = self._tail[:0]
 
     def _fitting(self, indices: Ints) -> int:
-        """Return how many of the requests make up at most a piece: one at least, however large."""
+        """Return how many of the requests fit into a piece; at least one, however large it is."""
         indices = indices[: max(1, self._max_bytes // _MIN_BYTES)]
         rows = self.rows[indices]
         also = np.array([len(self._also.get(row, ())) for row in rows.tolist()], dtype=np.int64)
@@ -109,12 +127,12 @@ class Dispatcher:
 
 
 class Backlog:
-    """A rank's requests that no engine has taken yet: the `Source` of its engine.
+    """The requests of a rank that its engine has not taken yet: the `Source` of that engine.
 
-    It asks for more before its engine is idle, so that the answer is there when it is needed; not while
-    it is `expecting` a piece, as at first one that comes without being asked for, nor while most of
-    what the engine has taken is under way: an engine with room would take what others will need.
-    A request that would not end before the deadline is passed over.
+    It asks for the next piece before the engine runs dry, but never twice at a time, and not before a quarter of what
+    the engine took has ended, so that work stays available to other ranks. With `expecting`, the first piece comes
+    unasked. A request that would not end before the deadline is passed over. Each time the engine asks, `on_wait` is
+    told whether it has nothing to take, and must wait.
     """
 
     def __init__(
@@ -123,8 +141,10 @@ class Backlog:
         ask: Callable[[], None],
         expecting: bool = False,
         deadline: Deadline | None = None,
+        on_wait: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._defaults = defaults
+        self._on_wait = on_wait
         self._ask = ask
         self._requests: deque[Request] = deque()
         self._tokens = 0
@@ -132,16 +152,16 @@ class Backlog:
         self._last = False
         self._deadline = deadline or Deadline(None)
         self._under_way: dict[int, tuple[Request, float]] = {}
-        self._most_under_way = 0
+        self._max_under_way = 0
         self.also: dict[int, list[int]] = {}
-        """For a request's row, the further rows that it answers."""
+        """By the row of a request, the further rows that it answers."""
         self.waited_s = 0.0
-        """How long the engine had nothing to take."""
+        """Seconds that the engine had nothing to take."""
         self._empty_since: float | None = None
 
     @property
     def exhausted(self) -> bool:
-        """Whether everything has been handed out, here and at rank 0."""
+        """Whether nothing is left, here and at rank 0."""
         return self._last and not self._requests
 
     def pull(self, num_tokens: int) -> list[Request]:
@@ -154,10 +174,10 @@ class Backlog:
             if self._deadline.admits(len(request.token_ids), request.sampling.max_new_tokens):
                 room -= request.most_tokens
                 taken.append(request)
-        enough = self._tokens >= num_tokens or len(self._under_way) > 3 * self._most_under_way // 4
+        enough = self._tokens >= num_tokens or len(self._under_way) > 3 * self._max_under_way // 4
         now = time.monotonic()
         self._under_way.update((request.row, (request, now)) for request in taken)
-        self._most_under_way = max(self._most_under_way, len(self._under_way))
+        self._max_under_way = max(self._max_under_way, len(self._under_way))
         if not (enough or self._expecting or self._last):
             self._expecting = True
             self._ask()
@@ -165,14 +185,14 @@ class Backlog:
         return taken
 
     def done(self, row: int, new_tokens: int) -> list[int]:
-        """Note that the request of a row has ended after so many steps; return the further rows that it answers."""
+        """Note that the request of a row has ended with `new_tokens`; return the further rows that it answers."""
         if row in self._under_way:
             request, began = self._under_way.pop(row)
             self._deadline.note(len(request.token_ids), new_tokens, time.monotonic() - began)
         return self.also.pop(row, [])
 
     def add(self, piece: Buffer) -> None:
-        """Take a piece that rank 0 has sent."""
+        """Add the requests of a piece that rank 0 has sent."""
         values, arrays = unpack(piece)
         self._expecting, self._last = False, values["last"]
         keys = arrays["keys"].tobytes()
@@ -201,3 +221,4 @@ class Backlog:
         if self._empty_since is not None:
             self.waited_s += now - self._empty_since
         self._empty_since = now if waiting else None
+        self._on_wait(waiting)

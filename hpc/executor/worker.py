@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: whatever the messages of rank 0 say, until it says goodbye."""
+"""A worker: it does what the messages of rank 0 say, until rank 0 says goodbye."""
 
 import logging
 import time
@@ -21,14 +21,14 @@ from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalWriter
 from hpc.rundir import log
 from hpc.rundir.directory import RunDirectory
-from hpc.rundir.events import Events
+from hpc.rundir.events import FOLLOW, Events
 from hpc.rundir.progress import MESSAGE_S, Progress
 
 LOGGER = logging.getLogger(__name__)
 
 
 def serve(world: Comm, loader: Loader, stop: Stop) -> int:
-    """Serve rank 0 until it says goodbye; return 0, the exit code of every rank but rank 0."""
+    """Serve rank 0 until it says goodbye; return 0, the exit code of every rank above 0."""
     world.send(0, Tag.HELLO, host_info())
     follower = Worker(world, loader, stop)
     try:
@@ -42,25 +42,27 @@ def serve(world: Comm, loader: Loader, stop: Stop) -> int:
 
 @dataclass
 class _Assignment:
-    """What rank 0 has said at the beginning."""
+    """The job and binding that rank 0 sends at the beginning."""
 
     job: Job
     directory: RunDirectory
     attempt: int
     model_path: Path
-    file_names: tuple[str, ...]
     place: Binding
     deadline: Deadline
+    events: Events
 
 
 @dataclass
 class Worker:
-    """A rank between two messages."""
+    """A rank above 0, and its state between two messages."""
 
     world: Comm
     loader: Loader
     stop: Stop
     records: OwnRecords = field(default_factory=lambda: OwnRecords(Path()))
+    clock: float = field(default_factory=time.time)
+    """When, in seconds of the clock, it began to wait for rank 0."""
     _assignment: _Assignment | None = None
     _checker: Checker | None = None
     _backlog: Backlog | None = None
@@ -69,7 +71,7 @@ class Worker:
     _left: bool = False
 
     def take_turn(self) -> bool:
-        """Deal with the messages that are there, generate if they say so; return whether rank 0 has said goodbye."""
+        """Handle the messages that have come, generate if they say so; return whether rank 0 has said goodbye."""
         self.serve()
         if self._backlog is not None and not self._generated:
             self._generated = True
@@ -77,10 +79,10 @@ class Worker:
         return self._left
 
     def serve(self) -> None:
-        """Deal with the messages that are there.
+        """Handle the messages that have come.
 
-        Nothing is done at length in here: what came behind START in the same batch of messages,
-        the first piece perhaps, must be dealt with before the generating begins.
+        A handler is short: generation begins only after all messages of the batch are handled, since the first piece
+        may stand behind START.
         """
         if self.stop.reason and not self._stop_told:
             self._stop_told = True
@@ -89,7 +91,7 @@ class Worker:
             self._actions[message.tag](message)
 
     def note_failure(self) -> None:
-        """Write that the run has failed, where rank 0 has said which run it is."""
+        """Set the state of the run to failed, if rank 0 has sent the run directory."""
         if self._assignment is not None:
             self._assignment.directory.set_failed()
 
@@ -107,22 +109,24 @@ class Worker:
 
     @property
     def assignment(self) -> _Assignment:
-        """What rank 0 has said at the beginning; it says it before anything else."""
+        """The job and binding of this rank; raise `ValueError` if rank 0 has not sent them first."""
         if self._assignment is None:
             raise ValueError("rank 0 sent work before it sent the job")
         return self._assignment
 
     def _begin(self, message: Message) -> None:
         values, _ = unpack(message.array)
+        directory = RunDirectory(Path(values["run"]))
         self._assignment = _Assignment(
             Job.from_json(values["job"]),
-            RunDirectory(Path(values["run"])),
+            directory,
             values["attempt"],
             Path(values["model_path"]),
-            tuple(values["file_names"]),
             Binding(**values["place"]),
             Deadline(values["seconds_left"]),
+            Events(directory.events(values["attempt"], self.world.rank)),
         )
+        self.assignment.events.span(FOLLOW, self.clock)
         bind_process(self.assignment.place)  # before anything needs torch
         log.configure(
             self.world.rank, self.world.size, self.assignment.directory.log(values["attempt"], self.world.rank)
@@ -133,7 +137,9 @@ class Worker:
         if self._checker is None:
             given = self.assignment
             use_threads(given.place.threads)
-            self._checker = self.loader.checker(given.job, given.model_path, given.file_names)
+            given.events.span("import")
+            self._checker = self.loader.checker(given.job, given.model_path)
+            given.events.span(FOLLOW)
         answer_block(self.world, message, self._checker.check_block)
 
     def _add_piece(self, message: Message) -> None:
@@ -149,28 +155,33 @@ class Worker:
         given.job = replace(given.job, engine=engine)  # decided since, for the plan
         defaults = given.job.sampling
         self._backlog = Backlog(
-            defaults, lambda: self.world.send(0, Tag.ASK, pack()), expecting=True, deadline=given.deadline
+            defaults,
+            lambda: self.world.send(0, Tag.ASK, pack()),
+            expecting=True,
+            deadline=given.deadline,
+            on_wait=given.events.wait,
         )
 
     def _generate(self, backlog: Backlog) -> None:
         given, rank = self.assignment, self.world.rank
-        progress, began = Progress(), time.monotonic()
+        progress, began, events = Progress(), time.monotonic(), given.events
+        events.span("load")
         replica = self.loader.load(given.job, given.model_path, given.place)
         progress.load_s, progress.gpu = time.monotonic() - began, replica.gpu
         progress.engine = replica.engine_name or given.job.engine
         path = given.directory.journal(given.attempt, rank)
         self.records, journal = OwnRecords(path), JournalWriter(path)
-        events = Events(given.directory.events(given.attempt, rank))
-        events.spent(replica.spent)
+        events.within(replica.spent)
 
         def report() -> None:
             self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
 
         beat = Heartbeat(self.stop, self.serve, journal, events, progress, Every(MESSAGE_S, report))
         finish = completion_maker(replica.eos_token_ids, replica.decode)
+        events.span("generate")
         generate_shard(replica.engine, backlog, journal, self.records, progress, beat, finish)
+        events.span(FOLLOW)
         events.write("generated", progress.as_json())
-        events.close()
         self.world.send(0, Tag.DONE, pack(progress.as_json()))
 
     def _be_stopped(self) -> None:
@@ -178,4 +189,6 @@ class Worker:
         self.stop.request("rank 0 said stop")
 
     def _leave(self) -> None:
+        if self._assignment is not None:
+            self._assignment.events.close()
         self._left = True

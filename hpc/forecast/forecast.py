@@ -26,7 +26,7 @@ from hpc.forecast.calibration import Calibration
 from hpc.forecast.estimate import Demand, Estimator, Prediction, fewest
 from hpc.forecast.fit import Fit, fit
 from hpc.job import Job
-from hpc.model.find import Model, user_cache
+from hpc.model.find import Model, user_cache, with_template
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding
 from hpc.mpi.comm import Single
@@ -122,7 +122,7 @@ def forecast(
         raise Refusal(f"--gpu-gib {gpu_gib}: it must be more than 0")
     check_devices(job)
     files = corpus_files(job)
-    model = loader.resolve(job.model)
+    model = with_template(loader.resolve(job.model), job.chat_template)
     found = _calibration(job, model, given, ranks_on_node)
     directory = RunDirectory(run_path(job, files))
     directory.create()
@@ -130,7 +130,7 @@ def forecast(
     lock.acquire(job.force)
     try:
         crew = Crew(Single(), Stop())
-        kept = keep_corpus(files, directory, crew.step)
+        kept = keep_corpus(files, directory, job, crew.step)
         if kept is None:
             raise Refusal("stopped")
         own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place

@@ -53,6 +53,12 @@ class ByToken:
             found[at] = self._first[token_ids[at]]
         return codecs.utf_8_decode(cut + b"".join(found), "replace", False)[0]
 
+    def written(self, token_id: int) -> bytes:
+        """Return the bytes of a token by itself; of a special token its name."""
+        if token_id in self._left_out:
+            return str(self._backend.id_to_token(token_id)).encode()
+        return self._bytes[token_id]
+
     def _last_bytes(self, before: Before) -> bytes:
         """Return the end of a text, enough of it to tell how its last character goes on; empty if there is none."""
         text = b""

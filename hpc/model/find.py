@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc.exit import Refusal
@@ -53,6 +53,23 @@ def find(model: str, cache: Path | None = None) -> Path:
     folder, _ = _find(model, cache or user_cache())
     checkpoint.check(folder)
     return folder
+
+
+def with_template(model: Model, template: str) -> Model:
+    """Return a model as it is known with the chat template of a file in the place of its own, if one is named."""
+    if not template:
+        return model
+    return replace(
+        model, template=f"file:{hashlib.blake2b(read_template(template).encode(), digest_size=16).hexdigest()}"
+    )
+
+
+def read_template(file: str) -> str:
+    """Return the chat template in a file; raise `Refusal` if it cannot be read."""
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise Refusal(f'the chat template "{file}" cannot be read: {error}') from error
 
 
 def as_bound(model: Model, bound: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:

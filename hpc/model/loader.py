@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc.corpus.columns import Columns
 from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
@@ -16,7 +17,7 @@ from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, check_devi
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.job import Job
-from hpc.model.find import Model, find, resolve, user_cache
+from hpc.model.find import Model, find, read_template, resolve, user_cache
 from hpc.model.needs import Needs, needs
 from hpc.mpi.binding import Binding
 from hpc.trim import Decode
@@ -170,7 +171,7 @@ class Loader:
         if kind is None and job.replica_devices > 1:  # there is no other choice
             self.choose_engine(job, path, place)
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         """Return what checks and tokenizes rows for the model at `path`."""
         from hpc.model import load
         from hpc.model.tokenizer import Tokenizer
@@ -178,14 +179,15 @@ class Loader:
         load.quiet()
         described = load.describe(path, job.trust_remote_code, job.context_tokens)
         with load.refusing(path):
-            tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date)
+            template = read_template(job.chat_template) if job.chat_template else None
+            tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date, template)
         ending = tokenizer.chat_ending(described.eos_token_ids)
         context = min((n for n in (asked_context(job), described.context_tokens) if n is not None), default=None)
         return Checker(
-            file_names,
             job.sampling,
             PromptLimits(described.vocab_size, context, job.truncate_prompts, ending),
             tokenizer,
+            Columns.of(job),
         )
 
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:

@@ -4,24 +4,38 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc.corpus.chat import ChatWriter, Turn
+from hpc.corpus.chat import PLAIN, ChatOptions, ChatWriter, Turn
 from hpc.corpus.chat_date import fix_date
+from hpc.exit import Refusal
 from hpc.model.detokenizer import ByText, detokenizer
 from hpc.trim import Decode
+
+_MAX_TEMPLATES = 256
+"""Rows that bring their templates bring many, or all the same."""
 
 
 class Tokenizer:
     """The tokenizer of a model directory. Knows nothing of rows."""
 
-    def __init__(self, path: Path, trust_remote_code: bool = False, chat_date: str = "") -> None:
-        """Load it; a chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's."""
+    def __init__(
+        self, path: Path, trust_remote_code: bool = False, chat_date: str = "", chat_template: str | None = None
+    ) -> None:
+        """Load it, with a chat template in the place of its own, if there is one.
+
+        A chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's. Raises `Refusal`
+        for a given template that is none.
+        """
         # Here, not above: --help, status and verify must not wait for transformers.
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if chat_template is not None:
+            self._tokenizer.chat_template = chat_template
         self._chat_date = chat_date
-        self._template: str | None = None
+        self._sources: dict[tuple[str | None, bool], str] = {}
         self._chats = ChatWriter(self._apply)
+        if chat_template is not None:
+            self._check_template()
         self.decode = _decode_of(self._tokenizer)
         """Makes text of tokens, special tokens left out and no space tidied away."""
 
@@ -30,20 +44,43 @@ class Tokenizer:
         """Whether the model says how a chat is written."""
         return self._tokenizer.chat_template is not None
 
-    def render(self, messages: Sequence[Turn]) -> str:
-        """Write a chat as the model's template does, up to where the assistant's answer begins.
+    def render(self, messages: Sequence[Turn], options: ChatOptions = PLAIN) -> str:
+        """Write a chat as the template does, up to where the assistant's answer begins, or its last turn goes on.
 
         Raises `LostText` where the template leaves text out, and whatever the template raises.
         """
-        return self._chats.write(messages)
+        return self._chats.write(messages, options)
 
-    def _apply(self, turns: Sequence[Turn]) -> str:
-        if self._template is None:
-            template = str(self._tokenizer.get_chat_template())
-            self._template = fix_date(template, self._chat_date) if self._chat_date else template
+    def _check_template(self) -> None:
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            self._apply([{"role": "user", "content": ""}], PLAIN)
+        except TemplateSyntaxError as error:
+            raise Refusal(f"the chat template is none: {error.message} in line {error.lineno}") from error
+        except Exception:  # it may refuse this chat, as it may any
+            return
+
+    def template_source(self, options: ChatOptions = PLAIN) -> str:
+        """Return the source of the template that writes a chat, in which the date is fixed."""
+        known = (options.template, bool(options.tools))
+        if known not in self._sources:
+            if len(self._sources) >= _MAX_TEMPLATES:
+                self._sources.clear()
+            source = str(self._tokenizer.get_chat_template(options.template, tools=options.tools))
+            self._sources[known] = fix_date(source, self._chat_date) if self._chat_date else source
+        return self._sources[known]
+
+    def _apply(self, turns: Sequence[Turn], options: ChatOptions) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template, tokenize=False, add_generation_prompt=True
+                turns,
+                chat_template=self.template_source(options),
+                tools=options.tools,
+                documents=options.documents,
+                tokenize=False,
+                add_generation_prompt=options.begins,
+                **options.variables,
             )
         )
 

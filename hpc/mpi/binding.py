@@ -1,9 +1,10 @@
 """Assign cores and GPUs to each rank. Rank 0 decides from the host information that every rank sends first."""
 
+import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from hpc.exit import Refusal
@@ -124,6 +125,18 @@ def _too_few(
 def bind_process(own: Binding) -> None:
     """Hide all GPUs but its own from this process. Call it before torch is imported, which reads the variables once."""
     os.environ.update(own.shows)
+
+
+@contextlib.contextmanager
+def keeping_environment() -> Iterator[None]:
+    """Restore the environment at the end: processes that are started afterwards may want all GPUs."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def use_threads(threads: int) -> None:

@@ -90,6 +90,16 @@ def launched_rank() -> int:
     return 0
 
 
+def launched_size() -> int:
+    """Return how many processes the launcher says it started, or MPI has where it is up already; 1 without one."""
+    texts = (os.environ.get(size_variable, "") for size_variable, _ in _LAUNCHERS.values())
+    sizes = [int(text) for text in texts if text.isdigit()]
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        sizes.append(mpi.COMM_WORLD.Get_size())
+    return max(sizes, default=1)
+
+
 def connect() -> Comm:
     """Return the world of this process; a single process if there is no MPI.
 

@@ -1,92 +1,82 @@
-"""Compare an output, line by line, with what it must be, and name each difference. Pure but for reading the file."""
+"""Compare an output, entry by entry, with what it must be, and name each difference. Pure but for reading the store."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hpc.corpus.store import TokenStore
-from hpc.output.merge import OutputRow, encode
+from hpc.output.formats.format import Format
+from hpc.output.row import OutputRow
 
 
-def compare(path: Path, expected: Iterator[OutputRow], tokens: TokenStore, without_meta: bool = False) -> Iterator[str]:
+def compare(
+    found: Iterable[Any],
+    expected: Iterator[OutputRow],
+    tokens: TokenStore,
+    output: Format,
+    without_meta: bool = False,
+) -> Iterator[str]:
     """Yield a sentence for each row that is missing, doubled, out of its order or not what it must be.
 
-    Every output row follows from corpus, token store and journals, so equal bytes prove a row: its
-    place, id, text, token counts and `meta`. Memory is bounded while the ids are in step. `without_meta`
-    is for `expected` rows that have none, where the corpus is gone: what stands in the file is passed over.
+    `found` are the entries that stand in the output. Every entry follows from corpus, token store and journals, so
+    equal ones prove a row: its place, id, text, token counts and `meta`. Memory is bounded while the ids are in step.
+    `without_meta` is for `expected` rows that have none, where the corpus is gone: what stands in the file is passed
+    over.
     """
     rows_of: dict[str, int] | None = None
-    row = next(expected, None)
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if without_meta and (row is None or line != row.line):
-                line = _without_meta(line)
-            if row is not None and line == row.line:
-                row = next(expected, None)
+    without = output.without_meta if without_meta else lambda entry: entry
+    rights = ((row, _right(row, output, without_meta)) for row in expected)
+    row, right = next(rights, _NONE)
+    for number, entry in enumerate(map(without, found), 1):
+        if row is not None and entry == right:
+            row, right = next(rights, _NONE)
+            continue
+        value = output.value(entry)
+        if rows_of is None:
+            rows_of = _rows_of(tokens, output)
+        name = output.name(value)
+        at = None if value is None else rows_of.get(name)
+        other = row is not None and name != output.name_of(row.id, row.error)
+        if row is None or (at is not None and at < row.row and other):
+            yield f"{output.unit} {number}: {_what(value, at)} stands here again, or out of its order"
+            continue
+        if at is not None and other:
+            while row is not None and row.row < at:
+                yield f"row {row.row} (id {row.id!r}): its {output.unit} is missing before {output.unit} {number}"
+                row, right = next(rights, _NONE)
+            if row is not None and entry == right:
+                row, right = next(rights, _NONE)
                 continue
-            value = _object(line)
-            if rows_of is None:
-                rows_of = _rows_of(tokens)
-            at = None if value is None else rows_of.get(_name(value))
-            other = row is not None and _name(value) != _name_of(row)
-            if row is None or (at is not None and at < row.row and other):
-                yield f"line {number}: {_what(value, at)} stands here again, or out of its order"
-                continue
-            if at is not None and other:
-                while row is not None and row.row < at:
-                    yield f"row {row.row} (id {row.id!r}): its line is missing before line {number}"
-                    row = next(expected, None)
-                if row is not None and line == row.line:
-                    row = next(expected, None)
-                    continue
-            if row is not None:
-                yield f"row {row.row} (id {row.id!r}), line {number}: {_difference(value, row)}"
-                row = next(expected, None)
+        if row is not None:
+            difference = _difference(value, None if right is None else output.value(right), output.unit)
+            yield f"row {row.row} (id {row.id!r}), {output.unit} {number}: {difference}"
+            row, right = next(rights, _NONE)
     while row is not None:
-        yield f"row {row.row} (id {row.id!r}): its line is missing at the end"
-        row = next(expected, None)
+        yield f"row {row.row} (id {row.id!r}): its {output.unit} is missing at the end"
+        row, right = next(rights, _NONE)
 
 
-def _without_meta(line: bytes) -> bytes:
-    value = _object(line)
-    if value is None or value.pop("meta", None) is None:
-        return line
-    return encode(value)
+_NONE: tuple[OutputRow | None, Any] = (None, None)
 
 
-def _rows_of(tokens: TokenStore) -> dict[str, int]:
+def _right(row: OutputRow, output: Format, without_meta: bool) -> Any:
+    """Return the entry that must stand for a row; None for one that has none."""
+    if row.answer is None and not output.has_missing:
+        return None
+    return output.without_meta(output.entry(row)) if without_meta else output.entry(row)
+
+
+def _rows_of(tokens: TokenStore, output: Format) -> dict[str, int]:
     """Return the first row of each name."""
     found: dict[str, int] = {}
     errors = tokens.errors()
     refused, error = next(errors, (-1, {}))
     for row in range(tokens.num_rows):
-        value: dict[str, Any] = {"id": json.loads(tokens.request_line(row))["id"]}
+        own = error if row == refused else None
+        found.setdefault(output.name_of(tokens.id(row), own), row)
         if row == refused:
-            value["error"] = error
             refused, error = next(errors, (-1, {}))
-        found.setdefault(_name(value), row)
     return found
-
-
-def _name(value: dict[str, Any] | None) -> str:
-    """Return what tells an output row from others: its id, or the error of one without, which names its line."""
-    named: Any = None if value is None else value.get("id")
-    if named is None and value is not None and isinstance(value.get("error"), dict):
-        named = [value["error"].get("message")]
-    return json.dumps(named)
-
-
-def _name_of(row: OutputRow) -> str:
-    return _name(_object(row.line)) if row.id is None and row.line is not None else _name({"id": row.id})
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _what(value: dict[str, Any] | None, row: int | None) -> str:
@@ -95,18 +85,17 @@ def _what(value: dict[str, Any] | None, row: int | None) -> str:
     return f"id {value.get('id')!r}" + ("" if row is None else f" (row {row})")
 
 
-def _difference(value: dict[str, Any] | None, row: OutputRow) -> str:
-    if row.line is None:
+def _difference(value: dict[str, Any] | None, right: dict[str, Any] | None, unit: str) -> str:
+    if right is None:
         return "no journal has its completion"
     if value is None:
-        return "the line is not JSON"
-    right = json.loads(row.line)
-    names = [name for name in {**right, **value} if value.get(name, _object) != right.get(name, _object)]
+        return f"the {unit} is not JSON"
+    names = [name for name in {**right, **value} if value.get(name, _NONE) != right.get(name, _NONE)]
     if not names:
-        return "the line says the same in other bytes"
+        return f"the {unit} says the same in other bytes"
     return f'"{names[0]}" is {_short(value.get(names[0]))} and must be {_short(right.get(names[0]))}'
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    text = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,37 +1,26 @@
 """Merge completions and errors into output rows, in the order of the corpus. Pure, and streaming.
 
-Every stream comes in the order of rows, so one row is held at a time, whatever the corpus' size.
+Every stream comes in the order of rows, so a few rows are held at a time, whatever the corpus' size.
 """
 
-import heapq
-import json
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
-from hpc.corpus.row import RowError, decode_row, row_id, row_meta
+import numpy as np
+
+from hpc.corpus.columns import Columns
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Row
 from hpc.output import journal
-from hpc.request import Completion, RowId, Sample
+from hpc.output.row import Answer, OutputRow
+from hpc.request import RowId
 
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+Read = Callable[[dict[str, Any] | RowError, int], tuple[RowId | None, dict[str, Any]]]
+"""Makes of a row's value and index its id, and what it carries to the output."""
 
-
-@dataclass(frozen=True)
-class OutputRow:
-    """One row of the output; `line` is None while its completion is missing."""
-
-    row: int
-    id: RowId | None
-    """None for a row whose id cannot be read."""
-    line: bytes | None
-    error: bool = False
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-Read = Callable[[bytes, int], tuple[RowId | None, dict[str, Any]]]
-"""Makes id and content of a row of its text and index."""
+_AT_ONCE = 256
+"""Rows for which records are fetched in one go: one by one over several streams takes as long as all the rest."""
 
 
 class MergeError(Exception):
@@ -39,7 +28,7 @@ class MergeError(Exception):
 
 
 def merge(
-    lines: Iterable[tuple[int, int, bytes]],
+    rows: Iterable[Row],
     errors: Iterable[tuple[int, dict[str, str]]],
     records: Iterable[Iterable[tuple[int, bytes]]],
     prompt_tokens: Any,
@@ -48,110 +37,61 @@ def merge(
 ) -> Iterator[OutputRow]:
     """Yield an output row for each corpus row.
 
-    `lines` are (row, line number, text) of the corpus; `errors` and each stream of `records` come by
-    row; `prompt_tokens[row]` is the length of the prompt. `read` makes id and content of text and row, as
-    a corpus has them by default. Raises `MergeError` for an answer to a row that is not there or has one
-    already, and for a damaged record.
+    `rows` are those of the corpus; `errors` and each stream of `records` come by row; `prompt_tokens[row]` is the
+    length of the prompt. `read` makes of a row its id, and what it carries, by default from our own columns. Raises
+    `MergeError` for an answer to a row that is not there or has one already, and for a damaged record.
     """
-    read = read or read_row
-    answers = heapq.merge(*records, key=itemgetter(0))
-    refused = iter(errors)
-    answer, error = next(answers, None), next(refused, None)
-    for row, _, text in lines:
-        identity, value = read(text, row)
-        if error is not None and error[0] == row:
-            yield OutputRow(row, identity, _line(identity, None, 0, error[1], value, False), error=True)
-            error = next(refused, None)
-        elif answer is not None and answer[0] == row:
-            completion = _decode(answer)
-            tokens = int(prompt_tokens[row])
-            line = _line(identity, completion, tokens, completion.error, value, return_token_ids)
-            yield OutputRow(row, identity, line, completion.error is not None, tokens, completion.num_tokens)
-            answer = next(answers, None)
-        else:
-            yield OutputRow(row, identity, None)
-        if answer is not None and answer[0] <= row:
-            raise MergeError(f"row {row} is answered twice, or is refused and answered")
-    if answer is not None or error is not None:
+    read, rows = read or reader(Columns()), iter(rows)
+    streams = [_Stream(errors), *map(_Stream, records)]
+    while some := list(itertools.islice(rows, _AT_ONCE)):
+        begin, end = some[0][0], some[-1][0] + 1
+        answers: dict[int, Any] = {}
+        for stream in streams:
+            stream.take(end, answers)
+        for (row, _, value), length in zip(some, np.asarray(prompt_tokens[begin:end]).tolist(), strict=True):
+            identity, meta = read(value, row)
+            answer = answers.get(row)
+            if type(answer) is bytes:
+                answer = _decode(row, answer)
+            source = value if type(value) is dict else None
+            used = 0 if type(answer) is dict else length
+            yield OutputRow(row, identity, meta, answer, used, return_token_ids, source)
+    if any(stream.next is not None for stream in streams):
         raise MergeError(
             "there are answers to rows behind the end of the corpus; it has become shorter since it was read"
         )
 
 
-def _decode(answer: tuple[int, bytes]) -> Completion:
+class _Stream:
+    """Errors or records in the order of their rows, the next of them seen already."""
+
+    def __init__(self, answers: Iterable[tuple[int, Any]]) -> None:
+        self._answers = iter(answers)
+        self.next = next(self._answers, None)
+
+    def take(self, end: int, into: dict[int, Any]) -> None:
+        """Put the answers to rows before `end` into a dict."""
+        while self.next is not None and self.next[0] < end:
+            row, answer = self.next
+            if row in into:
+                raise MergeError(f"row {row} is answered twice, or is refused and answered")
+            into[row] = answer
+            self.next = next(self._answers, None)
+            if self.next is not None and self.next[0] <= row:
+                raise MergeError(f"row {row} is answered twice, or is refused and answered")
+
+
+def _decode(row: int, record: bytes) -> Answer:
     try:
-        return journal.decode(answer[1])
+        return journal.spans(record) or journal.decode(record)
     except ValueError as error:
-        raise MergeError(f"row {answer[0]}: {error}; run the job again") from error
+        raise MergeError(f"row {row}: {error}; run the job again") from error
 
 
-def read_row(text: bytes, row: int) -> tuple[RowId | None, dict[str, Any]]:
-    """Return id and content of a row as far as they can be read."""
-    try:
-        value = decode_row(text)
-    except RowError:
-        return None, {}
-    try:
-        return row_id(value, row), value
-    except RowError:
-        return None, value
+def reader(columns: Columns) -> Read:
+    """Return what reads the id of a row, and what it carries, from the columns that it has."""
 
+    def read(value: dict[str, Any] | RowError, row: int) -> tuple[RowId | None, dict[str, Any]]:
+        return columns.identify(value, row), {} if isinstance(value, RowError) else columns.meta_of(value)
 
-def _line(
-    identity: RowId | None,
-    completion: Completion | None,
-    prompt_tokens: int,
-    error: dict[str, str] | None,
-    value: dict[str, Any],
-    return_token_ids: bool,
-) -> bytes:
-    output: dict[str, Any] = {
-        "id": identity,
-        "text": completion.text if completion and not error else None,
-        "finish_reason": completion.finish_reason if completion else "error",
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion.num_tokens if completion else 0},
-        "error": error,
-    }
-    kept = row_meta(value)
-    if kept:
-        output["meta"] = kept
-    if return_token_ids:
-        output["token_ids"] = list(completion.token_ids if completion else ())
-    if completion and completion.logprobs is not None:
-        output["logprobs"] = _logprobs(completion.samples[0])
-    if completion and completion.others:
-        output["samples"] = [_sample(sample, return_token_ids) for sample in completion.samples]
-    return encode(output)
-
-
-def encode(output: dict[str, Any]) -> bytes:
-    """Return the line of an output row."""
-    try:
-        return _JSON.encode(output).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair in "id" or "meta": JSON can carry it, UTF-8 cannot
-        return json.dumps(output, allow_nan=False).encode() + b"\n"
-
-
-def _sample(sample: Sample, return_token_ids: bool) -> dict[str, Any]:
-    output: dict[str, Any] = {
-        "text": sample.text,
-        "finish_reason": sample.finish_reason,
-        "usage": {"completion_tokens": len(sample.token_ids)},
-    }
-    if return_token_ids:
-        output["token_ids"] = list(sample.token_ids)
-    if sample.logprobs is not None:
-        output["logprobs"] = _logprobs(sample)
-    return output
-
-
-def _logprobs(sample: Sample) -> dict[str, Any]:
-    """Return log probabilities as lists beside that of the tokens."""
-    values = sample.logprobs or ()
-    output: dict[str, Any] = {
-        "token_ids": list(sample.token_ids),
-        "token_logprobs": [chosen for chosen, _ in values],
-    }
-    if any(top for _, top in values):
-        output["top_logprobs"] = [top for _, top in values]
-    return output
+    return read

@@ -1,17 +1,27 @@
 """Write: the output of a run from its token store, corpus and records; aside, then renamed."""
 
+import contextlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpc.arrays import Record
-from hpc.corpus.files import BLOCK_BYTES, Blocks
+from hpc.corpus.columns import Columns
+from hpc.corpus.files import Blocks
+from hpc.corpus.formats import CorpusFile, Place
+from hpc.corpus.formats import rows as rows_of
 from hpc.corpus.store import TokenStore
-from hpc.output.journal import JournalIndex
-from hpc.output.merge import MergeError, OutputRow, merge
+from hpc.output.facts import Facts
+from hpc.output.formats import packed
+from hpc.output.journal import JournalIndex, Spans
+from hpc.output.merge import MergeError, merge, reader
+from hpc.output.row import OutputRow
+from hpc.output.target import Target
 from hpc.rundir import atomic
 
 
@@ -24,11 +34,15 @@ class Counts:
     missing: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    first_error: str = ""
+    """Of the first row that has an error, what it says."""
+    examples: list[OutputRow] = field(default_factory=list)
+    """The first rows, as many as were asked for."""
 
 
 def output_rows(
     tokens: TokenStore,
-    files: Sequence[Path],
+    files: Sequence[CorpusFile],
     limit: int | None,
     records: Iterable[Iterable[Record]],
     return_token_ids: bool,
@@ -37,10 +51,11 @@ def output_rows(
 
     Raises `MergeError` if the corpus is not what it was when it was read.
     """
-    blocks = Blocks(files, BLOCK_BYTES, limit)
-    lines = (row for block in blocks for row in block.rows())
+    blocks = Blocks(files, limit=limit)
+    rows = (row for block in blocks for row in rows_of(block))
     lengths = tokens.prompt_tokens
-    for index, row in enumerate(merge(lines, tokens.errors(), records, lengths, return_token_ids)):
+    read = reader(Columns.said(tokens.inputs.get("prompts", {})))
+    for index, row in enumerate(merge(rows, tokens.errors(), records, lengths, return_token_ids, read)):
         if index >= tokens.num_rows:
             break
         yield row
@@ -52,9 +67,9 @@ def rows_without_corpus(
     tokens: TokenStore, records: Iterable[Iterable[Record]], return_token_ids: bool
 ) -> Iterator[OutputRow]:
     """Yield the output row of each row as far as the token store knows it: all of it but `meta`."""
-    lines = ((row, 0, b"") for row in range(tokens.num_rows))
+    rows = ((row, Place("", 0), dict[str, Any]()) for row in range(tokens.num_rows))
     return merge(
-        lines, tokens.errors(), records, tokens.prompt_tokens, return_token_ids, lambda _, row: (tokens.id(row), {})
+        rows, tokens.errors(), records, tokens.prompt_tokens, return_token_ids, lambda _, row: (tokens.id(row), {})
     )
 
 
@@ -71,7 +86,7 @@ def what_is_gone(tokens: TokenStore) -> str:
         changed = changed or (stat.st_size, stat.st_mtime_ns) != (size, time_ns)
     if changed:  # or it was only touched, or copied
         names = [name for name, _, _ in tokens.inputs["files"]]
-        blocks = Blocks([Path(name) for name in names], BLOCK_BYTES, tokens.inputs["limit"])
+        blocks = Blocks(tokens.files, limit=tokens.inputs["limit"])
         for _ in blocks:
             pass
         for name, digest, before in zip(names, blocks.digests, tokens.digests, strict=False):
@@ -84,25 +99,86 @@ def journal_records(tokens: TokenStore, index: JournalIndex) -> Iterator[Record]
     """Yield the records of all rows that the journals answer, in the order of rows."""
     numbers = index.find(tokens.keys)
     rows = np.flatnonzero((numbers >= 0) & tokens.good)
-    return zip(rows.tolist(), index.read(numbers[rows].tolist()), strict=True)
+    return zip(rows.tolist(), index.read(numbers[rows]), strict=True)
 
 
-def write_output(path: Path, rows: Iterable[OutputRow]) -> Counts:
-    """Write output rows to `path`, leaving out missing ones; the file is there whole or not at all."""
-    counts = Counts()
+class Counted:
+    """Output rows, and counts of those that have gone by."""
+
+    def __init__(self, rows: Iterable[OutputRow], num_examples: int = 0) -> None:
+        """Keep the first `num_examples` rows for the counts."""
+        self.counts = Counts()
+        self._rows, self._num_examples = rows, num_examples
+
+    def __iter__(self) -> Iterator[OutputRow]:
+        """Yield the rows; at the end the counts are whole."""
+        num_rows = errors = missing = prompt_tokens = completion_tokens = 0
+        first_error, examples = "", list[OutputRow]()
+        for row in self._rows:
+            answer = row.answer
+            if answer is None:
+                missing += 1
+                yield row
+                continue
+            if type(answer) is not Spans and (error := row.error) is not None:
+                errors += 1
+                first_error = first_error or error["message"]
+            if num_rows < self._num_examples:
+                examples.append(row)
+            num_rows += 1
+            prompt_tokens += row.prompt_tokens
+            completion_tokens += row.completion_tokens
+            yield row
+        self.counts = Counts(num_rows, errors, missing, prompt_tokens, completion_tokens, first_error, examples)
+
+
+def write_output(
+    target: Target, rows: Iterable[OutputRow], facts: Facts, num_examples: int = 0, writer: str = ""
+) -> Counts:
+    """Write output rows, without missing ones where the format has nothing to say of them.
+
+    A file is there whole or not at all: all are written aside, and renamed when the last of them is. The first
+    `num_examples` rows are kept in the counts. A `writer` has a name to tell its files aside from those of another
+    process, which may be writing the same output.
+    """
+    counted, output = Counted(rows, num_examples), target.make_format(facts)
+    before, written = target.existing(), list[Path]()
+    target.folder.mkdir(parents=True, exist_ok=True)
+    kept: Iterator[OutputRow] = (row for row in counted if row.answer is not None or output.has_missing)
     try:
-        with open(atomic.aside(path), "wb", buffering=1 << 20) as file:
-            for row in rows:
-                if row.line is None:
-                    counts.missing += 1
-                    continue
-                file.write(row.line)
-                counts.rows += 1
-                counts.errors += row.error
-                counts.prompt_tokens += row.prompt_tokens
-                counts.completion_tokens += row.completion_tokens
-        atomic.finish(path)
+        with contextlib.ExitStack() as stack:
+            if target.error_file is not None:
+                aside = _aside(target.error_file, writer)
+                bad = stack.enter_context(packed.create(aside, packed.of_name(target.error_file)))
+                written.append(aside)
+                kept = _good(kept, lambda row: bad.write(output.entry(row)))
+            while (first := next(kept, None)) is not None or len(written) == (target.error_file is not None):
+                some = itertools.chain([] if first is None else [first], kept)
+                file = target.part(len(written)) if target.rows_per_file else target.path
+                written.append(_aside(file, writer))
+                output.write(written[-1], itertools.islice(some, target.rows_per_file or None))
+        files = [target.error_file] if target.error_file is not None else []
+        files += target.files(len(written) - len(files))
+        for path, aside in zip(files, written, strict=True):
+            atomic.finish(path, aside)
     except BaseException:
-        atomic.aside(path).unlink(missing_ok=True)
+        for path in written:
+            path.unlink(missing_ok=True)
         raise
-    return counts
+    for path in before:
+        if path not in files:  # of an output in another number of files
+            path.unlink(missing_ok=True)
+    return counted.counts
+
+
+def _aside(path: Path, writer: str) -> Path:
+    return atomic.aside(path if not writer else path.with_name(f"{path.name}.{writer}"))
+
+
+def _good(rows: Iterator[OutputRow], bad: Callable[[OutputRow], object]) -> Iterator[OutputRow]:
+    """Yield the rows that have a completion; hand the others to `bad`."""
+    for row in rows:
+        if row.answer is None or row.error is not None:
+            bad(row)
+        else:
+            yield row

@@ -83,7 +83,7 @@ def lengths_seen(job: Job, tokens: TokenStore, index: JournalIndex) -> tuple[Flo
     first = first[known >= 0][:MAX_SEEN]
     limits = (tokens.new_tokens * tokens.samples)[rows[first]].tolist()
     shares = []
-    for limit, record in zip(limits, index.read(numbers[first].tolist()), strict=True):
+    for limit, record in zip(limits, index.read(numbers[first]), strict=True):
         completion = decode(record)
         if completion.error is None:
             shares.append(min(1.0, completion.num_tokens / max(1, limit)))

@@ -1,1 +1,1 @@
-"""What a run did, for a reader: status, summary, timeline, report page."""
+"""Tell a reader what a run does and did: status, summary, rows, timeline, report page."""

@@ -1,4 +1,4 @@
-"""The progress bar of a run in one process."""
+"""Draw the progress bar of a run in one process."""
 
 import time
 from collections.abc import Mapping
@@ -30,5 +30,5 @@ class Bar:
         )
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Stop drawing."""
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""How far a run is, read from the events in its directory: one line, or a view that follows it."""
+"""Show the progress of a run, read from its events: one line, or a live view."""
 
 import json
 import sys
@@ -27,21 +27,21 @@ SHOWN_RANKS = 32
 
 @dataclass
 class Picture:
-    """The latest attempt of a run, as its events tell it; `refresh` reads only what is new."""
+    """The latest attempt of a run, from its events; `refresh` reads only new ones."""
 
     directory: RunDirectory
     attempt: int = 0
     work: Work | None = None
     phase: str = "new"
     time: float = 0.0
-    """When the latest event was written: counts are as of then, and so must rates be."""
+    """Time of the latest event, as of which counts and rates are."""
     expected_end: float | None = None
-    """When all should be over, as predicted."""
+    """Predicted end of the attempt."""
     ranks: dict[int, Progress] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Take in the events written since the last time."""
+        """Read the events written since the last call."""
         paths = {attempt_and_rank(path): path for path in (self.directory.path / "events").glob("*.jsonl")}
         if not paths:
             return
@@ -65,7 +65,7 @@ class Picture:
     def _take(self, rank: int, event: dict[str, Any]) -> None:
         phase, when = event.pop("phase"), event.pop("time")
         self.time = max(self.time, when)
-        if phase == "spent":  # of what is past
+        if phase in ("span", "spent"):  # "spent": of an earlier version
             return
         if phase == "load" and "seconds" in event:
             self.expected_end = when + event["seconds"]
@@ -92,7 +92,7 @@ def describe_state(directory: RunDirectory) -> str:
 
 
 def watch(directory: RunDirectory) -> None:
-    """Show a run until it is not running any more, or Ctrl-C."""
+    """Show a run until it ends, or Ctrl-C."""
     picture = Picture(directory)
     try:
         with Live(refresh_per_second=4) as live:
@@ -109,7 +109,7 @@ def watch(directory: RunDirectory) -> None:
 
 
 def draw(picture: Picture) -> Group:
-    """Return the picture for a terminal: a line for the run, a bar for each rank."""
+    """Return the live view: a line for the run, a bar for each rank."""
     title = f"{picture.directory.path.name}, attempt {picture.attempt}: {picture.phase}"
     if picture.work is None:
         return Group(Text(title))
@@ -118,18 +118,18 @@ def draw(picture: Picture) -> Group:
     table = Table.grid(padding=(0, 2))
     whole = ProgressBar(total=work.rows, completed=work.done + work.refused + total.rows, width=40)
     table.add_row("all", whole, describe(work, total, picture.time, picture.expected_end))
-    most = max((progress.rows for progress in picture.ranks.values()), default=0)
+    max_rows = max((progress.rows for progress in picture.ranks.values()), default=0)
     for rank in sorted(picture.ranks)[:SHOWN_RANKS]:
         progress = picture.ranks[rank]
         seconds = progress.ended - progress.began
         rate = progress.generated_tokens / seconds if seconds > 0 else 0.0
-        bar = ProgressBar(total=max(1, most), completed=progress.rows, width=40)
+        bar = ProgressBar(total=max(1, max_rows), completed=progress.rows, width=40)
         table.add_row(f"rank {rank}", bar, f"{progress.rows:,} rows, {rate:,.0f} tokens/s")
     return Group(Text(title), table)
 
 
 def status(path: Path, follow: bool) -> int:
-    """Print how far a run is, once or until it ends."""
+    """Print the progress of a run, once or until it ends."""
     RunDirectory(path).recorded_job()
     if follow:
         watch(RunDirectory(path))

@@ -1,4 +1,4 @@
-"""What a run came to: `summary.json` for programs, a few lines for people."""
+"""Summarise an attempt: `summary.json` for programs, a few lines for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.corpus.files import BLOCK_BYTES, Blocks
-from hpc.corpus.row import RowError, decode_row
 from hpc.job import Job
+from hpc.output.row import OutputRow
 from hpc.output.write import Counts
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory
@@ -58,9 +57,9 @@ def summarise(
 
 
 def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`: this attempt's figures, under "attempts" those of each attempt; return it all.
+    """Write `summary.json`: the figures of this attempt, and under "attempts" those of each; return all of it.
 
-    Where no rank has generated, what has is as an earlier attempt says.
+    If no rank of this attempt has generated, the engine is that of the attempt before.
     """
     try:
         before = json.loads(path.read_text())
@@ -75,10 +74,13 @@ def write_summary(path: Path, attempt: int, values: dict[str, Any]) -> dict[str,
     return whole
 
 
-def show_summary(directory: RunDirectory, values: Mapping[str, Any], examples: int, files: Sequence[Path]) -> None:
-    """Print the summary, after the first `examples` prompts with their completions."""
-    for prompt, text in _examples(directory, examples, files):
-        print(f"\n> {prompt}\n{text}".encode("utf-8", "replace").decode())
+def show_summary(
+    directory: RunDirectory, output: Path, values: Mapping[str, Any], examples: Sequence[OutputRow]
+) -> None:
+    """Print the summary, after the prompts of some rows with their completions."""
+    for row in examples:
+        text = row.samples[0].text if row.samples else (row.error or {}).get("message")
+        print(f"\n> {_prompt(row.source)}\n{text}".encode("utf-8", "replace").decode())
     seconds, generated = values["seconds"], values["generated_tokens"]
     lines = [
         f"{values['rows']:,} rows: {values['rows'] - values['errors']:,} completed, {values['errors']:,} errors, "
@@ -97,13 +99,13 @@ def show_summary(directory: RunDirectory, values: Mapping[str, Any], examples: i
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:
         lines.append(nothing_generated(values["work"]))
-    lines.append(f"completions: {directory.completions}")
+    lines.append(f"completions: {output}")
     lines.append(f"the rest:    {directory.path}")
     print("\n" + "\n".join(lines), flush=True)
 
 
 def nothing_generated(work: Mapping[str, int]) -> str:
-    """Say why an attempt has generated no token."""
+    """Return the reason for which an attempt generated no token."""
     if work["requests"]:
         return "nothing was generated: every request ended in an error"
     if work["done"]:
@@ -111,37 +113,13 @@ def nothing_generated(work: Mapping[str, int]) -> str:
     return "nothing to generate: every row of the corpus was refused"
 
 
-def first_error(path: Path) -> str:
-    """Return the message of the first error row of an output; empty if there is none."""
-    with open(path, "rb") as file:
-        for line in file:
-            error = json.loads(line)["error"]
-            if error is not None:
-                return str(error["message"])
-    return ""
-
-
 def _some(texts: list[str]) -> str:
     return " ".join(texts) if len(texts) <= 16 else f"{' '.join(texts[:16])} … ({len(texts)} ranks, see summary.json)"
 
 
-def _examples(directory: RunDirectory, count: int, files: Sequence[Path]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    if count == 0:
-        return found
-    rows = (text for block in Blocks(files, BLOCK_BYTES, count) for _, _, text in block.rows())
-    with open(directory.completions, "rb") as file:
-        for text, line in zip(rows, file, strict=False):
-            output = json.loads(line)
-            found.append((_prompt(text), output["text"] if output["error"] is None else output["error"]["message"]))
-    return found
-
-
-def _prompt(text: bytes) -> str:
-    try:
-        value = decode_row(text)
-    except RowError:
-        return text.decode(errors="replace")
+def _prompt(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "a row that cannot be read"
     messages = value.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         return str(messages[-1].get("content"))

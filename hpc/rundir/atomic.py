@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, then renamed into place."""
+"""Write files that exist completely or not at all: write aside, then rename."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def aside(path: Path) -> Path:
-    """Return the name under which a file is written before `finish` puts it in place."""
+    """Return the temporary name of a file until `finish` renames it."""
     return path.with_name(path.name + ".part")
 
 
 def finish(path: Path, written: Path | None = None) -> None:
-    """Force what was written aside to the disk, rename it to `path`, and force the rename too."""
+    """Sync the temporary file to the disk, rename it to `path`, and sync the rename."""
     written = written or aside(path)
     force(written)
     os.replace(written, path)
@@ -19,14 +19,14 @@ def finish(path: Path, written: Path | None = None) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file, which other processes may be writing too: the last one stays."""
+    """Write a small file. If several processes write it, the last one wins."""
     own = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     own.write_text(text, encoding="utf-8")
     finish(path, own)
 
 
 def force(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Sync a file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

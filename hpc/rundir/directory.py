@@ -1,7 +1,7 @@
-"""The run directory: where a run keeps everything, and what binds its attempts to one another.
+"""Read and write the small files of a run directory, and check that its attempts belong together.
 
-Its files are described in the README under "The run directory". Only rank 0 takes its lock
-(`hpc.rundir.lock`) and writes `job.json`, `state` and the outputs.
+docs/run-directory.md describes its files. Only rank 0 takes its lock (`hpc.rundir.lock`) and writes
+`job.json`, `state` and the outputs.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,12 @@ from hpc.rundir.lock import cannot_write, is_held
 
 
 def run_path(job: Job, files: tuple[Path, ...]) -> Path:
-    """Return the run directory of a job."""
-    return Path(job.runs).expanduser().absolute() / (job.name or files[0].stem)
+    """Return the run directory of a job: by its name, or that of its corpus."""
+    given = Path(job.corpus[0]).expanduser()
+    stem = given.absolute().name if given.is_dir() else files[0].stem
+    if files[0].suffix in (".gz", ".bz2", ".zst", ".xz"):
+        stem = Path(stem).stem
+    return Path(job.runs).expanduser().absolute() / (job.name or stem)
 
 
 State = Literal["running", "drained", "done", "failed"]
@@ -31,8 +36,8 @@ State = Literal["running", "drained", "done", "failed"]
 class RunDirectory:
     """Paths and small files of a run.
 
-    Independent jobs that each generate a share of the rows have state and attempts of their own
-    in it, and the number of their share stands for the rank.
+    The job of a share has a state and attempts of its own; file names have the index of the share in
+    the place of the rank.
     """
 
     def __init__(self, path: Path, share: Share | None = None) -> None:
@@ -42,13 +47,8 @@ class RunDirectory:
 
     @property
     def completions(self) -> Path:
-        """The output, once every row is accounted for."""
+        """The output, once every row is accounted for, unless the job names another place."""
         return self.path / "completions.jsonl"
-
-    @property
-    def partial(self) -> Path:
-        """The output of `merge` while rows are missing."""
-        return self.path / "completions.partial.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -57,11 +57,11 @@ class RunDirectory:
 
     @property
     def cancelled(self) -> Path:
-        """Is there since `cancel`, until the run is begun or submitted again: its job shall not requeue itself."""
+        """Exists from `cancel` until the run begins or is submitted again; the job does not requeue itself."""
         return self.path / "cancelled"
 
     def journal(self, attempt: int, rank: int) -> Path:
-        """One rank's journal of one attempt."""
+        """Return the path of the journal of a rank and attempt."""
         return self.path / "journal" / f"{self._of(attempt, rank)}.jsonl"
 
     def journals(self) -> list[Path]:
@@ -74,18 +74,18 @@ class RunDirectory:
         return sorted((self.path / "journal").glob(f"{attempt:04d}-{rank}.jsonl"))
 
     def events(self, attempt: int, rank: int) -> Path:
-        """One rank's progress in one attempt."""
+        """Return the path of the events of a rank and attempt."""
         return self.path / "events" / f"{self._of(attempt, rank)}.jsonl"
 
     def log(self, attempt: int, rank: int) -> Path:
-        """One rank's log of one attempt."""
+        """Return the path of the log of a rank and attempt."""
         return self.path / "log" / f"{self._of(attempt, rank)}.log"
 
     def _of(self, attempt: int, rank: int) -> str:
         return f"{attempt:04d}-{rank + (self.share.index if self.share else 0):05d}"
 
     def create(self) -> None:
-        """Make the folders; raise `Refusal` where that cannot be done."""
+        """Make the folders; raise `Refusal` if they cannot be made."""
         try:
             for name in ("journal", "events", "log"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -94,14 +94,14 @@ class RunDirectory:
 
     @property
     def state(self) -> str:
-        """What `state` says; "new" before the first attempt."""
+        """The word in `state`; "new" before the first attempt."""
         try:
             return (self.path / f"state{self._suffix}").read_text().strip()
         except FileNotFoundError:
             return "new"
 
     def set_state(self, state: State) -> None:
-        """Write `state`; with shares, that of this one, and of the whole run what follows from it."""
+        """Write `state`; for a share its own state, and that of the whole run, which follows from it."""
         atomic.write(self.path / f"state{self._suffix}", state + "\n")
         if self.share is not None:
             others = (f"lock-{index}" for index in range(self.share.count) if index != self.share.index)
@@ -111,11 +111,11 @@ class RunDirectory:
                 self.set_whole_state("drained" if state == "done" else state)
 
     def set_whole_state(self, state: State) -> None:
-        """Write the state of the run, whatever the shares'."""
+        """Write the state of the whole run, whatever the states of its shares."""
         atomic.write(self.path / "state", state + "\n")
 
     def restore_state(self, state: str, whole: str) -> None:
-        """Write the state that was before, and with shares that of the `whole`; a run that had none has failed."""
+        """Write the state from before, for a share also that of the `whole`; "new" becomes "failed"."""
         restored: Any = "failed" if state == "new" else state
         self.set_state(restored)
         if self.share is not None and whole == "done":  # else it follows from the shares
@@ -123,28 +123,42 @@ class RunDirectory:
 
     @property
     def whole_state(self) -> str:
-        """What the `state` of the run says, whatever the shares'."""
+        """The state of the whole run, whatever the states of its shares."""
         return RunDirectory(self.path).state
 
     def set_failed(self) -> None:
-        """Write that the run has failed, if that can be written at all: there is another error to be told."""
+        """Write the state "failed". An error in writing is ignored: the caller reports another one."""
         with contextlib.suppress(OSError):
             self.set_state("failed")
 
     def next_attempt(self) -> int:
-        """Return a number above those of all attempts that left anything, from 1."""
+        """Return the number of the next attempt, from 1: above those of all files."""
         paths = [path for folder in ("journal", "events", "log") for path in (self.path / folder).iterdir()]
         found = [attempt_and_rank(path) for path in paths]
         return 1 + max((n for n, rank in found if self.share is None or rank == self.share.index), default=0)
 
     def keep_completions(self, attempt: int) -> Path | None:
-        """Give the output, which another corpus is to replace, a name of its own; return it, None if there is none."""
+        """Rename the output before that of another corpus replaces it; return the new path, None without output."""
         kept = self.path / f"completions.before-{attempt}.jsonl"
         try:
             os.replace(self.completions, kept)
         except FileNotFoundError:
             return None
         return kept
+
+    def note_output(self, name: str) -> None:
+        """Add an output to those of this run, before it is written."""
+        if name not in self.outputs():
+            with open(self.path / "outputs", "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(name + "\n")
+
+    def outputs(self) -> list[str]:
+        """Return the outputs that this run has, by the names of their files."""
+        try:
+            text = (self.path / "outputs").read_text(encoding="utf-8", errors="surrogateescape")
+        except FileNotFoundError:
+            text = ""
+        return [str(self.completions), *text.splitlines()]
 
     def note_slurm_job(self, job_id: str) -> None:
         """Add a Slurm job to those of this run."""
@@ -153,22 +167,29 @@ class RunDirectory:
                 file.write(job_id + "\n")
 
     def slurm_jobs(self) -> list[str]:
-        """Return the ids of the Slurm jobs that were submitted for this run, or have run in it; the latest last."""
+        """Return the ids of the Slurm jobs that were submitted for this run or ran in it, the latest last."""
         try:
             return (self.path / "slurm_jobs").read_text().split()
         except FileNotFoundError:
             return []
 
     def read_job(self) -> dict[str, Any] | None:
-        """Return what `job.json` holds, or None before the first attempt."""
+        """Return the contents of `job.json`, or None before the first attempt."""
         try:
             value: dict[str, Any] = json.loads((self.path / "job.json").read_text())
         except FileNotFoundError:
             return None
         return value
 
+    @property
+    def created(self) -> int:
+        """When the run was begun or submitted, in seconds of the clock."""
+        value = self.read_job() or {}
+        known: int | None = value.get("created")  # runs of before it was written down are as old as their job.json
+        return int((self.path / "job.json").stat().st_mtime) if known is None else known
+
     def recorded_job(self) -> dict[str, Any]:
-        """Return what `job.json` holds; raise `Refusal` if the path is no run directory, or the file is damaged."""
+        """Return the contents of `job.json`; raise `Refusal` if there is none, or it is damaged."""
         try:
             value = self.read_job()
         except (ValueError, OSError) as error:
@@ -178,8 +199,10 @@ class RunDirectory:
         return value
 
     def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
-        """Record the resolved job: what runs, on what, with which versions."""
+        """Write `job.json`: the resolved job, its files and model, and the versions of libraries."""
+        earlier = self.read_job() or {}
         value = {
+            "created": earlier.get("created", int(time.time())),
             "job": dataclasses.asdict(dataclasses.replace(job, share="")),
             "files": [str(file) for file in files],
             "model_path": str(model_path),
@@ -190,16 +213,16 @@ class RunDirectory:
         atomic.write(self.path / "job.json", json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def bind(self, name: str, value: str) -> None:
-        """Add to what a run that has been begun or submitted is bound to; what is there already stays."""
+        """Bind a run that has begun or was submitted to a value, if it has none of that name."""
         earlier = self.read_job()
         if earlier is not None and name not in earlier["bound"]:
             earlier["bound"][name] = value
             atomic.write(self.path / "job.json", json.dumps(earlier, indent=2, ensure_ascii=False) + "\n")
 
     def check_bound(self, bound: Mapping[str, str]) -> None:
-        """Raise `Refusal`, naming the field, if the run is bound to something else.
+        """Raise `Refusal`, naming the field, if the run is bound to another value.
 
-        What was submitted and not yet begun is not bound to what only a node can resolve.
+        A run that was only submitted is not bound to values that a node resolves.
         """
         earlier = self.read_job()
         for name, value in bound.items():
@@ -212,7 +235,7 @@ class RunDirectory:
 
 
 def attempt_and_rank(path: Path) -> tuple[int, int]:
-    """Return the numbers in the name of a journal, log or event file; zeros for another file's."""
+    """Return attempt and rank in the name of a journal, log or event file; zeros for any other name."""
     attempt, _, rank = path.stem.partition("-")
     return (int(attempt), int(rank)) if attempt.isdigit() and rank.isdigit() else (0, 0)
 
@@ -228,7 +251,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the current folder's repository: the job file is usually in it."""
+    """Return the commit of the repository of the current folder, which usually has the job file."""
     try:
         asked = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -1,4 +1,4 @@
-"""Who has a run directory: one process for all of it, or one for each share of its rows."""
+"""Lock a run directory: for one process, or for one process per share."""
 
 import contextlib
 import errno
@@ -13,30 +13,29 @@ from hpc.exit import Refusal
 from hpc.job import Share
 
 LOCK_PATIENCE_S = 2.0
-"""Somebody who only looks whether the lock is held holds it for a moment."""
+"""Seconds to try again: `is_held` takes the lock for a moment."""
 
 
 class RunLock:
-    """The lock of a run directory, or of a `share` of it: this process's from `acquire` until it ends, however."""
+    """The lock of a run directory, or of a `share`. A process holds it from `acquire` until it ends or is killed."""
 
     def __init__(self, path: Path, share: Share | None = None) -> None:
         self._path, self._share = path, share
         self._files: list[int] = []
 
     def acquire(self, force: bool = False, flock: Callable[[int, int], None] = fcntl.flock) -> None:
-        """Take it.
+        """Take the lock.
 
-        Raises `Refusal` if another process has it, or if the file system cannot tell (`force` goes on
-        then).
+        Raises `Refusal` if another process holds it, and, without `force`, if the file system has no locks.
         """
         if self._share is None:
             self._take("lock", fcntl.LOCK_EX, force, flock)
         else:
-            self._take("lock", fcntl.LOCK_SH, force, flock)  # no run of the whole beside shares of it
+            self._take("lock", fcntl.LOCK_SH, force, flock)  # keeps a run of the whole out
             self._take(f"lock-{self._share.index}", fcntl.LOCK_EX, force, flock)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         while self._files:
             os.close(self._files.pop())
 
@@ -76,7 +75,7 @@ class RunLock:
 
 
 def is_held(path: Path, name: str = "lock") -> bool:
-    """Say whether a living process has the run in `path`, or a share of it, as far as the file system can tell."""
+    """Return whether a live process holds the lock (False where the file system has no locks)."""
     try:
         try:
             lock, kind = os.open(path / name, os.O_RDWR), fcntl.LOCK_EX
@@ -95,7 +94,7 @@ def is_held(path: Path, name: str = "lock") -> bool:
 
 @contextlib.contextmanager
 def alone(path: Path, what: str, give_up: Callable[[], bool]) -> Iterator[bool]:
-    """Be the only job of the run in `path` that does `what`; wait for others, yield False if that is given up."""
+    """Hold the lock `what` of a run; wait for other jobs to release it, and yield False if `give_up` says so first."""
     lock = os.open(path / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         taken = False
@@ -113,5 +112,5 @@ def alone(path: Path, what: str, give_up: Callable[[], bool]) -> Iterator[bool]:
 
 
 def cannot_write(path: Path, error: OSError) -> Refusal:
-    """Return the refusal of a run directory that cannot be written to."""
+    """Return the refusal for a run directory that cannot be written."""
     return Refusal(f"cannot write to the run directory {path}: {error.strerror}; choose another --runs or --name")

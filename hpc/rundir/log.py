@@ -1,18 +1,19 @@
-"""One line format for everything a run says: `12:00:01 [rank/size] message`."""
+"""Log to the terminal and to a file of each rank, in lines `12:00:01 [rank/size] message`."""
 
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpc.rundir import terminal
 
 LOGGER = logging.getLogger("hpc")
-"""Above those of all modules, which are named after them."""
+"""Parent of the loggers of all modules."""
 
 
 class _Terminal(logging.Handler):
-    """Write to the current `sys.stderr`, whatever it is when the line comes; nobody may be there to read it."""
+    """Write to `sys.stderr` as it is at that time; ignore that nobody reads it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -22,11 +23,11 @@ class _Terminal(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """Write to a file; where that cannot be, the terminal is told once. What must be on the disk says so itself."""
+    """Write to a file; on the first failure tell the terminal. Losing log lines is no fault."""
 
     told = False
     noted = False
-    """Whether it has the line that the terminal is lost."""
+    """Whether the line about the lost terminal is written."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  (the signature of logging)
         error = sys.exc_info()[1]
@@ -37,10 +38,9 @@ class _File(logging.FileHandler):
 
 
 def configure(rank: int, size: int, path: Path | None = None) -> None:
-    """Send all log lines of this rank to the file `path`, and rank 0's from the level INFO to the terminal as well.
+    """Log this rank to the file `path`, and to the terminal from INFO on rank 0, from WARNING on other ranks.
 
-    Lines of other ranks reach the terminal from the level WARNING. Called again, it replaces what
-    an earlier call set up.
+    A later call replaces the handlers of an earlier one.
     """
     for handler in list(LOGGER.handlers):
         LOGGER.removeHandler(handler)
@@ -58,8 +58,23 @@ def configure(rank: int, size: int, path: Path | None = None) -> None:
     note_lost()
 
 
+@contextlib.contextmanager
+def restoring() -> Iterator[None]:
+    """Let `configure` be called within, and restore handlers, level and propagation at the end."""
+    handlers, level, propagates = LOGGER.handlers, LOGGER.level, LOGGER.propagate
+    LOGGER.handlers = []  # not closed: they are somebody else's
+    try:
+        yield
+    finally:
+        for handler in LOGGER.handlers:
+            with contextlib.suppress(OSError):
+                handler.close()
+        LOGGER.handlers, LOGGER.propagate = handlers, propagates
+        LOGGER.setLevel(level)
+
+
 def note_lost() -> None:
-    """Write into the log file, once, that the terminal takes no more; the log goes on."""
+    """Log once, in the file, that the terminal cannot be written any more."""
     files = [handler for handler in LOGGER.handlers if isinstance(handler, _File) and not handler.noted]
     error = terminal.failure(sys.stderr) or terminal.failure(sys.stdout) if files else None
     if error is None:

@@ -1,4 +1,4 @@
-"""How far a rank is, and the whole run: counters, the event file that `status` reads, the lines that `run` prints."""
+"""Count the progress of a rank and of a run, and describe it in a line."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -7,44 +7,43 @@ from typing import Any
 from hpc.engine.steps import StepTotals
 
 ESTIMATE_S, ESTIMATE_SHARE, ESTIMATE_ROWS = 10.0, 0.05, 3
-"""After so many seconds, and so many of the rows, the rest of a run can be told from its beginning: the first rows to
-end say little, as those that take longest are begun first."""
+"""Conditions for an estimate of the time left: seconds, share of the rows, number of rows. The first rows to end say
+little, because the longest are begun first."""
 MESSAGE_S = 2.0
-LEAST_SPENT_S = 0.05
-"""What took less is not worth an event."""
+"""Seconds between two messages of a rank to rank 0 about its progress."""
 
 
 @dataclass
 class Progress:
-    """What a rank has done in this attempt."""
+    """The progress of a rank in this attempt."""
 
     rows: int = 0
-    """Rows answered, those that share a completion too."""
+    """Rows answered, including those that share a completion."""
     errors: int = 0
     """Rows among them that ended in an engine error."""
     requests: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     guessed_tokens: int = 0
-    """Tokens that an engine guessed, to compute several of a row at once."""
+    """Draft tokens that the engine proposed."""
     accepted_tokens: int = 0
-    """Those among them that the model chose."""
+    """Draft tokens that the model accepted."""
     totals: StepTotals = field(default_factory=StepTotals)
-    """What the engine's steps computed together, where it tells."""
+    """Totals over the engine's steps; zeros if it does not report steps."""
     load_s: float = 0.0
     gpu: str = ""
     """UUID of the GPU that computes, as torch says it."""
     busy_s: float = 0.0
-    """From the first request until the last completion, less the waiting for work."""
+    """Seconds from the first request to the last completion, without waiting for work."""
     waited_s: float = 0.0
     began: float = 0.0
-    """When generation began and ended, in seconds of the clock; 0 while it has not."""
+    """Beginning and end of generating, in seconds of the clock; 0 before."""
     ended: float = 0.0
     engine: str = ""
-    """What generates, by the name of its flag."""
+    """Name of the engine, as in `--engine`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures as messages and events have them: flat, those of the steps among the others."""
+        """Return the figures for messages and events: flat, those of the steps among the others."""
         values: dict[str, Any] = {}
         for name, value in asdict(self).items():
             values |= value if name == "totals" else {name: value}
@@ -52,23 +51,23 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
-        """Return the progress that `as_json` gave; what an event of another version lacks is 0, and more is ignored."""
+        """Return the progress of `as_json`. Of another version, missing figures are 0 and unknown ones are ignored."""
         own = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "totals"}
         return cls(**own, totals=StepTotals(**{f.name: values[f.name] for f in fields(StepTotals) if f.name in values}))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, as known after reading."""
+    """The rows of a run and the work left, known after reading."""
 
     rows: int
     refused: int
     done: int
     """Rows answered by earlier attempts."""
     requests: int
-    """Completions to be generated in this attempt."""
+    """Requests to generate in this attempt."""
     duplicates: int
-    """Rows that another row's completion answers."""
+    """Rows that are answered by another row's completion."""
 
 
 def overall(ranks: Mapping[int, Progress]) -> Progress:
@@ -85,9 +84,10 @@ def overall(ranks: Mapping[int, Progress]) -> Progress:
 
 
 def describe(work: Work, total: Progress, now: float, expected_end: float | None = None) -> str:
-    """Return the line that says how far a run is, at what rate, and when it will be over.
+    """Return a line with the rows done, the rate and the time left of a run.
 
-    Until its own rows tell that, what was predicted does: `expected_end`, in seconds of the clock like `now`.
+    The time left is estimated from its rows; before there are enough, from `expected_end`, the prediction,
+    in seconds of the clock like `now`.
     """
     done = work.done + work.refused + total.rows
     text = f"{done:,} of {work.rows:,} rows ({done / work.rows:.0%})"
@@ -103,12 +103,12 @@ def describe(work: Work, total: Progress, now: float, expected_end: float | None
 
 
 def _tells(rows: int, to_do: int, elapsed: float) -> bool:
-    """Say whether so many rows in so many seconds tell how long the rest of those that were to do will take."""
+    """Return whether the rows done in `elapsed` seconds are enough to estimate the time of the rest."""
     return elapsed >= ESTIMATE_S and rows >= max(ESTIMATE_ROWS, ESTIMATE_SHARE * to_do)
 
 
 def left(work: Work, total: Progress, now: float) -> str:
-    """Return the line with which an attempt ends before the end: rows done and left, and how long they would take."""
+    """Return the last line of a drained attempt: rows done, rows left, and the time these would take."""
     done = work.done + work.refused + total.rows
     text = f"{done:,} rows done, {total.rows:,} of them in this attempt; {work.rows - done:,} left"
     elapsed = now - total.began if total.began else 0.0
@@ -118,7 +118,7 @@ def left(work: Work, total: Progress, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people: 41 s, 3 min 20 s, 2 h 05 min."""
+    """Return a duration for people: 41 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,6 +1,6 @@
-"""Standard output and error: what cannot be written there is dropped, and ends nothing.
+"""Make standard output and error tolerant: a failed write drops the text and does not end the process.
 
-Whoever reads may leave (`| head`), the disk below a log may fill up, a stream may be closed or take ASCII alone.
+The reader may leave (`| head`), the disk below a log may fill up, a stream may be closed or take ASCII alone.
 """
 
 import errno
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 
 class _Raw(io.RawIOBase):
-    """A file descriptor that takes everything; what it does not write is gone, and `error` says why."""
+    """A file descriptor that accepts every write; text that cannot be written is lost, and `error` has the reason."""
 
     def __init__(self, fd: int, name: str) -> None:
         self.name = name
@@ -28,15 +28,15 @@ class _Raw(io.RawIOBase):
         return self._fd
 
     def isatty(self) -> bool:
-        """Return whether somebody may be looking."""
+        """Return whether it is a terminal."""
         return os.isatty(self._fd)
 
     def write(self, data: Any) -> int:
-        """Write bytes; return how many were taken."""
+        """Write bytes; return their number, also if they are lost."""
         while True:
             try:
                 return os.write(self._fd, data)
-            except BlockingIOError:  # a pipe that another process has made so
+            except BlockingIOError:  # another process made the pipe non-blocking
                 select.select([], [self._fd], [])
             except OSError as error:
                 self.error = self.error or error
@@ -44,7 +44,7 @@ class _Raw(io.RawIOBase):
 
 
 def prepare() -> None:
-    """Make standard output and error take every character and every write, whatever becomes of them."""
+    """Replace standard output and error by streams that accept every character and every write."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -73,16 +73,16 @@ def _tolerant(stream: TextIO | None, name: str) -> TextIO:
 
 
 def failure(stream: TextIO) -> OSError | None:
-    """Return why something could not be written to a stream that `prepare` has made; None if all was."""
+    """Return the error of a failed write to a stream of `prepare`; None if there was none."""
     try:
         stream.flush()
-    except (OSError, ValueError):  # none of those
+    except (OSError, ValueError):  # not a stream of `prepare`
         return None
     error = getattr(getattr(getattr(stream, "buffer", None), "raw", None), "error", None)
     return error if isinstance(error, OSError) else None
 
 
 def loss() -> OSError | None:
-    """Return why output is lost that somebody may still want; a reader that has left has had enough."""
+    """Return the error by which output was lost; None if its reader has left, who wants no more."""
     error = failure(sys.stdout)
     return None if error is None or error.errno == errno.EPIPE else error

@@ -19,6 +19,7 @@ from hpc.exit import Refusal
 from hpc.job import Job, Slurm, check_time
 from hpc.model.bind import bind_run
 from hpc.model.find import Model
+from hpc.output.target import with_absolute_output
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import is_held
@@ -68,8 +69,10 @@ def find_corpus(job: Job) -> tuple[Path, ...]:
 def with_absolute_paths(job: Job, files: Sequence[Path], run: Path) -> Job:
     """Return the job with absolute paths, so that it means the same on every node."""
     model = Path(job.model).expanduser()
+    template = str(Path(job.chat_template).expanduser().absolute()) if job.chat_template else ""
     return replace(
-        job,
+        with_absolute_output(job),
+        chat_template=template,
         model=str(model.absolute()) if model.exists() else job.model,
         corpus=tuple(map(str, files)),
         runs=str(run.parent),

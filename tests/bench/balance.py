@@ -23,7 +23,7 @@ import numpy.typing as npt
 from hpc.engine.cost import CostModel
 from hpc.forecast.simulate import Workload, simulate
 from hpc.plan.shard import Deal, deal
-from hpc.report.timeline import read
+from hpc.report.read_events import read
 from tests.bench.engines import ROOT
 from tests.bench.paced import BOUNDS, COSTS
 

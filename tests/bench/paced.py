@@ -86,8 +86,8 @@ class PacedLoader(EchoLoader):
         super().__init__(model="paced")
         self._slowness = slowness
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
-        return Checker(file_names, job.sampling, PromptLimits(VOCABULARY, None), ByteTokenizer())
+    def checker(self, job: Job, path: Path) -> Checker:
+        return Checker(job.sampling, PromptLimits(VOCABULARY, None), ByteTokenizer())
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         return Replica(PacedEngine(self._slowness), (END,), Spelled(lambda _: b"x"))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc.corpus.chat import ChatWriter, LostText, Turn
+from hpc.corpus.chat import ChatOptions, ChatWriter, LostText, Turn, unread
 
 STRINGS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 TRIMMED = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}"
@@ -38,8 +38,8 @@ CROPPED = "{% for m in messages %}[{{ m.role }}]{{ m.content[:12] }}{% endfor %}
 def writer(template: str) -> ChatWriter:
     compiled = jinja2.Environment().from_string(template)
 
-    def apply(turns: Sequence[Turn]) -> str:
-        return compiled.render(messages=turns)
+    def apply(turns: Sequence[Turn], options: ChatOptions) -> str:
+        return compiled.render(messages=turns, begins=options.begins)
 
     return ChatWriter(apply)
 
@@ -131,8 +131,8 @@ def test_what_the_template_raises_is_raised() -> None:
         writer("{{ messages[0].content.nothing.at_all }}").write(chat("a"))
 
 
-def counting(calls: list[int]) -> Callable[[Sequence[Turn]], str]:
-    def apply(turns: Sequence[Turn]) -> str:
+def counting(calls: list[int]) -> Callable[[Sequence[Turn], ChatOptions], str]:
+    def apply(turns: Sequence[Turn], options: ChatOptions) -> str:
         calls.append(1)
         return "".join(f"[{turn['role']}]{turn['content']}" for turn in turns)
 
@@ -147,3 +147,71 @@ def test_the_template_is_tried_once_for_each_sequence_of_roles() -> None:
     for text in "bcd":
         chats.write(chat(text))
     assert len(calls) - before == 3
+
+
+CLOSED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if begins %}<assistant>{% endif %}"
+KNOWS_NO_DEVELOPER = (
+    "{% for m in messages %}{% if m.role not in ('system', 'user') %}{{ 1 / 0 }}{% endif %}[{{ m.role }}]"
+    "{{ m.content }}{% endfor %}"
+)
+DROPS_DEVELOPER = "{% for m in messages if m.role != 'developer' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+CONTINUED = ChatOptions(begins=False, continues=True)
+
+
+@pytest.mark.parametrize("template", [CLOSED, CLOSED.replace("m.content", "m.content | trim")])
+@pytest.mark.parametrize("text", ["The cat", "The cat ", ""])
+def test_a_last_turn_that_is_gone_on_with_is_not_closed(template: str, text: str) -> None:
+    assert writer(template).write(chat("say", text, roles="ua"), CONTINUED) == f"<user>say</><assistant>{text}"
+
+
+def test_a_last_turn_in_parts_is_gone_on_with_too() -> None:
+    assert (
+        writer(PARTS)
+        .write([*chat("say"), *chat([part("The"), part(" cat")], roles="a")], CONTINUED)
+        .endswith("[assistant]The cat")
+    )
+
+
+def test_a_last_turn_whose_end_the_template_drops_cannot_be_gone_on_with() -> None:
+    with pytest.raises(LostText, match="nothing to go on with"):
+        writer(CROPPED).write(chat("say", string.ascii_letters, roles="ua"), CONTINUED)
+
+
+@pytest.mark.parametrize("template", [KNOWS_NO_DEVELOPER, DROPS_DEVELOPER])
+def test_a_developer_is_the_system_where_the_template_knows_none(template: str) -> None:
+    turns = [{"role": "developer", "content": "be brief"}, *chat("hi")]
+    assert writer(template).write(turns) == "[system]be brief[user]hi"
+
+
+def test_a_developer_stays_one_where_the_template_takes_any_role() -> None:
+    assert writer(STRINGS).write([{"role": "developer", "content": "be brief"}]) == "[developer]be brief"
+
+
+CALLS = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+CALLING = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.tool_calls %}CALLS{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (CALLING.replace("CALLS", "{{ m.tool_calls[0].function.arguments | tojson }}"), '[assistant]{"a": 1}'),
+        (CALLING.replace("CALLS", "{{ '' + m.tool_calls[0].function.arguments }}"), '[assistant]{"a": 1}'),
+        (CALLING.replace("CALLS", "{{ m.content is defined }}"), "[assistant]False"),
+        ("{% for m in messages %}[{{ m.role }}]{{ '' + m.content }}{% endfor %}", "[assistant]"),
+    ],
+)
+def test_a_turn_that_calls_tools_is_given_as_the_template_takes_it(template: str, prompt: str) -> None:
+    assert writer(template).write([{"role": "assistant", "tool_calls": CALLS}]) == prompt
+
+
+def test_what_the_template_does_not_read_is_known() -> None:
+    turns = [{"role": "user", "content": "a", "name": "kim", "weight": 1}]
+    options = ChatOptions(tools=[{}], documents=[{}], variables={"enable_thinking": False, "tone": "calm"})
+    assert unread("{{ m.name }}{{ enable_thinking }}{{ tools }}", turns, options) == ["documents", "tone", "weight"]
+
+
+def test_reasoning_is_read_under_any_of_its_names() -> None:
+    turns = [{"role": "assistant", "content": "a", "reasoning_content": "b"}]
+    assert unread("{{ m.reasoning }}", turns, ChatOptions()) == []

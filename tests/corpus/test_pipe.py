@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc.corpus.files import CorpusError
+from hpc.corpus.errors import CorpusError
 from hpc.corpus.pipe import forget, is_nameless, is_pipe, keep
 
 

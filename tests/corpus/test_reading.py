@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hpc.corpus.chat import PLAIN, ChatOptions
 from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.exit import OK, UNFINISHED, Refusal
 from hpc.job import Job
@@ -38,12 +39,12 @@ class DatedLoader(EchoLoader):
     def resolve(self, model: str) -> Model:
         return Model(self.folder, "dated:1", "bytes", "dated")
 
-    def checker(self, job: Job, path: Path, file_names: tuple[str, ...]) -> Checker:
+    def checker(self, job: Job, path: Path) -> Checker:
         class Dated(ByteTokenizer):
-            def render(self, messages: Any) -> str:
-                return job.chat_date + super().render(messages)
+            def render(self, messages: Any, options: ChatOptions = PLAIN) -> str:
+                return job.chat_date + super().render(messages, options)
 
-        return Checker(file_names, job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
+        return Checker(job.sampling, PromptLimits(VOCABULARY, CONTEXT), Dated())
 
 
 def run(tmp_path: Path, *contents: str, **knobs: Any) -> int:
@@ -148,9 +149,9 @@ def test_jobs_that_share_a_corpus_cannot_read_it_from_a_pipe(tmp_path: Path) -> 
 
 
 def test_a_file_of_another_format_is_refused_before_a_run_directory_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "c.csv"
+    path = tmp_path / "c.jsonl"
     path.write_text("id,prompt\n0,cat\n")
-    with pytest.raises(Refusal, match=r'corpus ".*c\.csv" cannot be read: it looks like CSV'):
+    with pytest.raises(Refusal, match=r'corpus ".*c\.jsonl" cannot be read: it looks like CSV'):
         run(tmp_path, corpus=(str(path),))
     assert not (tmp_path / "runs").exists()
 

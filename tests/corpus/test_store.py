@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpc.corpus.files import Block
+from hpc.corpus.formats import Block
 from hpc.corpus.store import StoreError, StoreWriter, TokenStore, parse_request, request_line
 from hpc.request import KEY_BYTES, completion_key
 from hpc.sampling_params import SamplingParams
@@ -62,7 +62,7 @@ def test_a_row_that_is_refused_for_another_reason_keeps_that_one(tmp_path: Path)
     assert refused(stored(tmp_path, {"id": "x", "prompt": "a"}, {"id": "x", "prompt": ""})) == {1: "empty"}
 
 
-@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.0, "prompt": "a"}, {"prompt": ""}])
+@pytest.mark.parametrize("broken", ['{"id": 0', {"id": 0, "prompt": ""}, {"id": 0.5, "prompt": "a"}, {"prompt": ""}])
 def test_a_refused_row_has_no_claim_on_an_id(tmp_path: Path, broken: Any) -> None:
     tokens = stored(tmp_path, broken, {"id": 0, "prompt": "a"}, {"id": 0, "prompt": "b"}, broken)
     assert [row for row, kind in refused(tokens).items() if kind == "duplicate_id"] == [2]
@@ -128,16 +128,16 @@ def test_rows_with_equal_prompts_share_a_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [bytes(KEY_BYTES), b"k" * 15 + b"\0", b"\0" * 15 + b"k"])
 def test_a_key_keeps_its_zero_bytes(tmp_path: Path, key: bytes) -> None:
-    block = Block(0, 1, 0, 1, b'{"prompt": "a"}')
+    block = Block(0, "corpus.jsonl", "jsonl", 1, 0, 1, b'{"prompt": "a"}')
     rows = make_checker().check_block(block)
     writer = StoreWriter(tmp_path)
     writer.append(block, {**rows, "keys": np.frombuffer(key, dtype=np.uint8).reshape(1, KEY_BYTES)})
-    assert writer.finish(["corpus.jsonl"], {}, []).key(0) == key
+    assert writer.finish({}, []).key(0) == key
 
 
 def test_inputs_and_digests_come_back(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path)
-    writer.finish([], {"limit": None, "files": [["a", 1]]}, ["0f"])
+    writer.finish({"limit": None, "files": [["a", 1]]}, ["0f"])
     tokens = TokenStore(tmp_path)
     assert (tokens.inputs, tokens.digests) == ({"limit": None, "files": [["a", 1]]}, ["0f"])
 
@@ -158,7 +158,7 @@ def test_a_folder_without_a_store_is_refused_with_the_way_out(tmp_path: Path) ->
 
 
 def test_a_store_that_is_being_written_is_no_store(tmp_path: Path) -> None:
-    block = Block(0, 1, 0, 1, b'{"prompt": "a"}')
+    block = Block(0, "corpus.jsonl", "jsonl", 1, 0, 1, b'{"prompt": "a"}')
     writer = StoreWriter(tmp_path)
     writer.append(block, make_checker().check_block(block))
     with pytest.raises(StoreError):
@@ -179,7 +179,7 @@ def test_a_writer_that_gives_up_leaves_the_earlier_store(tmp_path: Path) -> None
 
 def test_closing_a_finished_writer_leaves_its_store(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path)
-    writer.finish([], {"a": 1}, [])
+    writer.finish({"a": 1}, [])
     writer.close()
     assert TokenStore(tmp_path).inputs == {"a": 1}
 

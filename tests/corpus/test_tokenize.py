@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpc.corpus.files import Blocks
+from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.notes import Notes
 from hpc.corpus.store import Arrays
 from hpc.corpus.tokenize import Encoder
 from hpc.request import KEY_BYTES, completion_key
@@ -49,7 +50,7 @@ class Beginning(ByteTokenizer):
 
 
 def check_file(path: Path, **limits: Any) -> Arrays:
-    [block] = Blocks([path], 1 << 20)
+    [block] = Blocks(name_files([path]), 1 << 20)
     return make_checker(**limits).check_block(block)
 
 
@@ -73,7 +74,7 @@ def requests(rows: Arrays) -> list[Any]:
 
 ONE_OF = 'it must have one of "prompt", "messages", "prompt_token_ids"'
 ID = "it must be a string or an integer"
-TURN = 'it must have "role" and "content", nothing else'
+TURN = 'it must have "role" and "content"'
 HI = {"role": "user", "content": "hi"}
 
 
@@ -106,7 +107,7 @@ HI = {"role": "user", "content": "hi"}
         ({}, "prompt", "no prompt", ONE_OF),
         ({"text": "a"}, "prompt", '["text"]', ONE_OF),
         ({"prompt": None}, "prompt", "no prompt", ONE_OF),
-        ({"prompt": "a", "messages": [HI]}, "prompt", '"prompt" and "messages"', ONE_OF),
+        ({"prompt": [HI], "messages": [HI]}, "prompt", '"prompt" and "messages"', ONE_OF),
         ({"prompt": "a", "prompt_token_ids": [1]}, "prompt", '"prompt" and "prompt_token_ids"', ONE_OF),
         ({"messages": [HI], "prompt_token_ids": [1]}, "prompt", '"messages" and "prompt_token_ids"', ONE_OF),
         ({"prompt": 5}, "prompt", '"prompt" is 5', "it must be a string"),
@@ -124,7 +125,7 @@ HI = {"role": "user", "content": "hi"}
             {"messages": [HI, {"role": "assistant", "content": "so"}]},
             "messages",
             '"messages"[1] is the last turn',
-            "end",
+            "--last-assistant continue",
         ),
         ({"messages": [{"role": "user", "content": None}]}, "messages", '"content": null', TURN),
         (
@@ -145,14 +146,11 @@ HI = {"role": "user", "content": "hi"}
         ({"messages": [HI, "hi"]}, "messages", '"messages"[1] is hi', TURN),
         ({"messages": [{"role": "user"}]}, "messages", '"messages"[0] is {"role": "user"}', TURN),
         ({"messages": [{"content": "hi"}]}, "messages", '"messages"[0] is {"content": "hi"}', TURN),
-        ({"messages": [{**HI, "name": "x"}]}, "messages", '"name": "x"', TURN),
-        (
-            {"messages": [{"role": "robot", "content": "hi"}]},
-            "role",
-            '"messages"[0] has the role robot',
-            "the roles are system, user, assistant, tool",
-        ),
-        ({"messages": [{"role": 1, "content": "hi"}]}, "role", "has the role 1", "the roles are"),
+        ({"messages": [{"role": 1, "content": "hi"}]}, "role", "has the role 1", "it must be a word"),
+        ({"messages": [HI], "tools": "x"}, "messages", '"tools" is x', "--column tools= carries it along"),
+        ({"messages": [HI], "tools": [{}]}, "template", 'knows no "tools"', "--column tools="),
+        ({"messages": [HI], "chat_template": "x"}, "template", '"chat_template"', "--row-chat-templates"),
+        ({"messages": [HI], "chat_template_kwargs": 5}, "messages", '"chat_template_kwargs" is 5', "be an object"),
         (
             {"messages": [{"role": "user", "content": 5}]},
             "prompt",
@@ -425,3 +423,49 @@ def test_a_block_without_rows_has_no_rows(tmp_path: Path) -> None:
 def test_ids_are_hashed_by_type_and_value(tmp_path: Path, one: Any, other: Any, same: bool) -> None:
     hashes = check(tmp_path, {"prompt": "a", "id": one}, {"prompt": "a", "id": other})["id_hashes"]
     assert (hashes[0] == hashes[1]) == same
+
+
+def of_batch(body: dict[str, Any], url: str = "/v1/chat/completions") -> dict[str, Any]:
+    return {"custom_id": "q", "method": "POST", "url": url, "body": {"temperature": 0, **body}}
+
+
+def test_a_line_of_a_batch_is_a_request_under_its_custom_id(tmp_path: Path) -> None:
+    rows = check(tmp_path, of_batch({"messages": [HI], "max_tokens": 5}))
+    assert (prompts(rows), requests(rows)) == ([list(b"[user]hi")], [{"id": "q", "sampling": {"max_new_tokens": 5}}])
+
+
+def test_a_wrong_parameter_of_a_body_is_called_by_its_name_there(tmp_path: Path) -> None:
+    [(_, kind, message)] = errors(check(tmp_path, of_batch({"messages": [HI], "max_tokens": -3})))
+    assert (kind, '"max_tokens" is -3; it must be at least 1' in message) == ("sampling", True)
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "side", "lengths"),
+    [(4, "none", [6]), (5, "none", [0]), (5, "left", [5]), (9, "left", [1]), (10, "left", [0])],
+)
+def test_a_body_gets_all_the_tokens_that_it_asks_for_or_an_error(
+    tmp_path: Path, new_tokens: int, side: str, lengths: list[int]
+) -> None:
+    row = of_batch({"prompt": "a" * 6, "max_tokens": new_tokens}, "/v1/completions")
+    rows = check(tmp_path, row, context_tokens=10, truncate_prompts=side)
+    assert rows["lengths"].tolist() == lengths
+    assert [kind for _, kind, _ in errors(rows)] == (["too_long"] if lengths == [0] else [])
+
+
+def test_a_body_that_says_no_length_gets_what_the_context_leaves(tmp_path: Path) -> None:
+    rows = check(tmp_path, of_batch({"messages": [HI]}), context_tokens=10)
+    assert rows["new_tokens"].tolist() == [2]
+
+
+def test_what_is_true_of_many_rows_is_said_once_with_the_first_place(tmp_path: Path) -> None:
+    rows = check(tmp_path, {"prompt": "a"}, *[{"messages": [{**HI, "name": "kim"}]}] * 3)
+    notes = Notes()
+    notes.add(rows["notes"].tobytes())
+    notes.add(rows["notes"].tobytes())
+    [note] = notes
+    assert note.startswith('corpus.jsonl:2 and 5 more rows: "name" is in chats')
+
+
+def test_what_is_true_of_refused_rows_is_not_said(tmp_path: Path) -> None:
+    rows = check(tmp_path, {"messages": [{**HI, "name": "kim"}], "sampling": 5})
+    assert len(rows["notes"]) == 0

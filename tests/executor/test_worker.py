@@ -65,7 +65,6 @@ def test_a_piece_that_comes_together_with_the_start_is_generated(tmp_path: Path)
             "run": str(directory.path),
             "attempt": 1,
             "model_path": "echo",
-            "file_names": ["c.jsonl"],
             "place": asdict(Binding("here", 0, 1)),
             "seconds_left": None,
         }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, ByT5Tokenizer, GPT2Config
 
+from hpc.corpus.chat import ChatOptions
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model import endings
@@ -174,7 +175,7 @@ def test_the_tokenizers_end_of_a_turn_is_told_where_it_is_none_of_the_models(
 def test_rows_are_checked_for_the_end_of_a_turn_that_the_model_does_not_name(alter: Alter) -> None:
     folder = alter("config.json", {"eos_token_id": 7})
     (folder / "generation_config.json").unlink()
-    checker = Loader().checker(Job("m", ("c.jsonl",)), folder, ("c.jsonl",))
+    checker = Loader().checker(Job("m", ("c.jsonl",)), folder)
     assert checker.limits.chat_ending == 256
 
 
@@ -367,3 +368,44 @@ def test_a_model_without_a_head_of_its_own_has_no_cost_of_choosing() -> None:
     model = tiny(CONFIGS["llama"])
     model.get_output_embeddings = lambda: None
     assert weights(model)[2] == 0
+
+
+# Chat templates of a tiny model.
+
+
+CLOSED_BRACKETS = (
+    "{% if tools %}[{{ tools[0].function.name }}]{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}</>"
+    "{% endfor %}{% if add_generation_prompt %}<assistant{{ mood }}>{% endif %}"
+)
+CHAT = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "The cat "}]
+
+
+@pytest.fixture(scope="module")
+def templated(tiny_model: Path) -> Tokenizer:
+    """A tokenizer with another chat template than the model's."""
+    return Tokenizer(tiny_model, chat_template=CLOSED_BRACKETS)
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        (ChatOptions(), "<user>say</><assistant>The cat </><assistant>"),
+        (ChatOptions(begins=False, continues=True), "<user>say</><assistant>The cat "),
+        (ChatOptions(begins=False), "<user>say</><assistant>The cat </>"),
+        (ChatOptions(variables={"mood": "!"}), "<user>say</><assistant>The cat </><assistant!>"),
+        (ChatOptions([{"function": {"name": "f"}}]), "[f]<user>say</><assistant>The cat </><assistant>"),
+        (ChatOptions(template="{{ messages[0].content + messages[1].content }}"), "sayThe cat "),
+    ],
+)
+def test_a_chat_is_written_as_its_options_say(templated: Tokenizer, options: ChatOptions, prompt: str) -> None:
+    assert templated.render(CHAT, options) == prompt
+
+
+def test_the_source_of_a_template_has_the_date_fixed(tiny_model: Path) -> None:
+    tokenizer = Tokenizer(tiny_model, chat_date="2020-01-01T00:00:00", chat_template="{{ strftime_now('%Y') }}")
+    assert tokenizer.render([{"role": "user", "content": ""}]) == "2020"
+
+
+def test_a_chat_template_that_is_none_is_refused_with_its_line(tiny_model: Path) -> None:
+    with pytest.raises(Refusal, match="in line 2"):
+        Tokenizer(tiny_model, chat_template="\n{% for %}")

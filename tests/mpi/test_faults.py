@@ -215,7 +215,7 @@ def test_a_drained_run_goes_on_with_any_number_of_ranks(
 
 def test_a_second_interrupt_leaves_at_once(corpus: Path, tmp_path: Path) -> None:
     process = start_echo(tmp_path, corpus, *FLAGS, ECHO_STEPS_PER_S="0.2")
-    while not (tmp_path / "runs/run/events").exists() or b"generate" not in b"".join(
+    while not (tmp_path / "runs/run/events").exists() or b'"phase": "generate"' not in b"".join(
         path.read_bytes() for path in (tmp_path / "runs/run/events").iterdir()
     ):
         assert process.poll() is None

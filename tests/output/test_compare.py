@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from hpc.corpus.store import TokenStore
 from hpc.output.compare import compare
+from hpc.output.formats.jsonl import Jsonl
 from hpc.output.journal import JournalIndex, JournalWriter
-from hpc.output.write import journal_records, output_rows, write_output
+from hpc.output.write import journal_records, output_rows
 from hpc.request import Completion
 from tests.conftest import write_corpus
 from tests.stores import read_store
 
+JSONL = Jsonl()
 ROWS = [
     {"prompt": "a"},
     {"prompt": "b", "id": "x", "tag": "é"},
@@ -46,7 +48,8 @@ class Run:
         """What verify says of an output."""
         path.write_bytes(b"".join(lines))
         records = [journal_records(self.tokens, self.index)]
-        return list(compare(path, output_rows(self.tokens, [self.corpus], None, records, False), self.tokens))
+        rows = output_rows(self.tokens, self.tokens.files, None, records, False)
+        return list(compare(JSONL.read(path), rows, self.tokens, JSONL))
 
 
 def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
@@ -60,9 +63,9 @@ def make_run(folder: Path, missing: tuple[int, ...] = ()) -> Run:
     )
     writer.close()
     index = JournalIndex([folder / "journal"])
-    rows = output_rows(tokens, [corpus], None, [journal_records(tokens, index)], False)
+    rows = output_rows(tokens, tokens.files, None, [journal_records(tokens, index)], False)
     path = folder / "completions.jsonl"
-    write_output(path, rows)
+    JSONL.write(path, (row for row in rows if row.answer is not None))
     return Run(corpus, tokens, index, tuple(path.read_bytes().splitlines(keepends=True)))
 
 

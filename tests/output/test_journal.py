@@ -40,7 +40,7 @@ def found(paths: Sequence[Path], numbers: Iterable[int], retry_errors: bool = Fa
     """What an index of journals has for the keys of some numbers."""
     index = JournalIndex(paths, retry_errors)
     places = index.find(np.array([key(number) for number in numbers], dtype=f"S{KEY_BYTES}")).tolist()
-    return [None if place < 0 else decode(next(iter(index.read([place])))) for place in places]
+    return [None if place < 0 else decode(next(iter(index.read(np.array([place]))))) for place in places]
 
 
 TEXT = st.text(st.characters())
@@ -185,9 +185,8 @@ def test_a_record_with_any_byte_changed_is_reported_and_not_found(
     path = tmp_path_factory.mktemp("damaged") / "j"
     path.write_bytes(encode(completion(0)) + record + encode(completion(2)))
     assert found([path], [0, 1, 2]) == [completion(0), None, completion(2)]
-    assert str(JournalIndex([path]).damages[0]) == (
-        f"{path}:2: the record's checksum is wrong; its row is generated again"
-    )
+    said = str(JournalIndex([path]).damages[0])
+    assert [word for word in (f"{path}:2", "checksum", "generated again") if word not in said] == []
 
 
 def test_a_record_that_is_damaged_in_one_journal_is_found_in_another(tmp_path: Path) -> None:

@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc.corpus.errors import RowError
+from hpc.corpus.formats import Place
+from hpc.output.formats.jsonl import Jsonl
 from hpc.output.journal import encode
-from hpc.output.merge import MergeError, OutputRow, merge
+from hpc.output.merge import MergeError, merge
+from hpc.output.row import OutputRow
 from hpc.request import Completion, Sample
 
+JSONL = Jsonl()
 Record = tuple[int, bytes]
 REFUSED = {"kind": "empty", "message": "c:1: empty"}
 BROKEN = {"kind": "engine", "message": "out of memory"}
@@ -29,14 +34,13 @@ def merged(
     return_token_ids: bool = False,
 ) -> list[OutputRow]:
     """Merge corpus rows whose prompts have 10, 11, 12, … tokens."""
-    texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    lines = [(row, row + 1, text) for row, text in enumerate(texts)]
-    return list(merge(lines, errors, streams, range(10, 10 + len(rows)), return_token_ids))
+    given = [(row, Place("c", row + 1), value) for row, value in enumerate(rows)]
+    return list(merge(given, errors, streams, range(10, 10 + len(rows)), return_token_ids))
 
 
 def output(row: OutputRow) -> dict[str, Any]:
-    assert row.line is not None
-    value: dict[str, Any] = json.loads(row.line)
+    assert row.answer is not None
+    value: dict[str, Any] = json.loads(JSONL.entry(row))
     return value
 
 
@@ -51,14 +55,14 @@ def test_every_row_comes_out_once_and_in_order_whoever_answers_it(whose: list[An
     errors = [(row, REFUSED) for row, answer in enumerate(whose) if answer == "error"]
     rows = merged(prompts(len(whose)), *streams, errors=errors)
     assert [(row.row, row.id) for row in rows] == [(row, f"id{row}") for row in range(len(whose))]
-    assert [row.line is None for row in rows] == [answer == "missing" for answer in whose]
-    assert [row.error for row in rows] == [answer == "error" for answer in whose]
-    assert all(output(row)["id"] == row.id for row in rows if row.line is not None)
+    assert [row.answer is None for row in rows] == [answer == "missing" for answer in whose]
+    assert [row.error is not None for row in rows] == [answer == "error" for answer in whose]
+    assert all(output(row)["id"] == row.id for row in rows if row.answer is not None)
 
 
 def test_a_completion_is_written_with_what_it_used() -> None:
     [row] = merged([{"prompt": "a", "id": "x"}], [record(0)])
-    assert row.line == (
+    assert JSONL.entry(row) == (
         b'{"id": "x", "text": "text", "finish_reason": "stop", '
         b'"usage": {"prompt_tokens": 10, "completion_tokens": 2}, "error": null}\n'
     )
@@ -77,11 +81,18 @@ def test_a_refused_row_is_written_with_what_was_wrong() -> None:
 def test_an_engine_error_is_written_without_text() -> None:
     [row] = merged(prompts(1), [record(0, None, BROKEN)])
     found = output(row)
-    assert (row.error, found["text"], found["finish_reason"], found["error"]) == (True, None, "error", BROKEN)
+    assert (row.error is not None, found["text"], found["finish_reason"], found["error"]) == (
+        True,
+        None,
+        "error",
+        BROKEN,
+    )
 
 
 def test_a_row_that_cannot_be_read_is_written_without_an_id() -> None:
-    rows = merged([{"prompt": "a", "id": "id0"}, b"{"], [record(0)], errors=[(1, REFUSED)])
+    rows = merged(
+        [{"prompt": "a", "id": "id0"}, RowError("not_json", "{ is not JSON")], [record(0)], errors=[(1, REFUSED)]
+    )
     assert (rows[1].id, output(rows[1])["id"]) == (None, None)
 
 
@@ -167,13 +178,13 @@ def test_each_sample_is_written_with_its_log_probabilities() -> None:
 
 def test_text_is_written_as_utf_8() -> None:
     [row] = merged(prompts(1), [record(0, "é€𝄞\u2028")])
-    assert "é€𝄞\u2028".encode() in (row.line or b"")
+    assert "é€𝄞\u2028".encode() in JSONL.entry(row)
 
 
 @pytest.mark.parametrize("key", ["id", "tag"])
 def test_half_of_a_surrogate_pair_is_written_escaped(key: str) -> None:
-    [row] = merged([b'{"prompt": "a", "%s": "\\ud800"}' % key.encode()], [record(0, "é")])
-    assert rb"\ud800" in (row.line or b"")
+    [row] = merged([{"prompt": "a", key: "\ud800"}], [record(0, "é")])
+    assert rb"\ud800" in JSONL.entry(row)
     assert output(row)["text"] == "é"
 
 

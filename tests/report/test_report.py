@@ -64,19 +64,24 @@ def later(event: Event, seconds: float) -> Event:
     return {**event, **times}
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run of two ranks, begun three times: done, gone on with, killed."""
+def make_run(path: Path) -> Path:
+    """Write a run of two ranks, begun three times: done, gone on with, killed."""
     files = dict(DONE)
     for number in (2, 3):
-        for rank, kept in ((0, 5), (1, 1)):
+        for rank, kept in ((0, 12), (1, 4)):
             events = DONE[f"0001-{rank:05d}"][:kept]
             files[f"{number:04d}-{rank:05d}"] = [later(e, 1000 * number) for e in events]
-    return write_run(tmp_path / "run", files, padding=0.25)
+    return write_run(path, files, padding=0.25)
 
 
 @pytest.fixture
-def page(run: Path) -> str:
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = make_run(tmp_path_factory.mktemp("page") / "run")
     assert report([run]) == 0
     return (run / "report.html").read_text(encoding="utf-8")
 
@@ -250,9 +255,9 @@ def test_a_run_that_has_said_nothing_is_said_to(
 ) -> None:
     path = write_run(tmp_path / "run", files)
     assert report([path]) == 0
-    assert capsys.readouterr().out == (
-        f"{path}: nothing to report yet: no attempt has said anything in {path / 'events'}\n"
-    )
+    printed = capsys.readouterr().out
+    assert "nothing to report yet" in printed
+    assert str(path / "events") in printed
 
 
 @pytest.mark.parametrize("length", range(1, 8))
@@ -279,9 +284,8 @@ def test_without_matplotlib_the_tables_come_and_a_line_says_how_to_get_the_page(
     (tmp_path / "hidden" / "matplotlib" / "__init__.py").write_text("raise ImportError('no matplotlib')")
     ended = with_path(tmp_path / "hidden", run)
     assert "rank-seconds" in ended.out
-    assert [line for line in ended.out.splitlines() if "scattergen[report]" in line] == [
-        "no page was written, for want of matplotlib: pip install 'scattergen[report]'"
-    ]
+    [line] = [line for line in ended.out.splitlines() if "pip install 'scattergen[report]'" in line]
+    assert "matplotlib" in line
     assert (ended.out.splitlines()[-1], (run / "report.html").exists(), ended.err) == ("0 []", False, "")
 
 
@@ -302,4 +306,4 @@ def test_a_real_run_of_two_ranks_has_a_report(
     assert echo(corpus, ranks=2).code == 0
     assert report([tmp_path / "runs" / "c"]) == 0
     assert "echo with the native engine in float32; 1 attempt, the last of them done" in capsys.readouterr().out
-    assert Page((tmp_path / "runs" / "c" / "report.html").read_text()).tags["svg"] == 3
+    assert Page((tmp_path / "runs" / "c" / "report.html").read_text()).tags["svg"] == 4

@@ -10,12 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from hpc.report.report import report
+from tests.report.echo_run import make_run
 from tests.report.test_timeline import DONE, write_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Picture = npt.NDArray[np.uint8]
 WIDE, PHONE = (1200, 2400), (500, 3000)
+READ = {"light": (0x00, 0x72, 0xB2), "dark": (0x4B, 0xA3, 0xE3)}
 GENERATE = {"light": (0x1B, 0x9E, 0x77), "dark": (0x35, 0xB9, 0x8C)}
 PAPER = {"light": (0xFF, 0xFF, 0xFF), "dark": (0x15, 0x18, 0x1C)}
 
@@ -37,6 +39,14 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("page") / "run", DONE)
+    assert report([run]) == 0
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page that has rows too, texts with markup and terminal commands among them."""
+    run = make_run(tmp_path_factory.mktemp("answered"))
     assert report([run]) == 0
     return run / "report.html"
 
@@ -84,3 +94,14 @@ def test_the_page_has_the_paper_of_its_theme(chromium: str, page: Path, theme: s
     found = picture(chromium, page, theme, size)
     assert tuple(found[5, 5]) == PAPER[theme]
     assert count(found, PAPER[theme]) > 0.5 * size[0] * size[1]
+
+
+def test_the_lengths_of_prompts_can_be_seen(chromium: str, answered: Path, theme: str) -> None:
+    # The bars of the histogram; beside them reading has a sliver of the timeline and a swatch.
+    assert count(picture(chromium, answered, theme, WIDE), READ[theme]) > 3000
+
+
+def test_the_rows_of_a_page_are_text(chromium: str, answered: Path) -> None:
+    ended = browse(chromium, answered, "--dump-dom")
+    assert "Say &lt;b&gt;hi&lt;/b&gt; &amp; go" in ended.stdout
+    assert [line for line in ended.stderr.splitlines() if "CONSOLE" in line] == []

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hpc.exit import Refusal
-from hpc.report.timeline import KINDS, History, read
+from hpc.report.read_events import read
+from hpc.report.timeline import History
 from tests.conftest import Scattergen, finish, start_echo, write_corpus
 
 T = 1_700_000_000.0
@@ -50,23 +51,42 @@ def write_run(path: Path, files: dict[str, list[Event]], state: str = "done", **
     return path
 
 
+def begun(at: float, *kinds: tuple[str, float]) -> list[Event]:
+    """Return the events, written at a time, of spans that began at times."""
+    return [event(at, "span", kind=kind, began=T + began) for kind, began in kinds]
+
+
 DONE = {
     "0001-00000": [
         event(0, "begin", slurm_job="77", restarts=0),
+        *begun(0, ("other", 0)),
         event(2, "read"),
+        *begun(2, ("read", 2)),
+        *begun(10, ("other", 10)),
         plan(10),
+        *begun(12, ("load", 12)),
+        *begun(16, ("generate", 16)),
         counts(16, "generate", 16, 16, load_s=4.0),
+        *begun(19, ("wait", 16), ("generate", 19)),
+        *begun(50, ("wait", 48), ("generate", 50)),
         counts(50, "generate", 16, 48, load_s=4.0, waited_s=3.0, generated_tokens=640, requests=2, rows=2),
+        *begun(90, ("idle", 90)),
         counts(101, "generated", 16, 90, load_s=4.0, waited_s=5.0, generated_tokens=1000, requests=5, rows=6),
+        *begun(100, ("other", 100)),
         event(102, "merge"),
+        *begun(102, ("merge", 102)),
         event(110, "done"),
     ],
     "0001-00001": [
+        *begun(1, ("follow", -1)),
+        *begun(12, ("load", 12)),
+        *begun(20, ("generate", 20)),
         counts(20, "generate", 20, 20, load_s=8.0),
+        *begun(100, ("follow", 100)),
         counts(101, "generated", 20, 100, load_s=8.0, waited_s=1.0, generated_tokens=800, requests=5, rows=5),
     ],
 }  # fmt: skip
-"""Two ranks: of 220 rank-seconds each second is known."""
+"""Two ranks: of 220 rank-seconds each second is known. Rank 1's waits are too short for spans."""
 
 
 @pytest.fixture
@@ -82,23 +102,13 @@ def test_rank_seconds_go_to_what_the_events_say(done: History, kind: str, second
     assert done.seconds[kind] == seconds
 
 
-def spent(at: float, kind: str, began: float, ended: float) -> Event:
-    return event(at, "spent", kind=kind, began=T + began, ended=T + ended)
-
-
-def test_what_a_rank_says_itself_takes_the_place_of_what_it_was_taken_for(tmp_path: Path) -> None:
-    told = {
-        "0001-00000": [
-            *DONE["0001-00000"][:1], spent(2, "convert", -1, 1.5), spent(2, "import", 1.5, 2), event(2, "read"),
-            spent(5, "import", 3, 5), *DONE["0001-00000"][2:3], spent(15, "build", 13, 15), *DONE["0001-00000"][3:],
-        ],
-        "0001-00001": [spent(20, "import", 12, 13), spent(20, "build", 17, 21), *DONE["0001-00001"]],
-    }  # fmt: skip
-    seconds = [rank.seconds for rank in read(write_run(tmp_path / "run", told)).attempts[0].ranks]
-    kinds = ("convert", "import", "read", "load", "build")
-    assert [seconds[0][kind] for kind in kinds] == pytest.approx([2.5, 2.5, 6, 2, 2])
-    assert [seconds[1][kind] for kind in kinds] == pytest.approx([2.5, 3.5, 6, 4, 3])
-    assert [sum(each.values()) for each in seconds] == pytest.approx([111, 111])
+def test_importing_and_building_within_another_span_are_told_apart_from_it(tmp_path: Path) -> None:
+    events = [
+        *begun(0, ("load", 0)), *begun(9, ("import", 1), ("load", 3), ("build", 5), ("load", 8)), plan(9),
+        *begun(10, ("generate", 10)), event(12, "drained"),
+    ]  # fmt: skip
+    seconds = read(write_run(tmp_path / "run", {"0001-00000": events}, "drained")).seconds
+    assert [seconds[kind] for kind in ("load", "import", "build", "generate")] == [5, 2, 3, 2]
 
 
 def test_rank_seconds_add_up_to_ranks_times_wall_time(done: History) -> None:
@@ -114,22 +124,40 @@ def test_the_spans_of_a_rank_follow_one_another_without_a_gap(done: History) -> 
         assert (times[0], times[-1]) == (attempt.began, attempt.ended)
 
 
-def test_waiting_is_placed_between_the_events_that_tell_of_it(done: History) -> None:
+def test_waits_are_where_their_spans_are(done: History) -> None:
     waits = [(s.began - T, s.ended - T) for s in done.attempts[0].ranks[0].spans if s.kind == "wait"]
     assert waits == [(16, 19), (48, 50)]
 
 
-def test_waiting_that_is_noted_late_is_placed_before(tmp_path: Path) -> None:
-    events = [
-        plan(0),
-        counts(10, "generate", 0, 10),
-        counts(20, "generated", 0, 12, waited_s=5.0, requests=10),
-        event(20, "done"),
-    ]
-    spans = read(write_run(tmp_path / "run", {"0001-00000": events})).attempts[0].ranks[0].spans
-    assert [(s.kind, s.ended - s.began) for s in spans if s.kind in ("wait", "generate")] == [
-        ("wait", 3), ("generate", 7), ("wait", 2)
-    ]  # fmt: skip
+def test_waits_too_short_for_a_span_are_waiting_all_the_same(done: History) -> None:
+    assert done.attempts[0].ranks[1].seconds["wait"] == 1
+
+
+def test_a_rank_that_follows_does_what_rank_0_does_and_is_idle_while_that_generates(tmp_path: Path) -> None:
+    events = {
+        "0001-00000": [
+            event(0, "begin", ranks=2), *begun(0, ("convert", 0), ("read", 1), ("load", 3), ("generate", 6)),
+            *begun(10, ("idle", 10), ("other", 11), ("gather", 12), ("merge", 14)), event(20, "done"),
+        ],
+        "0001-00001": begun(0, ("follow", 0)),
+    }  # fmt: skip
+    seconds = read(write_run(tmp_path / "run", events)).attempts[0].ranks[1].seconds
+    assert {kind: value for kind, value in seconds.items() if value} == {
+        "convert": 1, "read": 2, "idle": 8, "other": 1, "gather": 2, "merge": 6,
+    }  # fmt: skip
+
+
+def test_what_a_killed_rank_was_doing_goes_on_to_the_latest_event(tmp_path: Path) -> None:
+    events = {"0001-00000": [*begun(0, ("read", 0)), plan(5), *begun(6, ("load", 6)), event(30, "generate", began=0)]}
+    seconds = read(write_run(tmp_path / "run", events, "running")).seconds
+    assert (seconds["read"], seconds["load"]) == (6, 24)
+
+
+def test_of_an_earlier_version_without_spans_loading_generating_and_waiting_are_known(tmp_path: Path) -> None:
+    files = {name: [e for e in events if e["phase"] != "span"] for name, events in DONE.items()}
+    (attempt,) = read(write_run(tmp_path / "run", files)).attempts
+    assert [attempt.seconds[kind] for kind in ("load", "generate", "wait")] == [12, 148, 6]
+    assert (sum(attempt.seconds.values()), attempt.told) == (220, False)
 
 
 def test_tokens_per_second_add_up_to_the_tokens(done: History) -> None:
@@ -146,52 +174,28 @@ def test_an_attempt_knows_its_slurm_job(done: History) -> None:
     assert done.attempts[0].slurm_job == "77"
 
 
-def test_an_attempt_began_as_early_as_its_summary_says(tmp_path: Path) -> None:
-    attempts = [{"attempt": 1, "ranks": 2, "seconds": {"total": 115.0}}]
-    run = read(write_run(tmp_path / "run", DONE, attempts=attempts))
+def test_an_attempt_began_with_rank_0s_first_span(tmp_path: Path) -> None:
+    earlier = {**DONE, "0001-00000": [*begun(0, ("other", -5)), *DONE["0001-00000"]]}
+    run = read(write_run(tmp_path / "run", earlier))
     assert (run.attempts[0].began, sum(run.seconds.values())) == (T - 5, 230)
 
 
 def test_ranks_that_had_nothing_to_generate_count_as_ranks(tmp_path: Path) -> None:
-    attempts = [{"attempt": 1, "ranks": 4, "seconds": {"total": 3.0}}]
-    events = {"0001-00000": [plan(1, 0), event(2, "merge"), event(3, "done")]}
-    run = read(write_run(tmp_path / "run", events, attempts=attempts))
+    events = {"0001-00000": [event(0, "begin", ranks=4), plan(1, 0), *begun(2, ("merge", 2)), event(3, "done")]}
+    run = read(write_run(tmp_path / "run", events))
     assert (len(run.attempts[0].ranks), sum(run.seconds.values()), run.seconds["merge"]) == (4, 12, 4)
-
-
-def test_a_begin_event_may_say_how_many_ranks_there_are(tmp_path: Path) -> None:
-    events = {"0001-00000": [event(0, "begin", ranks=3), event(1, "read"), event(5, "drained")]}
-    run = read(write_run(tmp_path / "run", events, "drained"))
-    assert run.seconds == {**dict.fromkeys(KINDS, 0.0), "read": 12, "other": 3}
 
 
 def test_an_attempt_without_an_end_is_interrupted_and_its_ranks_generated_until_its_latest_event(
     tmp_path: Path,
 ) -> None:
-    files = {name: events[:-3] if name.endswith("0") else events[:-1] for name, events in DONE.items()}
+    files = {
+        "0001-00000": [e for e in DONE["0001-00000"] if e["time"] <= T + 50],
+        "0001-00001": DONE["0001-00001"][:4],
+    }
     (attempt,) = read(write_run(tmp_path / "run", files, "running")).attempts
     assert (attempt.ending, attempt.ended, attempt.seconds["idle"]) == ("interrupted", T + 50, 0)
-    assert attempt.seconds["generate"] == (50 - 16 - 3) + (50 - 20)
-
-
-def test_a_rank_that_said_nothing_after_the_plan_was_loading(tmp_path: Path) -> None:
-    events = {"0001-00000": [plan(0)], "0001-00001": [counts(30, "generate", 20, 30, load_s=20.0)]}
-    run = read(write_run(tmp_path / "run", events, "running"))
-    assert (run.seconds["load"], run.seconds["generate"]) == (30 + 20, 10)
-
-
-def test_nothing_was_loading_where_a_stop_came_before_the_model(tmp_path: Path) -> None:
-    run = read(write_run(tmp_path / "run", {"0001-00000": [plan(0), event(5, "drained")]}, "drained"))
-    assert (run.seconds["load"], run.seconds["other"]) == (0, 5)
-
-
-def test_work_that_a_stop_abandoned_is_generating_and_not_idle(tmp_path: Path) -> None:
-    events = {
-        "0001-00000": [plan(0), counts(30, "generated", 0, 10, requests=1), event(30, "drained")],
-        "0001-00001": [counts(28, "generated", 0, 20, requests=1)],
-    }
-    run = read(write_run(tmp_path / "run", events, "drained"))
-    assert (run.seconds["generate"], run.seconds["idle"], run.seconds["drain"]) == (56, 0, 4)
+    assert attempt.seconds["generate"] == (50 - 16 - 5) + (50 - 20)
 
 
 STEPS = {"steps": 100, "step_tokens": 5000, "step_prompt": 4000, "step_chosen": 1000, "step_kv": 20_000}
@@ -205,10 +209,13 @@ PREDICTED = {
 def attempt_with_steps(path: Path, **values: Any) -> History:
     events = [
         plan(0),
+        *begun(0, ("other", 0), ("generate", 1)),
         event(1, "load", **PREDICTED),
         counts(61, "generated", 1, 61, requests=10, prompt_tokens=4500, **STEPS, **values),
+        *begun(61, ("other", 61)),
         event(62, "merge"),
-        event(70, "done", gathered_s=3.0),
+        *begun(70, ("merge", 62), ("gather", 62), ("merge", 65)),
+        event(70, "done"),
     ]
     return read(write_run(path / "run", {"0001-00000": events}))
 
@@ -251,6 +258,7 @@ def test_the_shares_of_an_array_are_ranks_of_an_attempt_with_times_of_their_own(
         return [
             event(begin, "begin", slurm_job=job, restarts=0),
             plan(begin + 2),
+            *begun(begin, ("other", begin), ("load", begin + 3), ("generate", begin + 4)),
             counts(begin + 9, "generated", begin + 4, begin + 9, load_s=1.0, requests=10, generated_tokens=50),
         ]
 
@@ -279,7 +287,7 @@ def test_a_line_that_is_no_event_is_left_out_and_counted(tmp_path: Path, line: s
 
 def test_clocks_that_disagree_leave_the_sums_right(tmp_path: Path) -> None:
     skewed = [
-        {**e, "time": e["time"] + 30, "began": e["began"] + 30, "ended": e["ended"] + 30} for e in DONE["0001-00001"]
+        {**e, **{name: e[name] + 30 for name in ("time", "began", "ended") if name in e}} for e in DONE["0001-00001"]
     ]
     run = read(write_run(tmp_path / "run", {**DONE, "0001-00001": skewed}))
     assert sum(run.seconds.values()) == 220

@@ -74,9 +74,8 @@ def test_a_reader_that_leaves_early_changes_no_exit_code(folder: Path, verb: str
 @pytest.mark.parametrize("verb", VERBS[:4])
 def test_what_is_printed_and_cannot_be_written_is_a_fault_in_one_sentence(folder: Path, verb: str) -> None:
     ended = shell(folder, f"{HPC} {verb} >/dev/full")
-    assert (ended.returncode, ended.stderr) == (
-        1, "scattergen: cannot write to standard output: No space left on device\n",
-    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert [word for word in ("standard output", "No space left on device") if word not in ended.stderr] == []
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
@@ -90,7 +89,7 @@ def test_closed_streams_leave_the_exit_code_of_a_command(folder: Path, streams: 
 
 def test_a_terminal_that_takes_ascii_alone_gets_replacement_characters(folder: Path) -> None:
     ended = shell(folder, f"{HPC} status runs/é", PYTHONIOENCODING="ascii")
-    assert (ended.returncode, ended.stderr) == (2, "scattergen: runs/? is no run directory: it has no job.json\n")
+    assert (ended.returncode, "runs/?" in ended.stderr, "job.json" in ended.stderr) == (2, True, True)
 
 
 def test_following_a_run_ends_when_nobody_reads(folder: Path) -> None:

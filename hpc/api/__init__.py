@@ -1,0 +1,1 @@
+"""The Python calls, for notebooks and scripts: generate here, run a job, read a run."""
