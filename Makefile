@@ -36,7 +36,7 @@ test-slow: $(VENV)/.dev $(MODEL)
 # The real vLLM inside the ranks, on the cores.
 test-vllm: $(VLLM)/.made
 	LD_PRELOAD=$$(.ci/vllm-libraries $(CURDIR)/$(VLLM)) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest \
-	  tests/engine/test_contract.py tests/engine/vllm/test_engine.py tests/mpi/test_vllm.py
+	  tests/engine/test_contract.py tests/engine/vllm/test_engine.py tests/mpi/test_vllm.py tests/mpi/test_vllm_run_batch.py
 
 # Against its peers, in at most 40 minutes on an idle machine; each peer gets an environment of its own in .bench (4 GB).
 # python -m tests.bench.overhead measures what a step costs beside the model's forward pass.

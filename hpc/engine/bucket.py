@@ -1,26 +1,26 @@
-"""Bucket requests by length so that little is lost to padding. Pure."""
+"""Bucket requests by length so that few tokens are padding. Pure."""
 
 import numpy as np
 
 from hpc.arrays import Ints
 
 MAX_DISTINCT = 4096
-"""Most distinct lengths that are told apart; beyond, lengths are rounded up to a multiple."""
+"""Maximum number of distinct lengths; beyond it they are rounded up to a multiple, which bounds time and memory."""
 
 
 def boundaries(lengths: Ints, num_buckets: int) -> Ints:
-    """Return the bucket lengths, ascending, that pad the least: at most `num_buckets` of them."""
+    """Return up to `num_buckets` bucket lengths, ascending, with the minimum of padding."""
     return all_boundaries(lengths, num_buckets)[-1]
 
 
 def all_boundaries(lengths: Ints, num_buckets: int) -> list[Ints]:
-    """Return the best bucket lengths for each number of buckets, from 1 to `num_buckets` or what is enough.
+    """Return the best bucket lengths for each number of buckets, from 1 to `num_buckets` or the number of lengths.
 
     `lengths` has shape [requests], in tokens. Each request is padded to the smallest boundary not
     below its length; the last boundary is the longest length (or the multiple above it, when there
     are more than `MAX_DISTINCT` distinct lengths).
 
-    Exact: with d distinct lengths L[j] of which C[j] requests are no longer than the j-th, the least
+    Exact: with d distinct lengths L[j] of which C[j] requests are no longer than the j-th, the minimum
     number of tokens with k buckets is T_k[j] = min_i T_{k-1}[i] + L[j]*(C[j] - C[i]). For fixed i
     this is a line in L[j] with slope -C[i], so the minimum is the lower envelope of lines whose
     slopes fall while L[j] rises: O(k*d) (the monotone convex hull trick).
@@ -50,10 +50,10 @@ def all_boundaries(lengths: Ints, num_buckets: int) -> list[Ints]:
 def choose(
     lengths: Ints, new_tokens: Ints, num_buckets: int, size: int, batch_tokens: int, padding_s: float, step_s: float
 ) -> Ints:
-    """Return the bucket lengths, at most `num_buckets`, with which `size` ranks are done first.
+    """Return up to `num_buckets` bucket lengths, those with which `size` ranks finish first.
 
-    Few buckets pad more, at `padding_s` a token; many make more batches, each of which takes as many
-    steps of `step_s` as its longest completion has tokens, be it full or not. `lengths` and
+    Few buckets pad more, at `padding_s` a token. Many buckets make more batches, and each batch, full or
+    not, takes as many steps of `step_s` as its longest completion has tokens. `lengths` and
     `new_tokens`, in tokens, have shape [requests].
     """
     distinct, which, counts = np.unique(lengths, return_inverse=True, return_counts=True)
@@ -72,14 +72,14 @@ def choose(
 
 
 def assign(lengths: Ints, bucket_lengths: Ints) -> Ints:
-    """Return for each length, shape [requests], the bucket length it is padded to."""
+    """Return the bucket length that each length, shape [requests], is padded to."""
     return bucket_lengths[np.searchsorted(bucket_lengths, lengths)]
 
 
 def _add_bucket(length: list[int], below: list[int], total: list[int]) -> tuple[list[int], list[int]]:
-    """Allow one bucket more: new least totals, and where the last bucket then begins.
+    """Allow one more bucket; return the new minimum totals, and where the last bucket begins.
 
-    `total[j]` is the least for lengths 0..j. The last bucket of 0..j begins at i: it holds
+    `total[j]` is the minimum for lengths 0..j. The last bucket of 0..j begins at i: it holds
     below[j+1] - below[i] requests, and total[i-1] pays for the rest. Integers throughout: exact.
     """
     lines: list[tuple[int, int, int]] = []  # slope -below[i], intercept total[i-1], i; a lower hull

@@ -1,6 +1,6 @@
-"""The memory of keys and values: one pool of tokens a layer, in which every sequence has an extent.
+"""The KV cache: one pool of tokens per layer, in which every sequence has an extent.
 
-Knows nothing of requests. An extent is a run of neighbouring tokens; a sequence behind a shared
+It knows nothing of requests. An extent is a run of neighbouring tokens; a sequence behind a shared
 prefix has its own tokens in one extent and reads the prefix in another.
 """
 
@@ -15,7 +15,7 @@ from hpc.engine.form import KVShape
 class Cache:
     """The pools of all layers. `panel` is the width of the kernel's panels, 0 where torch attends.
 
-    `spare` tokens more lie behind all extents, from `spare_start` on.
+    `spare` further tokens lie behind all extents, from `spare_start` on, for rows that only fill a step up.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Cache:
         self.layers = {index: (new(key), new(value)) for index, (key, value) in shapes.items()}
 
     def forget(self) -> None:
-        """Let all of it be free again."""
+        """Free all extents."""
         self.extents = Extents(self.extents.num_tokens)
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
@@ -49,13 +49,13 @@ class Cache:
 
 
 def token_bytes(layouts: dict[int, KVShape], dtype: torch.dtype, panel: int) -> int:
-    """Return what a token takes in all layers."""
+    """Return the bytes of a token in all layers."""
     shapes = (shape for layout in layouts.values() for shape in pool_shapes(layout, panel))
     return sum(heads * dim for heads, dim in shapes) * dtype.itemsize
 
 
 def pool_shapes(layout: KVShape, panel: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the shapes in which the kernel keeps key and value: it pads the one to pairs, the other to panels."""
+    """Return the stored shapes of key and value: the kernel pads keys to pairs of numbers, values to whole panels."""
     if not panel:
         return layout.key, layout.value
     return _padded(layout.key, 2), _padded(layout.value, panel)

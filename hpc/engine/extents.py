@@ -1,25 +1,20 @@
-"""Which tokens of a KV cache are free: a first-fit allocator. Pure host code."""
+"""Allocate extents, runs of neighbouring tokens, in a KV cache: first fit. Pure host code."""
 
 import bisect
 
 ALIGN = 64
-"""Extents begin and end at multiples of this: the kernel keeps so many tokens of a head together."""
+"""Tokens: extents begin and end at multiples of it, since the kernel stores that many tokens of a head together."""
 
 
 class Extents:
-    """Which tokens of a pool are free: first fit, so that memory once touched is used again."""
+    """The free tokens of a pool. First fit, so that memory that was touched is used again."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens // ALIGN * ALIGN
         self._free = [(0, self.num_tokens)] if self.num_tokens else []
 
-    @property
-    def free(self) -> int:
-        """Tokens that are free, in however many pieces."""
-        return sum(end - start for start, end in self._free)
-
     def take(self, num_tokens: int) -> int | None:
-        """Return the start of an extent of at least so many tokens, now taken; None if no gap is as large."""
+        """Allocate at least `num_tokens`; return the start of the extent, or None if no gap is large enough."""
         size = aligned(num_tokens)
         for index, (start, end) in enumerate(self._free):
             if end - start >= size:
@@ -28,7 +23,7 @@ class Extents:
         return None
 
     def give(self, start: int, num_tokens: int) -> None:
-        """Take an extent back."""
+        """Free an extent."""
         end = start + aligned(num_tokens)
         index = bisect.bisect(self._free, (start, end))
         if index < len(self._free) and self._free[index][0] == end:
@@ -39,7 +34,7 @@ class Extents:
         self._free.insert(index, (start, end))
 
     def extend(self, start: int, num_tokens: int, wanted: int) -> bool:
-        """Let an extent of `num_tokens` have `wanted` where it lies; False if what follows is not free."""
+        """Enlarge an extent of `num_tokens` to `wanted` in place; return False if the tokens behind it are not free."""
         end, more = start + aligned(num_tokens), aligned(wanted) - aligned(num_tokens)
         if more <= 0:
             return True
@@ -52,5 +47,5 @@ class Extents:
 
 
 def aligned(num_tokens: int) -> int:
-    """Round up to what an extent can have."""
+    """Round up to a multiple of `ALIGN`."""
     return -(-num_tokens // ALIGN) * ALIGN

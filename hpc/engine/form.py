@@ -1,4 +1,4 @@
-"""How a layer attends: the shape of its keys and values, its scale, window, cap and sinks."""
+"""What a layer's attention is: the shape of its keys and values, its scale, window, cap and sinks."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from hpc.engine.alibi import Alibi
 
 @dataclass(frozen=True)
 class KVShape:
-    """What a layer keeps of a token: shapes [heads, dim] of its key and its value."""
+    """The shapes [heads, dim] of the key and the value that a layer stores for a token."""
 
     key: tuple[int, int]
     value: tuple[int, int]
@@ -17,15 +17,15 @@ class KVShape:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """How a layer attends: what it keeps of a token, and what it tells its attention function."""
+    """What a layer stores for a token, and the parameters of its attention."""
 
     layout: KVShape
     scale: float
     window: int = 0
-    """How many of the latest tokens it looks at; 0: all."""
+    """Number of latest tokens that a query attends to (sliding window); 0: all."""
     softcap: float = 0.0
-    """Scores are capped smoothly at this; 0: they are not."""
+    """Scores x become cap * tanh(x / cap) with this cap; 0: they stay."""
     sinks: torch.Tensor | None = None
-    """[query heads]: scores for looking at nothing."""
+    """[query heads]: the score of attending to no key (attention sinks)."""
     alibi: Alibi | None = None
-    """What the position of a key adds to its score."""
+    """The bias that the position of a key adds to its score."""

@@ -1,8 +1,8 @@
 """The `hf` engine: transformers' `generate` on batches of one length bucket, left-padded.
 
-The reference that other engines are compared with, and what serves every causal language model.
-In float32 its output is that of `generate` on one prompt at a time: a batch changes the logits by
-rounding alone, and a row with a choice that rounding could have changed is generated again alone.
+Other engines are compared with it, and it serves every causal language model. In float32 its output is that of
+`generate` on one prompt at a time: a batch changes the logits by rounding alone, and a row with a choice that rounding
+could have changed is generated again alone.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hpc.engine import bucket, memory
 from hpc.engine.bounds import Bounds
 from hpc.engine.cost import CostModel
-from hpc.engine.failure import Bisector, is_out_of_memory
+from hpc.engine.failure import Bisector
 from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.registry import Checkpoint, Loaded
 from hpc.engine.sampling.choice import SamplerOutput
+from hpc.engine.sampling.rounding import Rounding
 from hpc.engine.sampling.sampler import Sampler
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
@@ -33,11 +34,6 @@ from hpc.trim import Decode, ending_tokens, ends_with_stop
 LOGGER = logging.getLogger(__name__)
 
 
-NOISE = 1e-5
-"""How far rounding in float32 moves the difference of two logits from one batch to another, as a share
-of the largest: three times the most that was seen (1.5e-4 at 43, a model of 30 layers)."""
-
-
 def load(checkpoint: Checkpoint) -> Loaded:
     """Load the model and make an engine of it."""
     model = checkpoint.load()
@@ -45,7 +41,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 
 def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEngine":
-    """Return the engine of a loaded model, which makes so many length buckets itself where the plan has none."""
+    """Return the engine of a loaded model; it makes `num_buckets` length buckets itself if the plan has none."""
     batch_tokens = checkpoint.job.batch_tokens
     return HFEngine(model, checkpoint.eos_token_ids, checkpoint.decode, batch_tokens, num_buckets=num_buckets)
 
@@ -53,7 +49,7 @@ def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEng
 class HFEngine:
     """One replica of a model, driven by `generate`.
 
-    `decode` turns token ids to text; it is used for requests with stop strings alone.
+    `decode` turns token ids into text, for requests with stop strings only.
     `batch_tokens` bounds a batch: its rows times its longest prompt and completion. In a step that
     takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank is
     not deaf meanwhile.
@@ -75,23 +71,23 @@ class HFEngine:
         self._decode = decode
         self._batch_tokens = batch_tokens
         self._num_buckets = num_buckets
-        self._most_together = tokens_before_change(model.config.get_text_config())
+        self._max_together = tokens_before_change(model.config.get_text_config())
         self.steps = StepLog()  # `generate` does not tell of its steps
         self.bounds: Bounds | None = None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
         stop = _Stop(on_step, self._long_step_s)
-        halver = Bisector(lambda batch: self._generate_batch(batch, stop), is_out_of_memory, self._shrink)
+        bisector = Bisector(lambda batch: self._generate_batch(batch, stop), self._shrink)
         with stop.between_layers(self._model):
             while not stop.told and (requests := pull(source, self._batch_tokens, stop)):
                 if self._num_buckets:
                     requests = bucketed(requests, self._num_buckets, self._batch_tokens)
-                for batch in batches(begin(requests), self._batch_tokens, self._most_together):
-                    yield from halver.run(batch)
+                for batch in batches(begin(requests), self._batch_tokens, self._max_together):
+                    yield from bisector.run(batch)
                     if stop.told:
                         return
-            yield from halver.flush()
+            yield from bisector.flush()
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:
@@ -107,7 +103,7 @@ class HFEngine:
             attention_mask[row, width - len(prompt) :] = 1
         growing = _Growing(batch, self._eos_token_ids, self._decode, on_step)
         exact = len(batch) > 1 and self._model.dtype == torch.float32
-        sampler = Sampler(len(batch), device, NOISE if exact else 0.0, self._eos_token_ids)
+        sampler = Sampler(len(batch), device, self._eos_token_ids, Rounding() if exact else None)
         for slot, sequence in enumerate(batch):
             sampler.set(slot, sequence.request, sequence.sample)
         config = GenerationConfig(
@@ -149,15 +145,15 @@ def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> li
     return [replace(requests[index], bucket=padded[index]) for index in order]
 
 
-def batches(sequences: list[Sequence], batch_tokens: int, most_together: int | None = None) -> Iterator[list[Sequence]]:
+def batches(sequences: list[Sequence], batch_tokens: int, max_together: int | None = None) -> Iterator[list[Sequence]]:
     """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included.
 
-    Of those in which a row could grow beyond `most_together` tokens every sequence is a batch of its own.
+    Of those in which a row could grow beyond `max_together` tokens every sequence is a batch of its own.
     """
     for batch in _full(sequences, batch_tokens):
         prompt = max(len(sequence.request.token_ids) for sequence in batch)
         new = max(sequence.request.sampling.max_new_tokens for sequence in batch)
-        if most_together is None or prompt + new <= most_together:
+        if max_together is None or prompt + new <= max_together:
             yield batch
         else:
             yield from ([sequence] for sequence in batch)
@@ -168,18 +164,18 @@ def _full(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Sequenc
     longest = 0
     for sequence in sequences:
         request = sequence.request
-        most = max(longest, request.sample_tokens)
-        if batch and (request.bucket != batch[0].request.bucket or most * (len(batch) + 1) > batch_tokens):
+        width = max(longest, request.sample_tokens)
+        if batch and (request.bucket != batch[0].request.bucket or width * (len(batch) + 1) > batch_tokens):
             yield batch
-            batch, most = [], request.sample_tokens
+            batch, width = [], request.sample_tokens
         batch.append(sequence)
-        longest = most
+        longest = width
     if batch:
         yield batch
 
 
 class _Stopped(Exception):
-    """Leaves a forward pass when the rank was told to stop."""
+    """Raised to leave a forward pass when the rank was told to stop."""
 
 
 class _Stop:
@@ -198,7 +194,7 @@ class _Stop:
 
     @contextlib.contextmanager
     def between_layers(self, model: torch.nn.Module) -> Iterator[None]:
-        """Ask between the layers of a step that takes long: the prefill of a large batch on a CPU takes a minute."""
+        """Ask between the layers of a long step too: the prefill of a large batch on a CPU takes a minute."""
 
         def ask(module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
             if time.monotonic() - self._asked_at > self._long_step_s and self():
@@ -233,8 +229,8 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._logprobs: dict[int, TokenLogprobs] = {}
 
     def note(self, choice: SamplerOutput) -> None:
-        """Take what is to be known of each row's next token, before the token itself."""
-        for row, close in enumerate(choice.close.tolist()):
+        """Record whether each row's next token is close or not finite, before the token itself is appended."""
+        for row, close in enumerate(choice.close.tolist() if choice.close is not None else ()):
             self._was_close[row] |= close and not self.ended[row]
         for row, finite in enumerate(choice.finite.tolist()):
             if not (finite or self.ended[row] or self._was_close[row]):
@@ -243,11 +239,11 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._logprobs = choice.logprobs.read() if choice.logprobs else {}
 
     def close(self) -> list[Sequence]:
-        """Return the sequences that are to be generated again, alone."""
+        """Return the sequences that must be generated again, alone."""
         return [begun for begun, close in zip(self._batch, self._was_close, strict=True) if close]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        """Take the token just chosen for each row; return which rows need no more, shape [rows]."""
+        """Append the token just chosen for each row; return which rows need no more, shape [rows]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not (self.ended[row] or self._was_close[row]):
                 self.sequences[row].token_ids.append(token)
@@ -272,7 +268,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
-    """Chooses the tokens: `generate`'s own argmax then finds only the chosen one."""
+    """Chooses the tokens: `generate`'s own argmax finds only the chosen one."""
 
     def __init__(self, sampler: Sampler, growing: _Growing) -> None:
         self._sampler = sampler

@@ -1,7 +1,7 @@
-"""One replica: tokens in, tokens out. Knows nothing of MPI, files or text.
+"""The seam of the engines: an engine takes requests from a `Source` and yields sequences as they end.
 
-An engine is handed a `Source` of requests and yields sequences as they end. This file holds the
-seam, and imports no engine: torch is loaded with the first engine, not with the command line.
+Tokens in, tokens out: it knows nothing of MPI, files or text. This file imports no engine, so that torch
+is loaded with the first engine and not with the command line.
 """
 
 import time
@@ -14,36 +14,36 @@ from hpc.engine.steps import StepLog
 from hpc.request import Request
 
 OnStep = Callable[[], bool]
-"""Called once a decoding step; True means: stop now, and leave what is in flight."""
+"""An engine calls it once a decoding step; True means: stop now and abandon the sequences in flight."""
 
 IDLE_S = 0.005
-"""How long an engine with nothing to do sleeps between two looks at its source."""
+"""Seconds that an engine with nothing to do sleeps between two pulls: a rank must answer messages within 10 ms."""
 
 
 class Source(Protocol):
-    """Where an engine gets its requests."""
+    """Gives an engine its requests."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no further request will come."""
 
     def pull(self, num_tokens: int) -> list[Request]:
-        """Return the next requests, as many as hold `num_tokens` when they end, at least one.
+        """Return the next requests, at least one: those whose prompts and completions take up to `num_tokens`.
 
-        Never blocks; the list may be empty now and not later.
+        Never blocks; an empty list now may be followed by requests later.
         """
 
 
 class Engine(Protocol):
-    """What generates. `generate` may be closed at any step and leaves nothing behind."""
+    """Generates sequences. `generate` may be closed at any step and leaves nothing behind."""
 
     @property
     def steps(self) -> StepLog:
-        """Steps so far; none where the engine does not see them."""
+        """The steps so far; empty if the engine does not see its steps."""
 
     @property
     def bounds(self) -> Bounds | None:
-        """What bounds its steps; None where it has no such."""
+        """Limits of a step and of the KV cache; None if the engine does not tell them."""
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
         """Yield sequences as they end, until the source is exhausted or `on_step` says stop."""
@@ -55,7 +55,7 @@ def begin(requests: Iterable[Request]) -> list[Sequence]:
 
 
 def pull(source: Source, num_tokens: int, on_step: OnStep) -> list[Request]:
-    """Wait for requests with nothing else to do; an empty list means that it is over."""
+    """Wait for requests, with nothing else to do; return an empty list when no more come or `on_step` says stop."""
     while not (requests := source.pull(num_tokens)):
         if source.exhausted or on_step():
             return []

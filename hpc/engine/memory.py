@@ -1,4 +1,4 @@
-"""How much memory a rank may use for keys and values: on a GPU, what the largest step leaves."""
+"""Decide how much memory a rank may use for its KV cache: on a GPU, what the largest step leaves."""
 
 import gc
 import logging
@@ -14,15 +14,15 @@ LOGGER = logging.getLogger(__name__)
 
 
 SHARE = 0.8
-"""Part of what is left that the cache may have; the rest is for what a step computes."""
+"""Share of the free memory that the cache may take; the rest is for what a step computes."""
 MARGIN = 0.02
-"""Part of a GPU's memory that is left alone: for what lies between blocks, and for kernels loaded later."""
+"""Share of a GPU's memory that stays unused, for fragmentation and for kernels loaded later."""
 
 
 def gpu_cache_bytes(device: torch.device, step: Callable[[], object], graphs: Callable[[], object]) -> int:
-    """Return the bytes that the cache may have on a GPU, its model being loaded.
+    """Return the bytes that the cache may take on a GPU after the model is loaded.
 
-    `step` computes what takes the most memory, and `graphs` returns what holds theirs; neither with a cache of note.
+    `step` computes the step with the largest memory, `graphs` returns captured CUDA graphs; both use a tiny cache.
     """
     free, total = _free(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -51,36 +51,36 @@ def _free(device: torch.device) -> tuple[int, int]:
 
 
 def cache_bytes(ranks_on_node: int) -> int:
-    """Return the bytes that the cache of one rank may have on a CPU, its model being loaded."""
+    """Return the bytes that the cache of one rank may take on a CPU after its model is loaded."""
     # Not what is free now: the other ranks of the node may not have loaded their models yet.
     return max(0, int((limit() / ranks_on_node - resident()) * SHARE))
 
 
 def device_bytes(device: torch.device, ranks_on_node: int) -> int:
-    """Return the memory that a rank may have in all."""
+    """Return the bytes that a rank may use in all."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     return limit() // ranks_on_node
 
 
 def limit() -> int:
-    """Return the memory that this process and its neighbours may use: the machine's, or its control group's."""
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes that this process and its neighbours may use: the machine's, or its control group's limit."""
+    maximum = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for path in _group_files():
         try:
-            most = min(most, int(path.read_text()))
+            maximum = min(maximum, int(path.read_text()))
         except (OSError, ValueError):  # not there, or "max"
             continue
-    return most
+    return maximum
 
 
 def resident() -> int:
-    """Return the memory that this process has now."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _group_files() -> list[Path]:
-    """Return the files that limit the memory of this control group and of those above it, both versions."""
+    """Return the files with the memory limits of this control group and its parents, of cgroup versions 1 and 2."""
     root = Path("/sys/fs/cgroup")
     files = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
     try:
@@ -98,7 +98,7 @@ def _group_files() -> list[Path]:
 
 
 def free() -> None:
-    """Give back what is no longer used: of a model that was dropped, before another is loaded beside it."""
+    """Free the memory of dropped objects, such as a model before another is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""A sample of a request while it grows."""
+"""A sequence: one sample of a request, from its first token until it has ended."""
 
 from dataclasses import dataclass, field
 
@@ -7,18 +7,18 @@ from hpc.request import Request, TokenLogprobs
 
 @dataclass(slots=True)
 class Sequence:
-    """A sample of a request while it grows, and when it has ended."""
+    """One sample of a request, while it grows and when it has ended."""
 
     request: Request
     token_ids: list[int] = field(default_factory=list)
-    """Generated so far; an engine may run past the end, which is then trimmed."""
+    """Generated tokens; those behind the end, if an engine ran past it, are trimmed later."""
     error: str | None = None
-    """Why this request cannot be completed, for example that it alone does not fit in memory."""
+    """Why this request cannot be completed, for example because it does not fit in memory alone."""
     sample: int = 0
     """Index among the `n` samples of its request, each of which is a sequence of its own."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of each token, where the request asks for them."""
+    """One entry per token, if the request asks for log probabilities."""
     guessed: int = 0
-    """Tokens that were guessed while it grew."""
+    """Draft tokens that were computed for it."""
     accepted: int = 0
-    """Those among them that the model chose."""
+    """Draft tokens among them that the model chose itself."""

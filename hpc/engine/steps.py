@@ -1,31 +1,31 @@
-"""What the steps of an engine computed, and how long they took."""
+"""Record what the steps of an engine computed and how long they took."""
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 
 class StepShape(NamedTuple):
-    """What a step computes: all that its duration depends on."""
+    """The amounts of work of a step, on which its duration depends."""
 
     tokens: int
-    """Rows of every linear layer: the newest token of each sequence, and those of prompts."""
+    """Rows of every linear layer: the newest token of each decoding sequence, and prompt tokens."""
     prompt: int
-    """Those among them that are of prompts."""
+    """Prompt tokens among them."""
     chosen: int
-    """Rows of the head: tokens that are chosen."""
+    """Rows of the head: tokens whose next token is chosen."""
     pairs: float
-    """Of prompts, pairs of a token and one that it attends to: the sum of n*(p + n/2) for n behind p."""
+    """Pairs of a prompt token and one that it attends to: the sum of n*(p + n/2) over chunks of n tokens behind p."""
     kv: int
-    """Stored tokens that the sequences which decode read."""
+    """Stored tokens that decoding sequences attend to."""
 
 
 Measured = tuple[int, int, float, int, float]
-"""Of a step: tokens, chosen, pairs and kv of its `StepShape`, and seconds."""
+"""A measured step: tokens, chosen, pairs and kv of its `StepShape`, then seconds."""
 
 
 @dataclass
 class StepTotals:
-    """What all steps of an engine computed, and how long they took."""
+    """Sums over all steps of an engine; the fields named step_ are those of `StepShape`."""
 
     steps: int = 0
     step_tokens: int = 0
@@ -34,20 +34,21 @@ class StepTotals:
     step_pairs: float = 0.0
     step_kv: int = 0
     cached_tokens: int = 0
-    """Of prompts, that were in the cache from other requests; an engine that shares otherwise has none."""
+    """Prompt tokens found in the cache of earlier requests; 0 for an engine that shares planned prefixes."""
     prefill_s: float = 0.0
-    """Computing prompts: of a step that also decodes, the part that its prompt tokens are of all."""
+    """Seconds for prompts: of a step that also decodes, the share of its prompt tokens."""
     decode_s: float = 0.0
 
     def __add__(self, other: "StepTotals") -> "StepTotals":
-        """Return what the steps of both computed together."""
+        """Return the sums over the steps of both."""
         return StepTotals(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class StepLog:
-    """What an engine's steps computed, and how long they took: every one at first, then fewer, evenly."""
+    """A sample of an engine's steps: every step at first, then every second, every fourth and so on; and the totals."""
 
-    MOST = 4096
+    MAX_SAMPLES = 4096
+    """Enough to fit costs to, and few enough to send."""
 
     def __init__(self) -> None:
         self.samples: list[Measured] = []
@@ -55,7 +56,7 @@ class StepLog:
         self._every = 1
 
     def add(self, shape: StepShape, seconds: float) -> None:
-        """Note a step."""
+        """Record a step."""
         totals = self.totals
         totals.steps += 1
         totals.step_tokens += shape.tokens
@@ -68,6 +69,6 @@ class StepLog:
         totals.decode_s += seconds - prefill_s
         if totals.steps % self._every == 0:
             self.samples.append((shape.tokens, shape.chosen, shape.pairs, shape.kv, seconds))
-        if len(self.samples) == self.MOST:
+        if len(self.samples) == self.MAX_SAMPLES:
             self.samples = self.samples[1::2]
             self._every *= 2

@@ -210,7 +210,6 @@ class JournalIndex:
         """Index `paths` in their order; with `retry_errors` pass over records of errors."""
         self.paths = list(paths)
         self.damages: list[Damage] = []
-        self.torn = 0
         keys, places, failed = bytearray(), array("q"), bytearray()  # 41 bytes a record; as objects 200
         for number, path in enumerate(self.paths):
             for key, offset, length, is_error in self._scan(path):
@@ -252,8 +251,7 @@ class JournalIndex:
         with open(path, "rb", buffering=_READ_BYTES) as file:
             for line, record in enumerate(file, 1):
                 problem = _problem(record)
-                if not record.endswith(b"\n"):
-                    self.torn += 1  # the process ended while writing it: nothing that was promised
+                if not record.endswith(b"\n"):  # the process ended while writing it: nothing that was promised
                     LOGGER.info("%s:%d: the last record is torn and does not count", path, line)
                 elif problem:
                     self.damages.append(Damage(path, line, problem))

@@ -21,7 +21,7 @@ import transformers
 from hpc.engine.failure import one_line
 from hpc.engine.hf import HFEngine
 from hpc.engine.layers.attention import Unsupported
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.sampling_params import SamplingParams
 from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts
@@ -217,9 +217,11 @@ def page(rows: Sequence[Sequence[str]], answers: Mapping[str, str], old: str) ->
 `python -m tests.bench.architectures` made this table with transformers {version}: of each family a tiny model with
 random weights. "Yes" means that in float32 on a CPU three prompts give the tokens that `generate` gives for one prompt
 at a time. A model that `native` does not serve, which it finds out when it loads it, goes to `hf` by itself, with the
-reason that stands here. vLLM is asked in its CPU build, with heads of 32 numbers and the transformers that it wants
-(`python -m tests.bench.architectures --vllm` in the environment of `make test-vllm`, kept in architectures_vllm.json): "other
-tokens" are counted for each prompt up to the first other one; what it has for GPUs alone is said to be so.
+reason that stands here. A sequence of Phi-3 with LongRoPE that grows beyond its first context is computed anew with the
+frequencies for long ones, as `generate` does it for one prompt alone; on a GPU such a model goes to another engine.
+vLLM is asked in its CPU build, with heads of 32 numbers and the transformers that it
+wants (`python -m tests.bench.architectures --vllm` in the environment of `make test-vllm`): "other tokens" are counted
+for each prompt up to the first other one; what it has for GPUs alone is said to be so.
 
 {table}
 """

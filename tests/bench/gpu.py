@@ -19,7 +19,7 @@ import transformers as hf
 
 from hpc.engine.admission import REFILL, SHARE_FROM
 from hpc.engine.native.build import build_native
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.model.load import quiet
 from hpc.request import Request, completion_key
 from hpc.sampling_params import SamplingParams

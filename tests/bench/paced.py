@@ -12,7 +12,8 @@ from hpc.corpus.tokenize import Checker, PromptLimits
 from hpc.engine.bounds import Bounds
 from hpc.engine.extents import Extents
 from hpc.engine.interface import OnStep, Source, pull
-from hpc.engine.native.scheduler import ScheduledStep, Scheduler
+from hpc.engine.native.scheduled_step import Chunk, ScheduledStep
+from hpc.engine.native.scheduler import Scheduler
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
 from hpc.forecast.step_costs import StepCosts
@@ -55,7 +56,7 @@ class PacedEngine:
 def shape_of(plan: ScheduledStep) -> tuple[int, int, float, int]:
     """Return tokens, chosen, pairs and kv of a step."""
     tokens, chosen, pairs, kv = 0, 0, 0.0, 0
-    for chunk in plan.chunks:
+    for chunk in chunks_of(plan):
         tokens += chunk.count
         chosen += chunk.chooses
         if chunk.position < len(chunk.row.tokens):
@@ -65,9 +66,15 @@ def shape_of(plan: ScheduledStep) -> tuple[int, int, float, int]:
     return tokens, chosen, pairs, kv
 
 
+def chunks_of(plan: ScheduledStep) -> list[Chunk]:
+    """Return all that a step computes."""
+    decoding = zip(plan.rows, plan.positions, strict=True)
+    return [Chunk(row, position, 1, True) for row, position in decoding] + plan.prompts
+
+
 def end(scheduler: Scheduler, plan: ScheduledStep) -> Iterator[Sequence]:
     """Give each sequence of a step its token, and yield those that have all of theirs."""
-    for chunk in plan.chunks:
+    for chunk in chunks_of(plan):
         sequence = chunk.row.sequence
         if not chunk.chooses or sequence is None:
             continue

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from tests.engine.acted_flash import NAME, Flash
 from tests.engine.acted_graph import Graph, Recorder, where
 

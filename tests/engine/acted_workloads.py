@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpc.engine.extents import ALIGN
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 from tests.engine.acted import engine_on_gpu

@@ -16,7 +16,7 @@ from hpc.engine.kernel import compiler
 from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.model.find import user_cache
 from hpc.model.load import quiet
 from tests.engine.oracle import letters

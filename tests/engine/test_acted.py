@@ -18,7 +18,7 @@ from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported, at
 from hpc.engine.memory import MARGIN, SHARE
 from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.native.trial import trial
 from hpc.model.device import resolve_device, resolve_dtype
 from hpc.model.load import load

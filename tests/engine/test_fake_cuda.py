@@ -22,7 +22,8 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.form import KVShape
 from hpc.engine.layers.attention import NAME
 from hpc.engine.native.cuda_graphs import DecodeGraphs
-from hpc.engine.native.runner import EngineLimits, ModelRunner
+from hpc.engine.native.limits import EngineLimits
+from hpc.engine.native.runner import ModelRunner
 from tests.engine.acted import Gpu, told
 from tests.engine.acted_graph import where
 from tests.engine.acted_workloads import varied

@@ -23,7 +23,7 @@ from hpc.engine.form import KVShape
 from hpc.engine.layers.attention import AttentionMetadata, Flash, Span, attend, flash_spans
 from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.sampling_params import SamplingParams
 from tests.engine.acted_workloads import WORKLOADS, answers, varied
 from tests.engine.models import CONFIGS, WINDOWED, engine_of, tiny

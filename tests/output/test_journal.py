@@ -1,6 +1,7 @@
 """What a journal took comes back as it was written, or is known to be damaged; never is it something else."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -169,10 +170,14 @@ def test_a_torn_last_record_is_dropped_and_no_other(tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize(("bytes_left", "torn"), [(0, 0), (1, 1), (len(encode(completion(2))) - 1, 1)])
-def test_torn_records_are_counted(tmp_path: Path, bytes_left: int, torn: int) -> None:
+def test_of_a_torn_record_the_log_tells(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bytes_left: int, torn: int
+) -> None:
     path = tmp_path / "j"
     path.write_bytes(encode(completion(0)) + encode(completion(2))[:bytes_left])
-    assert JournalIndex([path]).torn == torn
+    with caplog.at_level(logging.INFO):
+        JournalIndex([path])
+    assert caplog.text.count("j:2: the last record is torn") == torn
 
 
 @settings(deadline=None)

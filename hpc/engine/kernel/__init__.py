@@ -1,1 +1,1 @@
-"""The CPU kernel: C++ source, its compiler, and its callers."""
+"""The CPU kernel in C++, its compiler and its callers."""

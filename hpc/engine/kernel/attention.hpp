@@ -1,4 +1,4 @@
-// Attention over the cache, in which a sequence has an extent and may read a shared prefix in another.
+// Attention over the KV cache. A sequence has one extent, and may read a shared prefix in another.
 #pragma once
 #include <atomic>
 #include <cmath>
@@ -15,7 +15,7 @@ struct Shape {
   int threads;
 };
 
-// The key or query x[k_dim] with its first `turned` dimensions turned to its position (rotary embedding, in halves).
+// Apply the rotary embedding, in halves, to the first `turned` dimensions of a key or query x[k_dim].
 template <typename T> static void turn(const T* x, const T* cos, const T* sin, I row, float* to, const Shape& sh) {
   const I h = sh.turned / 2;
   cos += row * sh.turned, sin += row * sh.turned;
@@ -27,7 +27,7 @@ template <typename T> static void turn(const T* x, const T* cos, const T* sin, I
   for (I d = 2 * h; d < sh.k_dim; d++) to[d] = to_float(x[d]);
 }
 
-// Everything that attention reads and writes; `alibi` has rows of scores to add, by position, for each query head.
+// Inputs and outputs of attention; `alibi` has a row of scores by position for each query head.
 template <typename T> struct Memory {
   const T *q, *k, *v, *cos, *sin;
   T *keys, *values;
@@ -35,7 +35,7 @@ template <typename T> struct Memory {
   T* out;
 };
 
-// The dimensions of keys and queries as they are kept: an even number, the last may be 0.
+// The stored dimensions of keys and queries: an even number, the last one may be padding.
 static inline I even(I dims) { return dims + dims % 2; }
 
 // Store `count` new keys of one span, from its `first` on, [tokens/BK][heads][BK/NR][k_dim][NR], and values,
@@ -101,24 +101,24 @@ static void attend(const Memory<T>& io, const Span& s, I first, I count, I head,
         if (until <= 0 || since >= n) {
           memset(row, 0, BK * sizeof(float));
           continue;
-        }  // nothing here for this row
+        }  // no key of this block is visible to this row
         const float* alibi = io.alibi ? io.alibi + (head * G + r % G) * sh.alibi_row + k0 : nullptr;
-        V x[BK / W], most = V{} - INFINITY, sums = {};
+        V x[BK / W], peak = V{} - INFINITY, sums = {};
         for (int j = 0; j < BK / W; j++) {
           x[j] = load(row + j * W) * sh.scale;
           if (alibi) x[j] += load(alibi + j * W);
           for (int i = 0; sh.softcap && i < W; i++) x[j][i] = sh.softcap * std::tanh(x[j][i] / sh.softcap);
           const S key = lanes() + j * W;
           x[j] = (key < int(until)) & (key >= int(since)) ? x[j] : V{} - INFINITY;
-          most = x[j] > most ? x[j] : most;
+          peak = x[j] > peak ? x[j] : peak;
         }
-        const float m = std::max(top[r], largest(most));
+        const float m = std::max(top[r], largest(peak));
         for (int j = 0; j < BK / W; j++) {
           const V e = x[j] < -3e38f ? V{} : exp_(x[j] - m);
           sums += e;
           store((N*)row + j * W, e);
         }
-        if (m > top[r]) {  // what was summed up till now fades
+        if (m > top[r]) {  // rescale the sums so far to the new maximum
           const V fade = exp_(V{} + (top[r] - m));
           store(total + r * W, load(total + r * W) * fade);
           for (I d = 0; d < P; d += W) store(acc + r * P + d, load(acc + r * P + d) * fade);

@@ -1,6 +1,6 @@
-"""Build the kernel of this CPU with the machine's own compiler, once, into the user's cache.
+"""Compile the kernel for this CPU with the machine's own compiler, once, into the user's cache.
 
-Without a compiler everything works in plain torch, more slowly.
+Without a compiler torch computes everything, more slowly.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _SOURCE = Path(__file__).with_name("kernel.cpp")
 
 
 def load(cache: Path) -> Kernel | None:
-    """Return the kernel, built into the folder `cache` if it is not there; None where it cannot be built."""
+    """Return the kernel, compiled into the folder `cache` if it is missing there; None if it cannot be compiled."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if compiler is None:
         LOGGER.info("no C++ compiler was found: attention and matrix products are torch's, and slower")
@@ -40,7 +40,7 @@ def load(cache: Path) -> Kernel | None:
 
 
 def _identity(compiler: str) -> str:
-    """Hash what the binary depends on: a home folder is shared by machines with different CPUs."""
+    """Return a hash of all that the binary depends on: machines with different CPUs may share a home folder."""
     sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]pp"))]
     flags = platform.machine()
     with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def _identity(compiler: str) -> str:
 
 
 def _built(compiler: str, cache: Path) -> Path:
-    """Return the library, built now if it is not there. Its name ends with a hash of what is in it."""
+    """Return the library, compiled now if it is missing. Its name ends with a hash of its content."""
     cache.mkdir(parents=True, exist_ok=True)
     name = f"kernel-{_identity(compiler)}"
     with (cache / f"{name}.lock").open("w") as lock:

@@ -1,14 +1,14 @@
-// Matrix products and attention for CPUs whose sums do not depend on what else is in the batch: every output is
-// one chain of fused multiply-adds in a fixed order, whichever tile, chunk or thread computes it.
-// Sums are float32; weights and cache are float32 or bfloat16, and so is what is multiplied where the CPU multiplies
-// pairs of bfloat16 (else all is widened to float32 first). Plain C calls, compiled for the machine it runs on.
+// Matrix products and attention on CPUs. The sums of a row do not depend on the other rows of the batch: every output
+// is one chain of fused multiply-adds in a fixed order, whichever tile, chunk or thread computes it.
+// Sums are float32. Weights and cache are float32 or bfloat16; bfloat16 numbers are multiplied as pairs where the CPU
+// can do that, and widened to float32 first where it cannot. Plain C calls, compiled for the machine it runs on.
 #include <cmath>
 #include <vector>
 
 #include "attention.hpp"
 #include "tile.hpp"
 
-// Rows of x as what a tile multiplies, made anew where they are not that already: zeros behind an odd number.
+// Convert a row of x to what a tile multiplies, with a zero behind an odd number of values.
 template <typename T> static void widen(const T* x, I k, float* to) {
   for (I i = 0; i < k; i++) to[i] = to_float(x[i]);
 }
@@ -17,9 +17,9 @@ static void widen(const bf16* x, I k, pair* to) {
   memcpy(to, x, k * sizeof(bf16));
 }
 
-// y[M][N] = x[M][K] * w^T + bias, w packed in panels [N/NR][K][NR] (of pairs [N/NR][K/2][NR][2]), `plus` something.
-// `gated`: y = silu(gate) * up instead, the panels of both by turns, the bias of `up` behind that of `gate`. Rounded
-// where a model rounds.
+// y[M][N] = x[M][K] * w^T + bias + plus, w packed in panels [N/NR][K][NR] (of pairs [N/NR][K/2][NR][2]).
+// `gated`: y = silu(gate) * up instead, the panels of both alternating, the bias of `up` behind that of `gate`.
+// Rounds to T where a model does.
 template <typename T>
 static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I M, I N, I size, bool gated,
                    int threads) {
@@ -80,7 +80,7 @@ static void linear(const T* x, const T* w, const T* bias, const T* plus, T* y, I
   }
 }
 
-// A weight w[N], and what is added to the mean square.
+// An RMS norm: its weight w[N] and the epsilon that is added to the mean square.
 template <typename T> struct Norm {
   const T* w;
   I N;
@@ -112,7 +112,7 @@ template <typename T> static void rms_norm(const T* x, const Norm<T>& norm, T* y
   }
 }
 
-// What a decoder layer consists of, beside its attention.
+// The parts of a decoder layer, except its attention.
 template <typename T> struct Linear {
   const T *w, *bias;
 };

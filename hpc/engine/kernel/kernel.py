@@ -1,6 +1,6 @@
-"""The kernel of this CPU, `kernel.cpp`, called through ctypes; `hpc.engine.kernel.compiler` builds it.
+"""Call the kernel of this CPU, `kernel.cpp`, through ctypes; `hpc.engine.kernel.compiler` compiles it.
 
-What it computes does not depend on what else is in the batch; see the head of the source.
+A row's result does not depend on the other rows of the batch; see the head of the source.
 """
 
 import ctypes
@@ -51,11 +51,12 @@ class _Layer(ctypes.Structure):
 
 
 class Layer:
-    """A decoder layer. Linear layers are packed weight and bias, the gated one of both; norms weight and epsilon.
+    """A decoder layer, as the kernel takes it.
 
-    `linears`: queries, keys and values; output of attention; gate and up; down. `norms`: before attention,
-    of queries, of keys, between attention and MLP. `groups` query heads have one key head; `inner` are
-    the columns between the two products of the MLP.
+    `linears` are pairs of packed weight and bias: of queries, keys and values in one, of the output of
+    attention, of gate and up packed together, of down. `norms` are pairs of weight and epsilon: before
+    attention, of queries, of keys, between attention and MLP; weight None stands for no norm. `groups`
+    query heads share a key head; `inner` is the number of columns between the two products of the MLP.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Layer:
         heads, (key, value) = form.layout.key[0], (form.layout.key[1], form.layout.value[1])
         size = len(norms[0][0]) if norms[0][0] is not None else 0
         self.columns = size + heads * (groups * key + key + value) + 2 * heads * groups * value + inner
-        """Of a row, what is computed in between."""
-        # They keep in memory what the addresses point to, whatever becomes of the parameters.
+        """Numbers of a row that the layer keeps in its scratch memory."""
+        # The addresses point into these tensors, which must outlive the parameters.
         self._tensors = [
             None if t is None else t.detach() for t in (*itertools.chain(*linears), *(n[0] for n in norms))
         ]
@@ -82,21 +83,21 @@ class Layer:
 
 
 class Kernel:
-    """The compiled functions, for tensors of float32 or bfloat16 in the CPU's memory."""
+    """The compiled functions, for CPU tensors of float32 or bfloat16."""
 
     dtypes = (torch.float32, torch.bfloat16)
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.panel: int = library.panel()
-        """Columns of a panel; the keys of so many tokens lie together."""
+        """Columns of a panel, which is also the number of tokens whose keys are stored together."""
         self.has_bfloat16: bool = library.pair_size() == 2
         """Whether this CPU multiplies pairs of bfloat16 numbers."""
         self._linear = self._functions("linear", *[_POINTER] * 4, _I64, _I64, _I64, ctypes.c_bool, ctypes.c_int)
         self._attention = self._functions("attention", _POINTER, _POINTER, _I64, _POINTER)
         self._layer = self._functions("layer", *[_POINTER] * 3, _I64, *[_POINTER] * 2, _I64, *[_POINTER] * 2)
         self._scratch = torch.empty(0)
-        """What a layer computes in between."""
+        """Memory for what a layer computes in between."""
         self._rms_norm = self._functions("rms_norm", *[_POINTER] * 3, _I64, _I64, ctypes.c_float, ctypes.c_int)
 
     def _functions(self, name: str, *argtypes: Any) -> dict[torch.dtype, Any]:
@@ -108,9 +109,9 @@ class Kernel:
         return found
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Lay a weight [n, k] out in panels, zeros at the end.
+        """Pack a weight [n, k] into panels, padded with zeros.
 
-        [ceil(n / panel), k, panel]; where pairs are multiplied [ceil(n / panel), ceil(k / 2), 2 * panel].
+        Returns [ceil(n / panel), k, panel]; where the CPU multiplies pairs [ceil(n / panel), ceil(k / 2), 2 * panel].
         """
         n, k = weight.shape
         size = 2 if self.has_bfloat16 and weight.dtype == torch.bfloat16 else 1
@@ -119,7 +120,7 @@ class Kernel:
         return panels.flatten(2).contiguous()
 
     def pack_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Lay two weights [n, k] out for a gated layer: the panels of both by turns."""
+        """Pack two weights [n, k] for a gated layer, the panels of both alternating."""
         return torch.stack([self.pack(gate), self.pack(up)], dim=1)
 
     def linear(
@@ -127,8 +128,8 @@ class Kernel:
     ) -> torch.Tensor:
         """Return x [..., k] times a packed weight plus a bias, [..., n].
 
-        `gated`: SiLU of the product with the first of two weights, times that with the second; their
-        biases stand one after the other.
+        `gated`: return silu(x times the first weight) * (x times the second); the bias of the second stands
+        behind that of the first.
         """
         x = x.contiguous()
         k = x.shape[-1]
@@ -140,7 +141,7 @@ class Kernel:
         return y
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Return x [..., n] over the root of its mean square, times a weight [n]."""
+        """Return x [..., n] divided by the root of its mean square, times a weight [n]."""
         x = x.contiguous()
         n, y = x.shape[-1], torch.empty_like(x)
         self._rms_norm[x.dtype](
@@ -156,19 +157,19 @@ class Kernel:
         pools: tuple[torch.Tensor, torch.Tensor],
         spans: torch.Tensor,
         form: AttentionSpec,
-        turns: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Store key and value [rows, heads, dim] in the cache, then attend; return [rows, query heads, dim].
 
-        `pools` are a layer's cache, [tokens, heads, dim] in size, in the kernel's layout; `spans` [n, 6] as
-        `hpc.engine.layers.attention.Span`. Rows of no span are not written. `turns` are cosines and sines,
-        [..., rows, d], by which queries and keys are turned first (rotary embedding).
+        `pools` are a layer's keys and values, of [tokens, heads, dim] numbers in the kernel's layout; `spans` is
+        [n, 6] as `hpc.engine.layers.attention.Span`. Rows of no span are not written. `rotary` are cosines and sines,
+        [..., rows, d], of the rotary embedding, which is applied to queries and keys first.
         """
         query, key, value = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key, value))
         out = value.new_empty(len(query), query.shape[1], value.shape[-1])
         groups = query.shape[1] // key.shape[1]
         end = int((spans[:, 1] + spans[:, 2]).max()) if form.alibi is not None and len(spans) else 0
-        memory, shape, _copies = _attending((query, key, value), out, groups, pools, form, turns, end)
+        memory, shape, _copies = _attending((query, key, value), out, groups, pools, form, rotary, end)
         self._attention[query.dtype](
             ctypes.addressof(memory), spans.data_ptr(), spans.shape[0], ctypes.addressof(shape)
         )
@@ -180,10 +181,10 @@ class Kernel:
         x: torch.Tensor,
         pools: tuple[torch.Tensor, torch.Tensor],
         spans: torch.Tensor,
-        turns: tuple[torch.Tensor, torch.Tensor],
+        rotary: tuple[torch.Tensor, torch.Tensor],
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return what a decoder layer makes of x [1, rows, size]; of the rows `kept` alone, int64 [n], if given.
+        """Return the output of a decoder layer for x [1, rows, size], only for the rows `kept`, int64 [n], if given.
 
         The other arguments are those of `attention`. Raises ValueError for more kept rows than rows.
         """
@@ -195,7 +196,7 @@ class Kernel:
         parts.some, parts.num_kept, parts.kept = kept is not None, y.shape[1], _address(kept)
         if self._scratch.dtype != x.dtype or self._scratch.numel() < rows * layer.columns:
             self._scratch = x.new_empty(rows * layer.columns)
-        memory, shape, _copies = _attending((None, None, None), None, layer.groups, pools, layer.form, turns)
+        memory, shape, _copies = _attending((None, None, None), None, layer.groups, pools, layer.form, rotary)
         self._layer[x.dtype](
             ctypes.addressof(parts), x.data_ptr(), y.data_ptr(), rows, ctypes.addressof(memory),
             spans.data_ptr(), spans.shape[0], ctypes.addressof(shape), self._scratch.data_ptr(),
@@ -217,15 +218,15 @@ def _attending(
     groups: int,
     pools: tuple[torch.Tensor, torch.Tensor],
     form: AttentionSpec,
-    turns: tuple[torch.Tensor, torch.Tensor] | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
     end: int = 0,
 ) -> tuple[_Memory, _Shape, Any]:
-    """Return what the kernel's attention is given, and copies that it points to.
+    """Return the arguments of the kernel's attention, and the tensors that they point into.
 
-    `rows` are query, key and value; `end` is the largest number of keys of a span, where positions add to scores.
+    `rows` are query, key and value; `end` is the maximum number of keys of a span, which ALiBi needs.
     """
     keys, values = pools
-    cos, sin = (None, None) if turns is None else (_as(turn, keys.dtype) for turn in turns)
+    cos, sin = (None, None) if rotary is None else (_as(table, keys.dtype) for table in rotary)
     sinks = None if form.sinks is None else form.sinks.float().contiguous()
     alibi = None if form.alibi is None else form.alibi.scores(end + ALIGN)
     memory = _Memory(*map(_address, (*rows, cos, sin, keys, values, sinks, alibi, out)))

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN, where the CPU has instructions for bfloat16 that only oneDNN uses."""
+"""Compute linear layers with oneDNN on CPUs whose bfloat16 instructions only oneDNN uses, such as AMX."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import torch
 
 
 class OneDnn:
-    """oneDNN's linear layers, for CPUs with bfloat16 instructions that the kernel does not use, as AMX.
+    """oneDNN's linear layers. Their rounding depends on the batch.
 
-    Their numbers depend on what else is in the batch. For each number of rows a program is made, once.
+    oneDNN compiles a program for each number of rows, once.
     """
 
     def __init__(self) -> None:
@@ -16,16 +16,16 @@ class OneDnn:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether this CPU has such instructions."""
+        """Whether this CPU has bfloat16 instructions."""
         return bool(torch.backends.mkldnn.is_available() and self._ops._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
     @property
     def has_amx(self) -> bool:
-        """Whether this CPU multiplies whole tiles of them, many times as fast."""
+        """Whether this CPU multiplies tiles of bfloat16 numbers, many times as fast."""
         return self.has_bfloat16 and torch.cpu._is_amx_tile_supported()
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Lay a weight [n, k] out for products with some 64 rows."""
+        """Pack a weight [n, k] for products of about 64 rows, the usual size of a decoding step."""
         packed: torch.Tensor = self._ops._reorder_linear_weight(weight.contiguous(), 64)
         return packed
 

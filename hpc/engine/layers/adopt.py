@@ -1,6 +1,6 @@
-"""Give models that compute attention themselves the engine's attention: known by what they have, not by name.
+"""Replace the attention of models that transformers' interface does not reach; they are recognised by their attributes.
 
-BLOOM, MPT and Falcon, GPT-J, CodeGen and GPT-Neo. Whether the numbers are theirs, `hpc.engine.native.build` finds out.
+BLOOM, MPT, Falcon, GPT-J, CodeGen and GPT-Neo. `hpc.engine.native.build` checks that the numbers are the model's own.
 """
 
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from hpc.engine.layers.attention import NAME, AttentionMetadata, attend
 
 
 class Handed:
-    """The step that a model computes, for layers to which the model passes nothing on; and what its layers share."""
+    """Hands the metadata of a step to layers to which the model passes nothing, and holds what the layers share."""
 
     def __init__(self) -> None:
         self.step: AttentionMetadata | None = None
         self._alibis: dict[Any, Alibi] = {}
 
     def alibi(self, heads: int, device: torch.device, scale: float = 1.0, in_bfloat16: bool = False) -> Alibi:
-        """Return what positions add, the same for all layers that want the same."""
+        """Return the ALiBi scores, one object for all layers with the same parameters."""
         wanted = heads, device, scale, in_bfloat16
         return self._alibis.setdefault(wanted, Alibi(*wanted))
 
 
 def can_adopt(model: nn.Module) -> bool:
-    """Whether there are layers whose attention can be taken over, by transformers' interface or here."""
+    """Return whether attention can be replaced, by transformers' interface or by a function here."""
     by_interface: Any = getattr(model, "_can_set_attn_implementation", None)
     return bool(by_interface and by_interface()) or any(_way(module) is not None for module in model.modules())
 
 
 def adopt(model: Any) -> None:
-    """Have the engine compute all attention of a model; its forward then wants a keyword argument `engine`."""
+    """Let the engine compute all attention of a model; its forward then needs the keyword argument `engine`."""
     if getattr(model, "_supports_attention_backend", False):  # it passes on what it is given
         model.set_attn_implementation(NAME)
         return
@@ -63,7 +63,7 @@ def adopt(model: Any) -> None:
 
 
 def _way(module: nn.Module) -> Callable[[Any], None] | None:
-    """Return what takes an attention over."""
+    """Return the function that replaces an attention module; None for any other module."""
     if all(hasattr(module, name) for name in ("_attn", "q_proj", "attention_type", "bias", "layer_id")):
         return _gpt_neo
     if all(hasattr(module, name) for name in ("_attn", "scale_attn", "embed_positions", "layer_idx")):
@@ -76,7 +76,7 @@ def _way(module: nn.Module) -> Callable[[Any], None] | None:
 
 
 def _core(own: Any, scale: float, window: int = 0) -> None:
-    """Replace the part of an attention between its projections, which is a method of its own."""
+    """Replace the method of an attention that computes between its projections."""
 
     def core(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> tuple[torch.Tensor, None]:
         return attend(own, q, k, v, mask, scaling=scale, sliding_window=window)[0].transpose(1, 2), None
@@ -125,7 +125,7 @@ def _falcon(own: Any) -> None:
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return x [.., dim] turned to its position, in halves."""
+    """Apply the rotary embedding to x [.., dim], in halves."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

@@ -1,8 +1,8 @@
-"""Attention over the cache, in the place of the model's own: registered with transformers.
+"""Attention over the KV cache, registered with transformers in the place of the model's own.
 
-A step is one packed row of tokens: of every sequence that decodes its newest, of prompts a chunk. All
+A step is one packed row of tokens: the newest token of every decoding sequence, and chunks of prompts. All
 keys and values of the step are stored first; then every token attends to its sequence up to itself.
-So decoding, chunks of prompts and shared prefixes need no masks and no padding.
+So decoding, chunks of prompts and shared prefixes need neither masks nor padding.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ from hpc.engine.form import AttentionSpec, KVShape
 from hpc.engine.kernel.kernel import Kernel
 
 NAME = "scattergen"
-"""Under which transformers knows this attention."""
+"""The name under which transformers has this attention."""
 
 
 class Span(NamedTuple):
-    """Neighbouring tokens of one sequence in a step, and where the cache has the sequence."""
+    """Neighbouring tokens of one sequence in a step, and where the sequence is in the cache."""
 
     first: int
     """Index of its first token in the step."""
     tokens: int
-    """How many they are."""
+    """Number of tokens."""
     position: int
     """Position of its first token in the sequence."""
     start: int
-    """First token of its own extent: it holds the positions from `cut` on."""
+    """First token of the sequence's own extent, which holds the positions from `cut` on."""
     prefix: int
     """First token of the extent that holds the positions before `cut`."""
     cut: int
@@ -45,21 +45,23 @@ Spans = npt.NDArray[np.int64]
 
 
 class Unsupported(Exception):
-    """The model attends in a way that this engine does not know."""
+    """The model needs something that this engine does not have."""
 
 
 @dataclass
 class AttentionMetadata:
-    """What attention must know of one forward pass."""
+    """What attention needs to know about one forward pass."""
 
     cache: Cache | None
-    """None: only note how each layer attends."""
+    """None: only record the `AttentionSpec` of each layer."""
     spans: InitVar[Spans | Sequence[Span]]
     kernel: Kernel | None = None
     forms: dict[int, AttentionSpec] = field(default_factory=dict)
     flash: "Flash | None" = None
     kept: torch.Tensor | None = None
-    """int64 [rows]: tokens whose logits are wanted; of the others the last layer may leave out what nobody reads."""
+    """int64 [rows]: tokens whose logits are wanted; for the others the last layer may skip all behind its attention."""
+    is_long: torch.Tensor | None = None
+    """bool [tokens]: the token is of a sequence with frequencies for long ones; None if none is."""
 
     def __post_init__(self, spans: Spans | Sequence[Span]) -> None:
         self.packed = torch.from_numpy(np.asarray(spans, dtype=np.int64).reshape(-1, len(Span._fields)))
@@ -67,26 +69,26 @@ class AttentionMetadata:
 
 @dataclass
 class Flash:
-    """The spans as the CUDA kernel takes them: each one's tokens, keys and the largest of both."""
+    """The spans as torch's FlashAttention takes them."""
 
     stored: torch.Tensor
-    """int64 [tokens]: where in the pool each token of the step is stored"""
+    """int64 [tokens]: where in the pool each token of the step is stored."""
     query_starts: torch.Tensor
     """int32 [spans + 1]"""
     key_starts: torch.Tensor
-    """int32 [spans + 1]: where each extent starts; they need not be in order."""
+    """int32 [spans + 1]: where each extent starts, in any order."""
     key_counts: torch.Tensor
     """int32 [spans]"""
     max_queries: int
     max_keys: int
     behind: "Behind | None" = None
-    """None where no span has a shared prefix."""
+    """None if no span has a shared prefix."""
 
 
 class Behind(NamedTuple):
-    """Shared prefixes, as the kernel takes them: neighbouring spans behind the same one are one run of queries.
+    """Shared prefixes as FlashAttention takes them: neighbouring spans behind the same prefix are one run of queries.
 
-    A run behind none has no keys, and what comes out for it counts for nothing.
+    A run behind no prefix has no keys, and its result is dropped.
     """
 
     query_starts: torch.Tensor
@@ -96,7 +98,7 @@ class Behind(NamedTuple):
     key_counts: torch.Tensor
     """int32 [runs]"""
     tokens: torch.Tensor
-    """bool [tokens]: it stands behind a prefix."""
+    """bool [tokens]: whether the token is behind a prefix."""
     max_queries: int
     max_keys: int
 
@@ -118,8 +120,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend; query [1, query heads, tokens, dim], key and value [1, heads, tokens, dim].
 
-    The keyword arguments are transformers', but for `alibi`; where a model does not pass `engine` on, the module has
-    what has been handed to it. Returns [1, tokens, query heads, value dim].
+    The keyword arguments are transformers', except `alibi`. If a model does not pass `engine` on, the module has it in
+    `handed`. Returns [1, tokens, query heads, value dim]. Raises `Unsupported`.
     """
     engine = engine or module.handed.step
     assert engine is not None
@@ -151,7 +153,7 @@ AttentionInterface.register(NAME, attend)
 
 
 def lacks_flash(form: AttentionSpec) -> str:
-    """Return what torch's FlashAttention has not of what a layer wants; nothing if it has all of it."""
+    """Return what a layer needs and torch's FlashAttention lacks; an empty string if it lacks nothing."""
     dim = form.layout.key[1]
     if form.alibi is not None:
         return "scores by position"
@@ -172,7 +174,7 @@ def _torch(
     packed: torch.Tensor,
     form: AttentionSpec,
 ) -> torch.Tensor:
-    """Attend span by span with torch's own functions: everywhere, and each as if it were alone."""
+    """Attend span by span with torch's own functions, each span as if it were alone."""
     (keys, values), window = pools, form.window
     out = v.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
     spans = [Span(*line) for line in packed.tolist()]
@@ -210,7 +212,7 @@ def _by_hand(
     mask: torch.Tensor | None,
     form: AttentionSpec,
 ) -> torch.Tensor:
-    """Attend with capped scores (Gemma 2), with what positions add (BLOOM), or with a score for no key (gpt-oss)."""
+    """Attend with capped scores (Gemma 2), ALiBi (BLOOM) or sinks (gpt-oss), which torch's function does not have."""
     scores = (q @ k.transpose(-1, -2) * form.scale).float()
     heads, keys = k.shape[1:3]
     if form.alibi is not None:
@@ -228,7 +230,7 @@ def _by_hand(
 
 
 def runs_of(spans: Spans) -> Spans:
-    """Return [runs, 3], for each run of spans behind the same prefix, or behind none: first token, `prefix`, `cut`."""
+    """Return [runs, 3]: first token, `prefix` and `cut` of each run of spans behind the same prefix, or behind none."""
     begins = np.ones(len(spans), dtype=np.bool_)
     begins[1:] = (spans[1:, 4:] != spans[:-1, 4:]).any(axis=1)
     return spans[begins][:, [0, 4, 5]]
@@ -237,7 +239,7 @@ def runs_of(spans: Spans) -> Spans:
 def flash_spans(spans: Spans, device: torch.device, max_queries: int = 0, max_keys: int = 0) -> Flash:
     """Describe spans for torch's FlashAttention kernel.
 
-    The two last are the least that it is told of tokens and keys of a span: how it divides its work depends on them.
+    `max_queries` and `max_keys` are lower bounds of the maxima that it is told, by which it divides its work.
     """
     first, tokens, position, start, _, cut = spans.T
     ends, total = position + tokens - cut, int(tokens.sum())
@@ -271,7 +273,7 @@ def _flash(
     flash: Flash,
     form: AttentionSpec,
 ) -> torch.Tensor:
-    """Store, then attend with the FlashAttention that torch brings: packed queries over extents of the pool."""
+    """Store keys and values, then attend with torch's FlashAttention: packed queries over extents of the pool."""
     (keys, values), num_tokens = pools, len(flash.stored)
     keys.index_copy_(0, flash.stored, k[:num_tokens])
     values.index_copy_(0, flash.stored, v[:num_tokens])
@@ -297,11 +299,11 @@ def _with_prefixes(
     behind: Behind,
     form: AttentionSpec,
 ) -> torch.Tensor:
-    """Return what tokens attend to in their own extent and in their prefix, which is read once for a whole run.
+    """Combine attention to the own extents with attention to the prefixes, each of which is read once for a whole run.
 
-    `own` is the former, [tokens, heads, dim]; `own_sums` are the logarithms of its sums, [heads, tokens].
+    `own` is the former, [tokens, heads, dim]; `own_sums` are the logarithms of its softmax sums, [heads, tokens].
     """
-    # Of more than one query, for single ones would have to be as many as there are runs.
+    # At least 2 queries: with a maximum of 1 the function expects one query for each run.
     other, sums, *_ = torch.ops.aten._flash_attention_forward(
         q, keys, values, behind.query_starts, behind.key_starts, max(2, behind.max_queries), behind.max_keys,
         0.0, False, False, scale=form.scale, window_size_left=-1, window_size_right=-1, seqused_k=behind.key_counts,

@@ -1,6 +1,6 @@
-"""Put the kernel's layers into a model in the place of its own: recognised by what they have, not by name.
+"""Replace layers of a model by those of the kernel. Layers are recognised by their attributes, not by name.
 
-A layer that gives other numbers than the one whose place it takes is not put in.
+A layer is replaced only if it consists of known operations and the replacement gives the same numbers.
 """
 
 import logging
@@ -17,25 +17,26 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.form import AttentionSpec
 from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported
-from hpc.engine.layers.experts import Expert, Experts, Padded, parts
+from hpc.engine.layers.experts import ROW_MULTIPLE, Expert, Experts, RowBlocks, choose_by_blocks, parts
 from hpc.engine.layers.fused import Attention, DecoderLayer, GatedMLP, Linears, PackedLinear, RMSNorm
 
 LOGGER = logging.getLogger(__name__)
 
 
 _CLOSE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""How far the numbers of a layer may be from those of the model's own, as a share of the largest."""
+"""Maximum difference between a layer and its replacement, as a share of the largest number: some roundings."""
 
 
 _ROWS = 8
+"""Rows with which a layer is tried."""
 _PLAIN = {
     *("add", "cat", "dropout", "linear", "mul", "neg", "new_empty", "empty_like", "silu"),
     *("alias", "chunk", "contiguous", "index", "reshape", "select", "slice", "split", "split_with_sizes", "to"),
     *("transpose", "unsqueeze", "view"),
 }
-"""What projections, residuals, gates, the kernel's layers, rotary embedding and the engine's attention are made of."""
+"""Operations of projections, residuals, gates, the kernel's layers, rotary embedding and the engine's attention."""
 _PRODUCT = {"_unsafe_view", "add", "addmm", "linear", "matmul", "mm", "numpy_T", "permute", "t", "transpose", "view"}
-"""What a linear layer with a forward of its own is made of."""
+"""Operations of a linear layer with a forward of its own."""
 
 
 @torch.inference_mode()
@@ -48,9 +49,9 @@ def fuse(
 ) -> None:
     """Replace attention, MLPs and norms of a model where there is a kernel, and pack its linear layers.
 
-    `forms` says how the layers attend: by `hpc.engine.layers.attention`. Without it their attention stays.
-    One by one, so that memory holds each weight once. A weight that something else uses too, as an
-    embedding tied to the head, stays besides.
+    `forms` has the attention of each layer that uses `hpc.engine.layers.attention`; without it attention stays.
+    Layers are replaced one by one, so that memory holds each weight once, except weights that something else
+    uses too, such as an embedding tied to the head.
     """
     stacked = [parameter for parameter in model.parameters() if parameter.dim() == 3]
     if kernel is not None:
@@ -62,22 +63,24 @@ def fuse(
     if linears is not None:
         _replace(model, lambda module: _linear(module, linears))
     if on_cpu:
-        _replace(model, lambda module: _experts(module, linears or Padded()))
+        _replace(model, lambda module: _experts(module, linears or RowBlocks()))
+        for router in _routers(model):
+            choose_by_blocks(router)
         if any(weight.numel() for weight in stacked):
             LOGGER.warning(
                 "experts of this model are computed by its own code: by rounding, what is generated for a row "
                 "may depend on the rows beside it"
             )
-    if linears is not None:
+    if linears is not None and not isinstance(linears, RowBlocks):
         _leave_file(model)
     if kernel is not None and forms:
         _replace(model, lambda module: _decoder_layer(module, kernel, forms))
 
 
 def _leave_file(model: nn.Module) -> None:
-    """Copy what is left of a model's weights out of the file they are mapped from.
+    """Copy the remaining weights of a model out of the file that they are mapped from.
 
-    One tensor keeps the whole file in memory, beside the packed copies of the others.
+    One mapped tensor would keep the whole file in memory, beside the packed copies of the others.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -94,7 +97,7 @@ def _replace(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -
 
 
 class _Operations(TorchDispatchMode):
-    """Notes the names of what torch computes."""
+    """Records the names of torch's operations."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -148,18 +151,18 @@ def _decoder_layer(module: Any, kernel: Kernel, forms: Mapping[int, AttentionSpe
 
 
 def _given(form: AttentionSpec, layer: int, weight: torch.Tensor, kernel: Kernel) -> dict[str, Any]:
-    """Return what a layer is given beside the hidden states of a sequence that begins, all of the dtype of `weight`."""
+    """Return the arguments of a layer beside the hidden states, for a new sequence, in the dtype of `weight`."""
     cache = Cache({layer: form.layout}, ALIGN, weight.dtype, weight.device, kernel.panel)
     step = AttentionMetadata(cache, [Span(0, _ROWS, 0, 0, 0, 0)], kernel)
     angles = torch.outer(torch.arange(_ROWS), 0.3 ** torch.arange(form.layout.key[1] // 2)).repeat(1, 2)[None]
-    turns = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
-    return {"position_embeddings": turns, "attention_mask": None, "engine": step}
+    rotary = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+    return {"position_embeddings": rotary, "attention_mask": None, "engine": step}
 
 
 def _is_plain(
     run: Callable[[nn.Module, torch.Tensor], Any], module: nn.Module, x: torch.Tensor, plain: Set[str] = _PLAIN
 ) -> bool:
-    """Whether a layer can be called so, and does nothing that is seen at large numbers or far positions alone."""
+    """Return whether a layer can be called so and uses known operations: others may show at large numbers only."""
     with _Operations() as operations:
         try:
             run(module, x)
@@ -204,11 +207,33 @@ def _experts(module: Any, linears: Linears) -> nn.Module | None:
         replacement = Experts([new(own, PackedLinear(linears, *other)) for own, other in zip(up, down, strict=True)])
         same = _if_same(module, replacement, up[0][0], lambda experts, x: experts(x, chosen, shares))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None  # it wants to be called otherwise
+        return None  # it takes other arguments
     if same is not None:
         for weight in module.parameters(recurse=False):
             weight.data = weight.data.new_empty(0)  # the gate belongs to the module, which therefore stays
     return same
+
+
+def _routers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules beside replaced experts that torch computes and that return a line for each row."""
+    found = []
+    for parent in model.modules():
+        if any(type(child) is Experts for child in parent.children()):
+            found += [child for child in parent.children() if _is_router(child)]
+    return found
+
+
+def _is_router(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return False
+    x = torch.zeros(ROW_MULTIPLE, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    try:
+        made = module(x)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # it takes other arguments
+    made = [made] if isinstance(made, torch.Tensor) else made
+    return all(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == x.shape[:1] for tensor in made)
 
 
 def _is_silu_gated(module: Any) -> bool:
@@ -236,7 +261,7 @@ def _if_same(
     weight: torch.Tensor,
     run: Callable[[nn.Module, torch.Tensor], torch.Tensor] = lambda module, x: module(x),
 ) -> nn.Module | None:
-    """Return the replacement if it gives the same numbers for some x [8, the last dim of `weight`]."""
+    """Return the replacement if it gives the same numbers for some x, [8, last dim of `weight`]; else None."""
     x = _some(weight)
     own, new = run(module, x), run(replacement, x)
     worst = (own - new).abs().max() / own.abs().max()
@@ -244,7 +269,7 @@ def _if_same(
 
 
 def _some(weight: torch.Tensor) -> torch.Tensor:
-    """Return numbers to try a layer with, [8, the last dim of its weight]."""
+    """Return numbers to try a layer with, [8, last dim of `weight`]."""
     return torch.linspace(-3, 3, _ROWS * weight.shape[-1]).sin().mul(2).view(_ROWS, -1).to(weight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Layers that the kernel computes, for models whose own do the same; `hpc.engine.layers.fuse` puts them in."""
+"""Layers computed by the kernel; `hpc.engine.layers.fuse` puts them into models whose own layers do the same."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from hpc.engine.form import AttentionSpec
 from hpc.engine.kernel.kernel import Kernel, Layer
 from hpc.engine.kernel.onednn import OneDnn
 from hpc.engine.layers.attention import AttentionMetadata, Unsupported
-from hpc.engine.layers.experts import Padded
+from hpc.engine.layers.experts import RowBlocks
 
-Linears = Kernel | OneDnn | Padded
+Linears = Kernel | OneDnn | RowBlocks
 
 
 class PackedLinear(nn.Module):
@@ -48,7 +48,7 @@ class GatedMLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention whose three projections are one product, and which turns by position where it attends."""
+    """Attention whose three projections are one product, with the rotary embedding applied by the kernel."""
 
     def __init__(self, kernel: Kernel, linears: Linears, own: Any, form: AttentionSpec) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         engine: AttentionMetadata | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Return what the layer's own would, for hidden states [1, tokens, size]."""
+        """Return the output of the layer for hidden states [1, tokens, size]."""
         if attention_mask is not None:
             raise Unsupported("a mask of its own")
         engine = engine or self.handed.step
@@ -94,9 +94,9 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A decoder layer whose parts the kernel all has, in one call of it.
+    """A decoder layer in one call of the kernel, if the kernel has all its parts.
 
-    The last one computes behind its attention the tokens alone whose logits are wanted.
+    The last layer computes only the tokens whose logits are wanted behind its attention.
     """
 
     def __init__(self, kernel: Kernel, own: Any, is_last: bool) -> None:
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Return what the layer would, for hidden states [1, tokens, size]; the rows of other tokens mean nothing."""
+        """Return the output of the layer for hidden states [1, tokens, size]; the rows of other tokens mean nothing."""
         if attention_mask is not None:
             raise Unsupported("a mask of its own")
         assert engine.cache is not None
@@ -134,12 +134,12 @@ class DecoderLayer(nn.Module):
 
 
 def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """Return x [tokens, size] normed by head, or as a whole, as the size of the norm's weight says."""
+    """Return x [tokens, size] normed by head or as a whole: the size of the norm's weight decides."""
     return x if norm is None else norm(x.reshape(len(x), -1, len(norm.weight))).view(x.shape)
 
 
 class RMSNorm(nn.Module):
-    """x over its root mean square, times a weight."""
+    """x divided by its root mean square, times a weight."""
 
     def __init__(self, kernel: Kernel, weight: torch.Tensor, eps: float) -> None:
         super().__init__()

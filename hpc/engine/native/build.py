@@ -1,4 +1,4 @@
-"""Make a native engine of a loaded model, or say why not: by what the model declares, and by trying it."""
+"""Build a native engine of a loaded model, after checking what the model declares, and then its numbers."""
 
 import inspect
 import logging
@@ -19,12 +19,14 @@ from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.kernel.onednn import OneDnn
 from hpc.engine.layers.adopt import adopt, can_adopt
 from hpc.engine.layers.attention import AttentionMetadata, Span, Unsupported, flash_spans, lacks_flash
+from hpc.engine.layers.experts import RowBlocks
 from hpc.engine.layers.fuse import fuse
+from hpc.engine.layers.fused import Linears
 from hpc.engine.memory import gpu_cache_bytes
 from hpc.engine.native.cuda_graphs import CaptureError, DecodeGraphs, warn_of
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.largest import largest_graph, largest_step
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.trim import Decode
 
 LOGGER = logging.getLogger(__name__)
@@ -33,27 +35,30 @@ LOGGER = logging.getLogger(__name__)
 _KINDS = {"full_attention", "sliding_attention"}
 _HALF = (torch.float16, torch.bfloat16)
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""How far logits may be from those of the model's own attention, as a share of the largest."""
+"""Maximum difference from the logits of the model's own attention, as a share of the largest: more than the rounding of
+all layers, and less than a wrong layer."""
 
 
 def build_native(
     model: Any, eos_token_ids: Collection[int], decode: Decode, limits: EngineLimits, kernel: Kernel | None
 ) -> NativeEngine:
-    """Return an engine for a model, whose attention and layers change hands; raise `Unsupported`.
+    """Replace attention and layers of a model and return its engine; raise `Unsupported`.
 
-    After the exception the model is of no use to anything else. `kernel` is for a model on a CPU.
+    After the exception the model cannot be used for anything else. `kernel` is for a model on a CPU.
     """
-    check_supported(model, limits.context_tokens)
+    check_supported(model, limits.context_tokens, model.device.type)
     if model.device.type == "cuda":  # streams are the current device's
         torch.cuda.set_device(model.device)
     if model.dtype not in Kernel.dtypes:
         kernel = None
-    linears: Kernel | OneDnn | None = kernel
+    linears: Linears | None = kernel
+    if kernel is None and model.device.type == "cpu" and model.dtype == torch.float32:
+        linears = RowBlocks()
     if model.dtype == torch.bfloat16 and not limits.deterministic and model.device.type == "cpu":
         one_dnn = OneDnn()
         if one_dnn.has_amx or (one_dnn.has_bfloat16 and not (kernel and kernel.has_bfloat16)):
             linears = one_dnn
-    if kernel is None or linears is not kernel:  # a guess may be right alone and wrong beside others
+    if kernel is None or linears is not kernel:  # a draft token may be right alone and wrong beside others
         limits = replace(limits, drafts=False)
     prompts = _prompts(model.config.get_text_config().vocab_size)
     expected = _own_logits(model, prompts)
@@ -65,6 +70,10 @@ def build_native(
             raise
         raise Unsupported(f"it fails with the engine's layers: {one_line(error)}") from error
     layouts = {layer: form.layout for layer, form in forms.items()}
+    before_long = frequencies.tokens_before_change(model.config.get_text_config())
+    if before_long is not None and limits.context_tokens > before_long:
+        limits = replace(limits, long_from=before_long)
+        frequencies.choose_by_token(model)
     flash, graphs = False, False
     if model.device.type == "cuda":
         flash, graphs = _gpu_means(model, forms, prompts, expected)
@@ -93,7 +102,7 @@ _FAILURES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 def _gpu_means(
     model: Any, forms: dict[int, AttentionSpec], prompts: list[list[int]], expected: torch.Tensor
 ) -> tuple[bool, bool]:
-    """Return whether FlashAttention and graphs do on this GPU what they should: tried here, and not at a request."""
+    """Return whether FlashAttention and CUDA graphs work on this GPU, by trying both before the first request."""
     layouts = {layer: form.layout for layer, form in forms.items()}
     if lack := flash_lacks(forms, model.dtype, model.device):
         level = logging.INFO if model.dtype not in _HALF else logging.WARNING
@@ -118,10 +127,10 @@ def _reads_prefixes(
     graphs: bool,
     limits: EngineLimits,
 ) -> bool:
-    """Return whether FlashAttention reads a shared prefix where it lies: tried, where it may.
+    """Return whether FlashAttention can read a shared prefix in place, by trying it.
 
-    Not behind windows, which begin in another place of the prefix for each query, nor where nothing may depend on
-    the batch.
+    Not with sliding windows, which begin in another place of the prefix for each query, nor where nothing may
+    depend on the batch.
     """
     if not flash or limits.deterministic or any(form.window for form in forms.values()):
         return False
@@ -132,7 +141,7 @@ def _reads_prefixes(
 
 
 def _forbid_what_depends_on_the_batch(model: Any) -> None:
-    """Let no product sum in parts, whose number may differ with the place of a row; say what cannot be forbidden."""
+    """Forbid products to sum in parts, whose number may depend on the place of a row; warn of what is left."""
     for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
         try:
             setattr(torch.backends.cuda.matmul, name, (False, False))
@@ -146,7 +155,7 @@ def _forbid_what_depends_on_the_batch(model: Any) -> None:
 
 
 def flash_lacks(forms: dict[int, AttentionSpec], dtype: torch.dtype, device: torch.device) -> str:
-    """Return what is known to keep torch's FlashAttention from a model on a GPU; nothing if all is there."""
+    """Return why torch's FlashAttention cannot compute a model on a GPU; an empty string if it can."""
     if dtype not in _HALF:
         return f"FlashAttention computes in bfloat16 and float16, and not in {str(dtype).removeprefix('torch.')}"
     if torch.version.hip is not None:
@@ -169,7 +178,7 @@ def _fault(
     graphs: bool = False,
     shared: int = 0,
 ) -> str:
-    """Return what is wrong with the logits that the engine gives; nothing if they are the model's own."""
+    """Return how the engine's logits are wrong; an empty string if they are the model's own."""
     try:
         got = _engine_logits(model, prompts, layouts, kernel, flash, graphs, shared)
     except (*_FAILURES, Unsupported, CaptureError) as error:
@@ -182,10 +191,10 @@ def _fault(
     return f"its logits differ by {worst:.1e} of the largest from those of the model's own attention"
 
 
-def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = False) -> str | None:
-    """Return why the engine does not support models of a configuration, as far as that tells; None if it does.
+def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = False, device: str = "cpu") -> str | None:
+    """Return why the engine does not support a model with this configuration; None if nothing speaks against it.
 
-    The trial when the model is loaded may still find that the engine is not for it.
+    The trial when the model is loaded may still find that it is not supported.
     """
     try:
         with torch.device("meta"):
@@ -193,14 +202,14 @@ def unsupported(config: Any, context_tokens: int, trust_remote_code: bool = Fals
     except Exception:  # a model's code may do anything; loading it will say more
         return None
     try:
-        check_supported(empty, context_tokens)
+        check_supported(empty, context_tokens, device)
     except Unsupported as reason:
         return str(reason)
     return None
 
 
-def check_supported(model: Any, context_tokens: int) -> None:
-    """Raise `Unsupported` for a model that needs what the engine cannot do in sequences of `context_tokens`."""
+def check_supported(model: Any, context_tokens: int, device: str = "cpu") -> None:
+    """Raise `Unsupported` for a model that a type of device cannot compute in sequences of `context_tokens`."""
     config = model.config.get_text_config()
     if kinds := set(getattr(config, "layer_types", None) or ()) - _KINDS:
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds))}")
@@ -208,11 +217,13 @@ def check_supported(model: Any, context_tokens: int) -> None:
         raise Unsupported("it has recurrent layers")
     if not getattr(model, "_supports_attention_backend", False) and not can_adopt(model):
         raise Unsupported("its attention cannot be replaced")
-    most = frequencies.tokens_before_change(config)
-    if most is not None and context_tokens > most:
+    max_tokens = frequencies.tokens_before_change(config)
+    # A GPU is a token ahead of the host, which would have to know all of them.
+    can_change = device == "cpu" and frequencies.changes_by_sequence(model)
+    if max_tokens is not None and context_tokens > max_tokens and not can_change:
         raise Unsupported(
-            f"the frequencies of its positions change when a sequence grows beyond {most} tokens, and its sequences "
-            f"may have {context_tokens}"
+            f"the frequencies of its positions change when a sequence grows beyond {max_tokens} tokens, and its "
+            f"sequences may have {context_tokens}"
         )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise Unsupported("it computes logits for every token of a prompt")
@@ -220,7 +231,7 @@ def check_supported(model: Any, context_tokens: int) -> None:
 
 @torch.inference_mode()
 def prepare(model: Any) -> dict[int, AttentionSpec]:
-    """Put the engine's attention into a model; return how each layer attends."""
+    """Put the engine's attention into a model; return the attention of each layer."""
     adopt(model)
     frequencies.fix(model)
     probe = AttentionMetadata(None, [Span(0, 8, 0, 0, 0, 0)])
@@ -248,9 +259,9 @@ def _engine_logits(
     graphs: bool = False,
     shared: int = 0,
 ) -> torch.Tensor:
-    """Return the same by the engine's: the prompts packed and in two steps, the second a decoding one.
+    """Return the same by the engine's attention, in a packed prompt step and a decoding step.
 
-    The first `shared` tokens of each are a prefix that lies elsewhere.
+    The first `shared` tokens of each prompt are a prefix in another extent.
     """
     extents = [(128 * index, 128 * index + 64) for index in range(len(prompts))]
     cache = Cache(layouts, 128 * len(prompts), model.dtype, model.device, kernel.panel if kernel else 0, ALIGN)
@@ -294,5 +305,5 @@ def _forward(
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
-    """Return two prompts that use tokens from all over the vocabulary."""
+    """Return two prompts with tokens from all over the vocabulary: 7919 is prime, and far apart."""
     return [[(7 + index * 7919 * step) % vocab_size for index in range(length)] for length, step in ((21, 1), (9, 5))]

@@ -1,6 +1,6 @@
-"""CUDA graphs of decoding steps: a step of a small model is a thousand small launches, replayed as one.
+"""Capture decoding steps as CUDA graphs: a thousand small launches are replayed as one.
 
-A graph has a fixed number of rows, the next larger one of `SIZES`; the rows too many decode a token
+A graph has a fixed number of rows, the next larger one of `SIZES`; the surplus rows decode a token
 behind the extents of the cache, where nobody reads.
 """
 
@@ -21,19 +21,20 @@ LOGGER = logging.getLogger(__name__)
 
 
 SIZES = (1, 2, 4, 8, *range(16, 128, 16), *range(128, 256, 32), *range(256, 512, 64), *range(512, 4097, 256))
-"""Rows of a graph: finer than powers of two, which compute up to twice what is needed; each takes time and memory."""
+"""Numbers of rows with a graph: finer than powers of two, which would compute up to twice as many rows as needed; each
+graph takes time and memory."""
 MAX_DROPS = 2
-"""Times that graphs give their memory back; after that there are no more."""
+"""Number of times that graphs give their memory back; after that steps run without graphs."""
 
 
 class CaptureError(Exception):
-    """A step cannot be captured; computed eagerly it may be as good as any."""
+    """A step cannot be captured; it may still be computed without a graph."""
 
 
 class DecodeGraphs:
     """Runs steps in which every row decodes. `fixed`: always with `max_seqs` rows.
 
-    Whatever a graph reads and does not make itself lives as long as this: a graph holds addresses alone.
+    All inputs of a graph live as long as this object, for a graph holds only addresses.
     """
 
     def __init__(self, model: Any, cache: Cache, max_seqs: int, max_keys: int, fixed: bool) -> None:
@@ -60,32 +61,32 @@ class DecodeGraphs:
         self._prefix_counts = new((rows,), torch.int32)
         self._behind = new((rows,), torch.bool)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        """By rows, and whether some of them stand behind shared prefixes."""
+        """By number of rows, and whether some of them are behind shared prefixes."""
         self._pool: Any = None
-        """Where graphs have what they make: one for all, since one is replayed at a time."""
+        """Memory pool of the graphs: one for all, since one is replayed at a time."""
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        """One for all captures: the allocator keeps what it has freed for each stream apart."""
+        """One stream for all captures: the allocator keeps freed memory apart by stream."""
 
     def capture_all(self) -> None:
-        """Capture a graph of every size: the largest first, for the others use its memory."""
+        """Capture a graph of every size, the largest first, for the others use its memory."""
         sizes = [self._max_rows] if self._fixed else SIZES[: SIZES.index(self._max_rows) + 1]
         for size in reversed(sizes):
             self._capture(size)
 
     def drop(self, max_seqs: int) -> None:
-        """Give the graphs and their memory back: they are captured anew when they are wanted, of so many rows."""
+        """Free the graphs and their memory; later ones, of up to `max_seqs` rows, are captured when they are needed."""
         self._graphs, self._pool, self._logits = {}, None, None
         self._max_rows = min(self._max_rows, SIZES[bisect.bisect_left(SIZES, max_seqs)])
         self._drops += 1
 
     def restore(self) -> None:
-        """Let there be graphs of as many rows as at first, when they are wanted: what took their memory is gone."""
+        """Allow graphs of as many rows as at first again: the request that took their memory is gone."""
         if self._drops:
             self._graphs, self._pool, self._logits = {}, None, None
             self._max_rows, self._drops = len(self._all), 0
 
     def can_run(self, spans: Spans) -> bool:
-        """Whether such a step can be replayed: further keys than a graph was told of may not be read."""
+        """Return whether a step can be replayed: it must not have more rows or keys than a graph was captured for."""
         return self._drops < MAX_DROPS and len(spans) <= self._max_rows and int(spans[:, 2].max()) < self._max_keys
 
     def run(self, input_ids: torch.Tensor, spans: Spans) -> torch.Tensor:
@@ -150,7 +151,7 @@ class DecodeGraphs:
             ).logits[0]
             return out
 
-        # What is done once, as loading kernels and choosing algorithms, is not for a graph.
+        # Work that is done once, such as loading kernels and choosing algorithms, must not be captured.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             logits = forward()
@@ -170,7 +171,7 @@ class DecodeGraphs:
 
 @contextlib.contextmanager
 def _nothing_waits() -> Iterator[None]:
-    """Let every call that waits for the device raise."""
+    """Make every call that waits for the device raise."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -180,5 +181,5 @@ def _nothing_waits() -> Iterator[None]:
 
 
 def warn_of(reason: object) -> None:
-    """Say that steps are computed without graphs, and why."""
+    """Log that steps are computed without graphs, and why."""
     LOGGER.warning("CUDA graphs are off, which makes small steps slower: %s", reason)

@@ -1,9 +1,9 @@
-"""The `native` engine: continuous batching over an unmodified model, through its attention alone.
+"""The `native` engine: continuous batching over a model of transformers, whose attention it replaces.
 
-A step is one forward pass over a packed row of tokens: the newest token of every sequence that
-decodes, and chunks of prompts. Nothing is padded, and a place that falls free is taken in the next
-step, or with others (`Limits.refill`). On a CPU the logits of a sequence do not depend on what else is
-in the step.
+A step is one forward pass over a packed row of tokens: the newest token of every decoding sequence,
+and chunks of prompts. Nothing is padded, and a slot that becomes free is taken in the next step, or
+together with others (`EngineLimits.refill`). On a CPU the logits of a sequence do not depend on the
+other sequences of a step.
 """
 
 import time
@@ -20,9 +20,9 @@ from hpc.engine.failure import is_out_of_memory, one_line
 from hpc.engine.form import KVShape
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.kernel.kernel import Kernel
-from hpc.engine.layers.experts import ROW_MULTIPLE
 from hpc.engine.native.cuda_graphs import DecodeGraphs, warn_of
-from hpc.engine.native.runner import EngineLimits, ModelRunner
+from hpc.engine.native.limits import EngineLimits
+from hpc.engine.native.runner import ModelRunner
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepLog
 from hpc.trim import Decode
@@ -31,9 +31,9 @@ from hpc.trim import Decode
 class NativeEngine:
     """One replica of a model whose attention is `hpc.engine.layers.attention`.
 
-    `layouts` says what each layer keeps of a token. `decode` turns token ids to text; it is used for
-    requests with stop strings alone. `kernel` attends on a CPU; torch does where it is None. On a GPU
-    FlashAttention attends with `flash`, and with `graphs` decoding steps are replayed.
+    `layouts` has the shapes that each layer stores for a token. `decode` turns token ids into text, for
+    requests with stop strings only. On a CPU `kernel` attends, or torch if it is None. On a GPU FlashAttention
+    attends if `flash` is set, and decoding steps are replayed if `graphs` is set.
     """
 
     def __init__(
@@ -56,35 +56,35 @@ class NativeEngine:
         self.flash = flash
         self.graphs = graphs
         self._kept: tuple[Cache, DecodeGraphs | None] | None = None
-        """On a GPU, what one run leaves to the next: a capture takes time, and nobody else wants the memory."""
+        """On a GPU, what one run leaves to the next: capturing takes time, and nobody else needs the memory."""
         self.steps = StepLog()
 
     @property
     def bounds(self) -> Bounds:
-        """What bounds its steps."""
+        """Limits of its steps and of its KV cache."""
         each = token_bytes(self.layouts, self._model.dtype, self._kernel.panel if self._kernel else 0)
         limits = self._limits
         return Bounds(limits.max_seqs, limits.step_tokens, limits.cache_bytes // each, each, limits.refill)
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of a sequence."""
+        """Maximum number of tokens of a sequence."""
         return self._limits.context_tokens
 
     @property
     def device(self) -> torch.device:
-        """What computes."""
+        """The device of the model."""
         device: torch.device = self._model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The dtype of the model."""
         dtype: torch.dtype = self._model.dtype
         return dtype
 
     def begin(self) -> ModelRunner:
-        """Return what generates: a cache, and nothing under way. On a GPU only one such thing may be at work."""
+        """Return a runner with an empty cache. On a GPU only one runner may be at work at a time."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         cache, graphs = self._kept or self._new_memory()
@@ -92,7 +92,7 @@ class NativeEngine:
             cache.forget()
             self._kept = cache, graphs
         limits = self._limits
-        if graphs is None:  # no step is replayed, and those that wait gain nothing
+        if graphs is None:  # no step is replayed: waiting would gain nothing
             limits = replace(limits, refill=0.0)
         else:
             graphs.restore()
@@ -115,17 +115,17 @@ class NativeEngine:
                     for shape, seconds in run.measured:
                         self.steps.add(shape, seconds)
                     run.measured.clear()
-                elif run.shape is not None:  # with what the rank does between two steps
+                elif run.shape is not None:  # including what the rank does between two steps
                     self.steps.add(run.shape, time.perf_counter() - began)
                 if over:
                     return
-            if run.failed:
-                yield run.failed
+            if failed := run.recovery.flush():
+                yield failed
         finally:
             del run
 
     def _new_memory(self) -> tuple[Cache, DecodeGraphs | None]:
-        """Return a cache, and all graphs of decoding over it if they can be had."""
+        """Return a cache, and captured graphs of all sizes over it if they can be captured."""
         cache = self._new_cache()
         if not self.graphs:
             return cache, None
@@ -146,6 +146,6 @@ class NativeEngine:
             try:
                 return Cache(self.layouts, num_tokens, dtype, device, panel, ALIGN if self.graphs else 0)
             except Exception as error:
-                if not is_out_of_memory(error) or num_tokens < ROW_MULTIPLE:
+                if not is_out_of_memory(error) or num_tokens < ALIGN:
                     raise
             num_tokens //= 2

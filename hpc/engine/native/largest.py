@@ -1,4 +1,4 @@
-"""What takes the most memory beside the cache: the largest step that a run computes, and its largest graph."""
+"""Compute the step, and capture the CUDA graph, with the largest memory beside the cache."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.form import KVShape
 from hpc.engine.layers.attention import AttentionMetadata, Span, flash_spans
 from hpc.engine.native.cuda_graphs import DecodeGraphs
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.sampling.sampler import Sampler
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 
 _DEAREST = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, presence_penalty=0.1)
-"""The way to sample that takes the most memory."""
+"""Sampling parameters with the largest memory: penalties count tokens, and a top_p looks at all of them."""
 
 
 @torch.inference_mode()
 def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, flash: bool) -> None:
-    """Compute a step of prompts as long as they get, after which every sequence chooses."""
+    """Compute a step with the maximum number of prompt tokens, after which every sequence chooses a token."""
     tokens = limits.step_tokens + CHUNK
     cache = Cache(layouts, CHUNK, model.dtype, model.device, 0)
     starts = np.arange(0, tokens, CHUNK)
@@ -37,7 +37,7 @@ def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, 
         logits_to_keep=kept,
         engine=AttentionMetadata(cache, spans, flash=flash_spans(spans, device) if flash else None, kept=kept),
     ).logits[0]
-    sampler = Sampler(limits.max_seqs, device, blind=True)
+    sampler = Sampler(limits.max_seqs, device)
     for slot in range(limits.max_seqs):
         sampler.set(slot, Request(slot, slot, np.zeros(1, dtype=np.int32), _DEAREST, bytes(16), 1))
     sampler.choose(logits, list(range(limits.max_seqs)))
@@ -46,7 +46,7 @@ def largest_step(model: Any, layouts: dict[int, KVShape], limits: EngineLimits, 
 
 @torch.inference_mode()
 def largest_graph(model: Any, layouts: dict[int, KVShape], limits: EngineLimits) -> DecodeGraphs:
-    """Return a graph of as many rows as there may be: the others use its memory."""
+    """Return a captured graph of the maximum number of rows, whose memory the smaller ones use too."""
     cache = Cache(layouts, 0, model.dtype, model.device, 0, ALIGN)
     graphs = DecodeGraphs(model, cache, limits.max_seqs, limits.context_tokens, fixed=True)
     graphs.capture_all()

@@ -1,4 +1,4 @@
-"""Load a model for the native engine; where it turns out not to be for the model, hand that to the hf engine."""
+"""Load a model for the native engine; fall back to the hf engine if the native one does not support it."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from hpc.engine.kernel.kernel import Kernel
 from hpc.engine.layers.attention import Unsupported
 from hpc.engine.native.build import build_native, check_supported, unsupported
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.native.trial import bytes_per_second, flops_per_second
 from hpc.engine.native.trial import trial as measure
 from hpc.engine.registry import Checkpoint, Loaded
@@ -23,24 +23,25 @@ LOGGER = logging.getLogger(__name__)
 
 
 UNLIMITED_TOKENS = 32768
-"""Longest sequence, in tokens, of a model that sets no limit: what is made room for."""
+"""Maximum tokens of a sequence of a model that sets no limit: tables and CUDA graphs need a number."""
 GPU_STEP_TOKENS = 8192
-"""Prompt tokens of a step on a GPU."""
+"""Prompt tokens of a step on a GPU: enough to be bound by arithmetic and not by launches."""
 
 
 def supports(checkpoint: Checkpoint) -> str | None:
-    """Return why the engine cannot generate with a model, by its configuration; None if it can."""
-    reason = unsupported(checkpoint.config, _context(checkpoint), checkpoint.job.trust_remote_code)
+    """Return why the engine cannot generate with a model, judging by its configuration; None if it can."""
+    device = "cuda" if checkpoint.cuda else "cpu"
+    reason = unsupported(checkpoint.config, _context(checkpoint), checkpoint.job.trust_remote_code, device)
     return reason and f"the native engine does not support this model: {reason}"
 
 
 def load(checkpoint: Checkpoint) -> Loaded:
-    """Load the model and make an engine of it: an hf engine, and a message, where the native one is not for it."""
+    """Load the model and build its engine; an hf engine, with a warning, if the native one does not support it."""
     model = checkpoint.load()
     size, spent = checkpoint.size(model), []
-    intact = True  # what is tried changes the model
+    intact = True  # trying the engine changes the model
     try:
-        check_supported(model, _context(checkpoint))
+        check_supported(model, _context(checkpoint), model.device.type)
         intact = False
         kernel = None
         if model.device.type != "cuda":
@@ -52,7 +53,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
     except Unsupported as error:
         reason = str(error)  # as text: the exception holds the model
     LOGGER.warning("the native engine does not support this model: %s; the hf engine generates", reason)
-    if not intact:  # it goes before another comes
+    if not intact:  # it is freed before another is loaded
         model = None
         memory.free()
         model = checkpoint.load()
@@ -61,7 +62,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 
 def trial(engine: Engine, seconds: float) -> tuple[list[Measured], Speed | None]:
-    """Measure steps of all shapes, and the device, for about so many seconds."""
+    """Measure steps of all shapes, and the device, for about `seconds`."""
     assert isinstance(engine, NativeEngine)
     speed = Speed(bytes_per_second(engine.device), flops_per_second(engine.device, engine.dtype))
     return measure(engine, seconds), speed

@@ -1,11 +1,10 @@
-"""What the next step computes: admission, chunks of prompts, shared prefixes, memory. Host code alone.
+"""Schedule the next step: admission, chunks of prompts, shared prefixes, memory. Host code only.
 
-Knows nothing of models or tensors, so that a simulator can drive it too. Every sequence becomes a
-`Row` with a slot and an extent of the cache; a shared prefix is a row without a sequence.
+It knows nothing of models or tensors, so that a simulator can drive it too. Every sequence becomes a
+`LiveSequence` with a slot and an extent of the cache; a shared prefix is one without a sequence.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,89 +12,19 @@ from hpc.arrays import Tokens
 from hpc.engine.admission import CHUNK, Gate
 from hpc.engine.extents import ALIGN, Extents
 from hpc.engine.interface import Source, begin
+from hpc.engine.native.scheduled_step import Chunk, LiveSequence, ScheduledStep
 from hpc.engine.sequence import Sequence
 
 ESTIMATE_FROM = 64
-"""Ended sequences that must be known before their lengths say how much memory the next reserves."""
-
-
-@dataclass(slots=True, eq=False)
-class LiveSequence:
-    """A sequence, or a shared prefix, that has a place in the cache."""
-
-    tokens: Tokens
-    """The prompt."""
-    start: int
-    """Its extent in the cache, which holds the positions from `cut` on."""
-    room: int
-    """Tokens that the extent holds."""
-    slot: int = -1
-    sequence: Sequence | None = None
-    prefix: "LiveSequence | None" = None
-    cut: int = 0
-    copies: bool = False
-    """It has what it shares in its own extent too."""
-    done: int = 0
-    """Positions that are stored, or will be by the steps under way."""
-    stored: int = 0
-    """Of a prefix, the positions that were stored when the step under way began."""
-    launched: int = 0
-    """Tokens that have been chosen, or will be by the steps under way; 0 while it has prompt tokens left."""
-    limit: int = 0
-    """Most tokens that it generates."""
-    users: int = 0
-    """Rows that read this prefix."""
-    endings: frozenset[int] = frozenset()
-    """Tokens at which it ends."""
-    stop: tuple[str, ...] = ()
-    """Texts at which it ends."""
-
-    @property
-    def shared(self) -> int:
-        """Of its first tokens, how many it reads in the extent of its prefix."""
-        return 0 if self.copies else self.cut
-
-    @property
-    def live(self) -> bool:
-        """Whether it still has its place."""
-        return self.room > 0
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Neighbouring tokens of a row that a step computes."""
-
-    row: LiveSequence
-    position: int
-    count: int
-    chooses: bool
-    """Whether the next token is chosen after its last one."""
-
-
-@dataclass
-class ScheduledStep:
-    """A step: copies in the cache (source, target, tokens) first, then all else at once."""
-
-    rows: list[LiveSequence] = field(default_factory=list)
-    """They decode: the newest token of each is computed, and the next one chosen."""
-    positions: list[int] = field(default_factory=list)
-    """Of these tokens."""
-    prompts: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int, int]] = field(default_factory=list)
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """All that is computed."""
-        decoding = zip(self.rows, self.positions, strict=True)
-        return [Chunk(row, position, 1, True) for row, position in decoding] + self.prompts
+"""Number of ended sequences from which on their lengths say how much memory the next one reserves."""
 
 
 class Scheduler:
-    """Which rows live, and what each step computes.
+    """Admits sequences and schedules each step.
 
-    `share`: rows read a prefix of `share_from` tokens or more where it lies; otherwise it is copied into
-    each one's extent. `mixed`: a step may both decode and compute prompts; otherwise prompts go first.
-    `refill`: see `Gate`.
+    `share`: rows read a prefix of `share_from` tokens or more in place; otherwise it is copied into the extent
+    of each. `mixed`: a step may both decode and compute prompts; otherwise prompts go first. `refill`: see `Gate`.
+    `long_from`: see `EngineLimits`; the host must know all tokens.
     """
 
     def __init__(
@@ -107,6 +36,7 @@ class Scheduler:
         mixed: bool = True,
         refill: float = 0.0,
         share_from: int = 0,
+        long_from: int = 0,
     ) -> None:
         self._limits = max_seqs, step_tokens
         self.max_seqs, self.step_tokens = self._limits
@@ -117,25 +47,26 @@ class Scheduler:
         self._extents = extents
         self.share = share
         self._share_from = share_from
+        self._long_from = long_from
         self._mixed = mixed
         self._gate = Gate(refill)
         self._slots = list(range(max_seqs))[::-1]
-        self._prefixes: dict[bytes, LiveSequence] = {}
+        self._prefixes: dict[tuple[bool, bytes], LiveSequence] = {}
         self._lengths: deque[int] = deque(maxlen=4096)
         self._usual: int | None = None
-        self._suspects = 0
+        self._isolated = 0
 
     def admit(self, source: Source) -> list[LiveSequence]:
-        """Give places to sequences while there is room and the next step is not full; return the new rows.
+        """Admit sequences while there is memory and the next step is not full; return the new rows.
 
-        Takes one request at a time, so that what is not needed here can go to another rank.
+        Pulls one request at a time, so that requests that are not needed here can go to another rank.
         """
         new: list[LiveSequence] = []
         if not self._slots or not self._gate.is_open(len(self.rows)):
             return new
         full = False
         pending = sum(len(row.tokens) - row.done for row in self.rows if row.done < len(row.tokens))
-        while self._slots and pending < self.step_tokens and len(self.rows) < self._most_rows():
+        while self._slots and pending < self.step_tokens and len(self.rows) < self._max_rows():
             if not self.waiting:
                 self.waiting.extend(begin(source.pull(1)))
             if not self.waiting:
@@ -143,14 +74,14 @@ class Scheduler:
             row = self._place(self.waiting[0])
             if row is None and not self.rows:
                 self._drop_prefixes()
-                row = self._place(self.waiting[0], share=False)  # beside its prefix it may be just too large
+                row = self._place(self.waiting[0], share=False)  # together with its prefix it may be just too large
             if row is None and self.rows:
                 full = bool(new)  # it gets its place when another has ended
                 break
             sequence = self.waiting.popleft()
             if row is None:
                 sequence.error = (
-                    f"it needs {self._most_tokens(sequence):,} tokens of cache, and there is room for "
+                    f"it needs {self._max_tokens(sequence):,} tokens of cache, and there is room for "
                     f"{self._extents.num_tokens:,}; lower max_new_tokens, or give the rank more memory"
                 )
                 self.failed.append(sequence)
@@ -158,7 +89,7 @@ class Scheduler:
             self.rows.append(row)
             new.append(row)
             pending += len(row.tokens) - row.done
-        if full or len(self.rows) >= self._most_rows():
+        if full or len(self.rows) >= self._max_rows():
             self._gate.note_full(len(self.rows))
         return new
 
@@ -167,82 +98,87 @@ class Scheduler:
         plan = ScheduledStep()
         for shared in self._prefixes.values():
             shared.stored = shared.done
-        prompts = [row for row in self.rows if not row.launched]
+        for row in list(self.rows) if self._long_from else ():
+            grown = not row.is_long and row.live and row.done >= max(self._long_from, len(row.tokens))
+            if grown and (row.done < row.capacity or self._grow(row, plan)):
+                self._begin_as_long(row)
+        prompts = [row for row in self.rows if row.done < len(row.tokens)]
         if self._mixed or not prompts:
             count = len(self.rows)
             for row in list(self.rows):
-                if not 0 < row.launched < row.limit or not row.room:
+                if row.done < len(row.tokens) or row.num_scheduled >= row.limit or not row.capacity:
                     continue
                 done = row.done
-                if done - row.shared < row.room or self._grow(row, plan):
+                if done - row.shared < row.capacity or self._grow(row, plan):
                     plan.rows.append(row)
                     plan.positions.append(done)
                     row.done = done + 1
-                    row.launched += 1
-            if len(self.rows) < count:  # rows have given way to others, earlier ones too
-                plan.rows = [row for row in plan.rows if row.room]
+                    row.num_scheduled += 1
+            if len(self.rows) < count:  # rows have been preempted, earlier ones too
+                plan.rows = [row for row in plan.rows if row.capacity]
                 plan.positions = [row.done - 1 for row in plan.rows]
-                prompts = [row for row in prompts if row.room]
-        room = self.step_tokens
+                prompts = [row for row in prompts if row.capacity]
+        left = self.step_tokens
         for row in prompts:
             prefix = row.prefix
-            while prefix is not None and prefix.done < row.cut and room > 0:
-                room -= self._add(plan, prefix, self._chunk(prefix))
+            while prefix is not None and prefix.done < row.cut and left > 0:
+                left -= self._add(plan, prefix, self._chunk(prefix))
             if prefix is not None and row.done == 0 and not self._begin_behind(row, prefix, plan):
                 continue
-            while row.done < len(row.tokens) and room > 0:
-                room -= self._add(plan, row, self._chunk(row))
+            while row.done < len(row.tokens) and left > 0:
+                left -= self._add(plan, row, self._chunk(row))
         return plan
 
-    def spare(self, row: LiveSequence) -> int:
-        """Return how many tokens more than planned a row that decodes may store and choose in the next step."""
-        return min(row.room - self._own(row, row.done), row.limit - row.launched)
+    def lookahead(self, row: LiveSequence) -> int:
+        """Return how many further tokens a decoding row may store and choose in the next step."""
+        before_long = self._long_from - row.done if self._long_from and not row.is_long else row.limit
+        return min(row.capacity - self._own(row, row.done), row.limit - row.num_scheduled, before_long)
 
     def advance(self, row: LiveSequence) -> None:
-        """Note that a row stores and chooses a token more."""
+        """Note that a row stores and chooses one further token."""
         row.done += 1
-        row.launched += 1
+        row.num_scheduled += 1
 
     def finish(self, row: LiveSequence) -> None:
-        """Take back the place of a row that has ended."""
-        self._lengths.append(row.launched)
+        """Free the place of a row that has ended."""
+        self._lengths.append(row.num_scheduled)
         if len(self._lengths) >= ESTIMATE_FROM and len(self._lengths) % 32 == 0:
             self._usual = int(np.percentile(self._lengths, 95))
-        self.excuse()
+        self.clear_isolated()
         self._release(row)
 
-    def restart(self, row: LiveSequence) -> None:
-        """Take back the place of a row, which begins anew when it is its turn: to the same end."""
+    def preempt(self, row: LiveSequence) -> None:
+        """Free the place of a row, which begins anew later and comes to the same end."""
         assert row.sequence is not None
         self._release(row)
         self.waiting.appendleft(Sequence(row.sequence.request, sample=row.sequence.sample))
 
-    def restart_all(self, alone: bool) -> None:
-        """Let all rows begin anew, and `alone`: one at a time, to find which of them fails."""
+    def preempt_all(self, isolate: bool) -> None:
+        """Preempt all rows; to `isolate`, admit them one at a time, to find which of them fails."""
         count = len(self.rows)
         for row in reversed(list(self.rows)):
-            self.restart(row)
+            self.preempt(row)
         self._drop_prefixes()
-        if alone and count > 1:
-            self._suspects = count
+        if isolate and count > 1:
+            self._isolated = count
 
-    def excuse(self) -> None:
-        """Note that one of those that are tried alone is through."""
-        self._suspects = max(0, self._suspects - 1)
+    def clear_isolated(self) -> None:
+        """Note that one of the isolated rows has ended or failed."""
+        self._isolated = max(0, self._isolated - 1)
 
-    def halve(self) -> None:
-        """Let a step have half as many rows and tokens from now on."""
+    def shrink(self) -> None:
+        """Halve the number of rows and of prompt tokens of a step from now on."""
         self.max_seqs = max(1, self.max_seqs // 2)
         self.step_tokens = max(ALIGN, self.step_tokens // 2)
 
-    def restore(self) -> None:
-        """Let a step have as much as at first: what did not fit is gone."""
+    def reset_limits(self) -> None:
+        """Allow a step as much as at first: the request that did not fit is gone."""
         self.max_seqs, self.step_tokens = self._limits
 
-    def _most_rows(self) -> int:
-        return 1 if self._suspects else self.max_seqs
+    def _max_rows(self) -> int:
+        return 1 if self._isolated else self.max_seqs
 
-    def _most_tokens(self, sequence: Sequence) -> int:
+    def _max_tokens(self, sequence: Sequence) -> int:
         request = sequence.request
         return len(request.token_ids) + request.sampling.max_new_tokens - 1
 
@@ -254,34 +190,45 @@ class Scheduler:
         request = sequence.request
         # All samples of a prompt share it but for its last token, whose logits each needs.
         cut = len(request.token_ids) - 1 if request.sampling.n > 1 else request.prefix
+        is_long = 0 < self._long_from < len(request.token_ids)
+        if not is_long and 0 < self._long_from < len(request.token_ids) + request.sampling.max_new_tokens:
+            cut = 0  # computed anew as a long one, it could not go on behind the prefix
         cut = cut if share else 0
-        prefix = self._prefix(request.token_ids[:cut]) if cut else None
+        prefix = self._prefix(request.token_ids[:cut], is_long) if cut else None
         if cut and prefix is None:
             return None
         limit = request.sampling.max_new_tokens
         copies = not self.share or cut < self._share_from
         row = LiveSequence(
-            request.token_ids, 0, 0, sequence=sequence, prefix=prefix, cut=cut, copies=copies, limit=limit
+            request.token_ids,
+            0,
+            0,
+            sequence=sequence,
+            prefix=prefix,
+            cut=cut,
+            copies=copies,
+            limit=limit,
+            is_long=is_long,
         )
-        room = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
+        capacity = self._own(row, len(request.token_ids) + min(limit, self._usual or limit) - 1)
         if prefix is not None:
             prefix.users += 1  # before room is made by dropping prefixes that nobody uses
-        start = self._take(room)
+        start = self._take(capacity)
         if start is None:
             if prefix is not None:
                 prefix.users -= 1
             return None
-        row.start, row.room, row.slot = start, room, self._slots.pop()
+        row.start, row.capacity, row.slot = start, capacity, self._slots.pop()
         return row
 
-    def _prefix(self, tokens: Tokens) -> LiveSequence | None:
-        key = tokens.tobytes()
+    def _prefix(self, tokens: Tokens, is_long: bool) -> LiveSequence | None:
+        key = is_long, tokens.tobytes()
         prefix = self._prefixes.pop(key, None)
         if prefix is None:
             start = self._take(len(tokens))
             if start is None:
                 return None
-            prefix = LiveSequence(tokens, start, len(tokens))
+            prefix = LiveSequence(tokens, start, len(tokens), is_long=is_long)
         self._prefixes[key] = prefix  # the last used is the last to be dropped
         return prefix
 
@@ -291,16 +238,23 @@ class Scheduler:
             start = self._extents.take(num_tokens)
         return start
 
-    def _drop_prefixes(self, most: int | None = None) -> int:
-        """Give up prefixes that no row uses, the longest unused first; return how many."""
-        unused = [key for key, prefix in self._prefixes.items() if not prefix.users][:most]
+    def _drop_prefixes(self, count: int | None = None) -> int:
+        """Drop up to `count` prefixes that no row uses (None: all), the longest unused first; return how many."""
+        unused = [key for key, prefix in self._prefixes.items() if not prefix.users][:count]
         for key in unused:
             prefix = self._prefixes.pop(key)
-            self._extents.give(prefix.start, prefix.room)
+            self._extents.give(prefix.start, prefix.capacity)
         return len(unused)
 
+    def _begin_as_long(self, row: LiveSequence) -> None:
+        """Let a row that has grown too long be computed anew in its place, as one with a longer prompt."""
+        assert row.sequence is not None
+        generated = np.array(row.sequence.token_ids, dtype=np.int32)
+        row.tokens = np.concatenate([row.sequence.request.token_ids, generated])
+        row.done, row.is_long = 0, True
+
     def _begin_behind(self, row: LiveSequence, prefix: LiveSequence, plan: ScheduledStep) -> bool:
-        """Let a row begin where its prefix ends, if that is computed."""
+        """Let a row begin behind its prefix; return False if the prefix is not computed yet."""
         if (prefix.stored if row.copies else prefix.done) < row.cut:
             return False
         row.done = row.cut
@@ -317,39 +271,39 @@ class Scheduler:
         chooses = row.sequence is not None and end >= len(row.tokens)
         plan.prompts.append(Chunk(row, row.done, count, chooses))
         row.done = end
-        row.launched += chooses
+        row.num_scheduled += chooses
         return count
 
     def _grow(self, row: LiveSequence, plan: ScheduledStep) -> bool:
-        """Make room for a row that generates more than was thought; another may have to give way."""
-        wanted = self._own(row, min(len(row.tokens) + row.limit - 1, row.done + max(row.launched, ALIGN)))
-        if self._extents.extend(row.start, row.room, wanted):
-            row.room = wanted
+        """Enlarge the extent of a row that generates more than was reserved; other rows may be preempted for it."""
+        wanted = self._own(row, min(len(row.tokens) + row.limit - 1, row.done + max(row.num_scheduled, ALIGN)))
+        if self._extents.extend(row.start, row.capacity, wanted):
+            row.capacity = wanted
             return True
         start = self._take(wanted)
         while start is None:
             youngest = self.rows[-1]
             if youngest is row and len(self.rows) > 1:
-                self.restart(row)
+                self.preempt(row)
                 return False
             if youngest is row:
                 break
-            self.restart(youngest)
+            self.preempt(youngest)
             start = self._take(wanted)
         if start is None:  # alone, and its own old extent is in the way: anew, with all that it may need
             self._usual = None
             self._lengths.clear()
-            self.restart(row)
+            self.preempt(row)
             return False
         plan.copies.append((row.start, start, self._own(row, row.done)))
-        self._extents.give(row.start, row.room)
-        row.start, row.room = start, wanted
+        self._extents.give(row.start, row.capacity)
+        row.start, row.capacity = start, wanted
         return True
 
     def _release(self, row: LiveSequence) -> None:
         self.rows.remove(row)
-        self._extents.give(row.start, row.room)
+        self._extents.give(row.start, row.capacity)
         self._slots.append(row.slot)
-        row.room = 0
+        row.capacity = 0
         if row.prefix is not None:
             row.prefix.users -= 1

@@ -1,6 +1,6 @@
-"""Trial: steps of chosen shapes, measured on made-up requests, and what the device can do at most.
+"""Measure steps of chosen shapes on made-up requests, and the peak speed of the device.
 
-What the cache holds of the tokens before is never computed, so that long sequences cost no prefill here.
+The cache is filled with a constant instead of computed keys and values, so that long sequences cost no prefill.
 """
 
 import time
@@ -13,37 +13,38 @@ import torch
 from hpc.engine.extents import aligned
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.runner import ModelRunner
-from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.native.scheduled_step import LiveSequence
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import Measured
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 
 MIN_SHAPES = 5
+"""Shapes that are measured however short the time is: a fit of the costs needs them."""
 MAX_STEPS = 4
-"""Of a shape, besides the first, which counts only where no other follows."""
+"""Measured steps of a shape, besides the first, which is a warm-up and counts only if no other follows."""
 MIN_VOCABULARY = 32
-"""Token ids that every model has."""
+"""Token ids below this exist in every model."""
 STORED = 0.01
-"""Value of every number in the cache: it must be there to be read, whatever it is."""
+"""The value of all numbers in the cache: any finite value does."""
 LONG = 2048
-"""Tokens behind which a long chunk stands, where the model's context is as long."""
+"""Stored tokens of a long sequence, if the model's context is as long."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step is to compute."""
+    """What a measured step computes."""
 
     decoding: int = 0
-    """Sequences that decode."""
+    """Number of decoding sequences."""
     stored: int = 0
-    """Tokens that each of these, or the prompt, has behind it."""
+    """Stored tokens of each of these, or of the prompt."""
     prompt: int = 0
-    """Tokens of a prompt."""
+    """Number of prompt tokens."""
 
 
 class _Nothing:
-    """A source of nothing, from which some may come."""
+    """A source that gives nothing and is never exhausted."""
 
     exhausted = False
 
@@ -53,11 +54,11 @@ class _Nothing:
 
 
 def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: int) -> list[Shape]:
-    """Return what to measure, the most telling first: a trial may have no time for all of it."""
+    """Return the shapes to measure, the most telling first: a trial may have no time for all of them."""
     long = min(LONG, context_tokens // 2, cache_tokens // 4)
     few = min(8, max_seqs, max(1, cache_tokens // 2 // max(1, long)))
-    most = min(max_seqs, max(1, cache_tokens // 256))
-    counts = [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n <= most]
+    max_count = min(max_seqs, max(1, cache_tokens // 256))
+    counts = [n for n in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n <= max_count]
     room = max(1, min(step_tokens, context_tokens - 8, cache_tokens // 2))
     prompts = [n for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if n <= room] or [room]
     middle, largest = counts[len(counts) // 2], prompts[-1]
@@ -71,7 +72,7 @@ def shapes(max_seqs: int, step_tokens: int, context_tokens: int, cache_tokens: i
 
 
 def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
-    """Measure steps for so many seconds, or until the first shapes have been, if that takes longer."""
+    """Measure steps for about `seconds`, or longer until the first `MIN_SHAPES` shapes are measured."""
     bounds, run = engine.bounds, engine.begin()
     found: list[Measured] = []
     until = time.perf_counter() + seconds
@@ -85,7 +86,7 @@ def trial(engine: NativeEngine, seconds: float) -> list[Measured]:
 
 
 def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
-    """Measure steps of one shape for about so many seconds."""
+    """Measure steps of one shape for about `seconds`."""
     found: list[Measured] = []
     if run.measured is not None:
         run.measured.clear()
@@ -99,7 +100,7 @@ def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
         run.step(_Nothing())
         if not all(row.live for row in rows):  # it failed, for want of memory say: what is smaller still tells enough
             run.scheduler.waiting.clear()
-            run.scheduler.restore()
+            run.scheduler.reset_limits()
             break
         if shape.prompt or run.measured is not None:  # what follows is another step, or what was launched is not done
             run.flush()
@@ -117,7 +118,7 @@ def _measure(run: ModelRunner, shape: Shape, seconds: float) -> list[Measured]:
 
 
 def _place(run: ModelRunner, tokens: int, stored: int) -> LiveSequence:
-    """Give a sequence with so many prompt tokens its place, as if some were stored; if all are, it decodes."""
+    """Admit a sequence of `tokens` prompt tokens of which `stored` count as computed; if all are, it decodes."""
     prompt = np.random.default_rng(tokens).integers(0, MIN_VOCABULARY, tokens, dtype=np.int32)
     sampling = SamplingParams(max_new_tokens=2 * MAX_STEPS + 2, ignore_eos=True)
     request = Request(0, 0, prompt, sampling, bytes(16), len(prompt))
@@ -125,12 +126,12 @@ def _place(run: ModelRunner, tokens: int, stored: int) -> LiveSequence:
     [row] = run.admit(_Nothing())
     for pools in run.cache.layers.values():
         for pool in pools:
-            pool[row.start : row.start + aligned(row.room)] = STORED  # the kernel keeps ALIGN tokens together
+            pool[row.start : row.start + aligned(row.capacity)] = STORED  # the kernel keeps ALIGN tokens together
     row.done = stored
     if stored == tokens:
         assert row.sequence is not None
         row.sequence.token_ids.append(int(prompt[0]))
-        row.launched = 1
+        row.num_scheduled = 1
     return row
 
 
@@ -143,7 +144,7 @@ def _end(run: ModelRunner, rows: list[LiveSequence]) -> None:
 
 @torch.inference_mode()
 def bytes_per_second(device: torch.device) -> float:
-    """Measure how fast a matrix is read that fits in no cache: the product with a vector."""
+    """Measure how fast memory is read: by the product of a vector with a matrix of 256 MiB, which fits in no cache."""
     matrix = torch.full((8192, 8192), 0.5, device=device)
     vector = torch.full((8192,), 0.5, device=device)
     return matrix.nbytes / _fastest(lambda: matrix @ vector, device)
@@ -151,7 +152,7 @@ def bytes_per_second(device: torch.device) -> float:
 
 @torch.inference_mode()
 def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure how fast matrices are multiplied."""
+    """Measure the operations per second of a product of two large matrices."""
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / _fastest(lambda: left @ right, device)

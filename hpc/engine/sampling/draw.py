@@ -1,13 +1,13 @@
-"""Tokens out of logits: penalties, the most probable token, and one drawn by a uniform number.
+"""Turn logits into tokens: apply penalties, find the most probable token, draw one by a uniform number.
 
-The number is a hash of (seed, id, sample index, position) and of nothing else, so what is drawn does
-not depend on the batch, the order or the rank. The token is drawn by inverting the cumulative
-distribution.
+The number is a hash of (seed, id, sample index, position) only, so the drawn token does not depend on the
+batch, the order or the rank. The token is drawn by inverting the cumulative distribution.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,50 @@ from torch.nn.functional import pad, threshold
 from hpc.request import RowId
 
 _BLOCK = 1024
-_AT_ONCE = 2**19
+"""Logits of which the largest is found at once on the way to the largest of all: near the root of a vocabulary."""
+_NUMPY_LOGITS = 2**19
+"""Logits up to which numpy finds the largest sooner than torch's two stages."""
 _SUMMED = 256
-_SOME = 1024
+"""Probabilities that are summed in float32: short enough that the sum is right to 13 units in the last place."""
+_RANKED_FIRST = 1024
+"""Most probable tokens that are ranked first: nearly always they tell what a top_p keeps."""
 ALL = 2**31
-UNCOUNTED = -1
-"""As `most`: no row has a top_k, so that sums of probability alone decide."""
-_ALIKE = {torch.bfloat16: 16, torch.float16: 13}
+"""As `ranked`: all tokens."""
+BY_MASS = -1
+"""As `ranked`: no row has a top_k, so that sums of probability alone decide."""
+_ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """Last bits of a float32 that are 0 in every number of the type."""
 _LOWEST, _HIGHEST = -(0x7F800000 + 1), 0x7F800000
 """The infinities, as `_float_of` counts."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 over the golden ratio: the increment of SplitMix64."""
+
+
+class Witness(Protocol):
+    """Follows what a draw is decided by; `hpc.engine.sampling.rounding` has one."""
+
+    def min_weight(self, min_p: torch.Tensor) -> torch.Tensor:
+        """Return down to which share of the largest probability tokens must be ranked, [rows, 1]."""
+
+    def note_cut(
+        self,
+        weight: torch.Tensor,
+        reached: torch.Tensor,
+        mass: torch.Tensor,
+        kept: torch.Tensor,
+        last: torch.Tensor,
+        in_top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        min_p: torch.Tensor,
+    ) -> None:
+        """Take the ranked tokens, [rows, ranked], and which of them are kept."""
+
+    def note_drawn(self, below: torch.Tensor, above: torch.Tensor, target: torch.Tensor, total: torch.Tensor) -> None:
+        """Take where the drawn token lies in the sum of probabilities, [rows, 1]."""
 
 
 def stream(seed: int, row_id: RowId, sample: int = 0) -> int:
-    """Return the 64 bits that a sample's random numbers start from."""
+    """Return the 64 bits from which the random numbers of a sample start."""
     text = json.dumps([seed, row_id, sample]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"scattergen").digest(), "little")
 
@@ -57,7 +86,7 @@ def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     which looks at tokens one by one. Of few logits numpy finds it at once.
     """
     rows, vocabulary = logits.shape
-    if logits.device.type == "cpu" and logits.numel() <= _AT_ONCE:
+    if logits.device.type == "cpu" and logits.numel() <= _NUMPY_LOGITS:
         values = logits.float().numpy()
         found = values.argmax(axis=-1)
         return torch.from_numpy(values[np.arange(rows), found]), torch.from_numpy(found)
@@ -101,39 +130,29 @@ def draw(
     top_k: torch.Tensor,
     min_p: torch.Tensor,
     uniform: torch.Tensor,
-    noise: torch.Tensor | None = None,
-    most: int = ALL,
-    blind: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a token for each row of logits [rows, vocabulary]; the other arguments are [rows, 1], float64.
+    ranked: int = ALL,
+    reads: bool = True,
+    witness: Witness | None = None,
+) -> torch.Tensor:
+    """Draw a token for each row of logits [rows, vocabulary]; return them, [rows]. The columns are [rows, 1] float64.
 
     top_k and min_p first, then top_p on what is left, as in vLLM: the smallest set of the most
-    probable tokens whose renormalised probability reaches top_p. `most` is how many of the most
-    probable tokens are looked at for that, more than any top_k, or all; 0 says that nothing is cut,
-    `UNCOUNTED` that no row has a top_k. `blind`: values must not be read, for that would wait for a device.
+    probable tokens whose renormalised probability reaches top_p. `ranked` is how many of the most
+    probable tokens are ranked for that, more than any top_k; 0 says that nothing is cut, `BY_MASS`
+    that no row has a top_k. Without `reads` no value is read, which on a GPU would wait for it.
 
     The distribution is inverted in the order of the token ids and not of probability: where two
     tokens are nearly as probable, and far down many are, rounding swaps their places in the latter.
-    Returns the tokens and whether a change of the logits by `noise` could change them, both of
-    shape [rows].
-
-    Probabilities are float32, as are their sums in blocks; all other sums are float64. Of itself each is
-    wrong by at most 2e-6 (`exp` 20 units in the last place, the sum of a block 13) and 4e-7 of the
-    largest logit over the temperature, so that a sum c of them moves by at most twice that times
-    c*(1 - c). A noise of 1e-5 of the largest logit counts for more wherever that is above 2.4 temperatures.
+    Probabilities are float32, as are their sums in blocks; all other sums are float64.
     """
-    block, alike = min(_SUMMED, logits.shape[-1]), _ALIKE.get(logits.dtype, 0)
+    block, zero_bits = min(_SUMMED, logits.shape[-1]), _ZERO_BITS.get(logits.dtype, 0)
     logits = pad(logits.float(), (0, -logits.shape[-1] % block), value=-torch.inf)
-    # By how much noise moves a sum c of probabilities, as a share of c*(1 - c): at most by the change of
-    # the logits; measured on a model of 30 layers, where the changes cancel out, a twelfth of `noise`.
-    shift = None if noise is None else noise / temperature / 4
-    unsure: torch.Tensor | float = 0.0
-    blind = blind or logits.device.type != "cpu"
-    if most == UNCOUNTED and blind and shift is None:
-        logits = _cut_by_mass(logits, temperature, top_p, min_p, alike)
-    elif most:
-        looked_at = logits.shape[-1] if most == UNCOUNTED else min(most, logits.shape[-1])
-        logits, unsure = _cut(logits, temperature, top_p, top_k, min_p, shift, looked_at, blind)
+    if ranked == BY_MASS and not reads and witness is None:
+        logits = _cut_by_mass(logits, temperature, top_p, min_p, zero_bits)
+    elif ranked:
+        size = logits.shape[-1]
+        max_ranked = size if ranked == BY_MASS else min(ranked, size)
+        logits = _cut(logits, temperature, top_p, top_k, min_p, max_ranked, reads, witness)
     # In two stages, the sums of blocks and then one block.
     blocks, ends = _summed(logits, temperature)
     total = ends[:, -1:]
@@ -145,14 +164,10 @@ def draw(
     # The first token whose sum exceeds the target, or the last of any probability where rounding has
     # made the sum of the block larger; a token of probability 0 never is.
     at = ((reached <= target - begin) & (reached < reached[:, -1:])).sum(dim=-1, keepdim=True)
-    chosen = (which * block + at).squeeze(-1)
-    if shift is None:
-        return chosen, torch.zeros_like(chosen, dtype=torch.bool)
-    above = begin + reached.gather(-1, at)
-    below = above - probability.gather(-1, at)
-    moved = [shift * c * (1 - c / total) + unsure for c in (above, below)]
-    close = (above - target < moved[0]) | (target - below < moved[1])
-    return chosen, close.squeeze(-1)
+    if witness is not None:
+        above = begin + reached.gather(-1, at)
+        witness.note_drawn(above - probability.gather(-1, at), above, target, total)
+    return (which * block + at).squeeze(-1)
 
 
 def _summed(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,9 +176,9 @@ def _summed(logits: torch.Tensor, temperature: torch.Tensor) -> tuple[torch.Tens
     return blocks, blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
 
 
-def _largest(logits: torch.Tensor, count: int, blind: bool) -> torch.Tensor:
+def _largest(logits: torch.Tensor, count: int, reads: bool) -> torch.Tensor:
     """Return the largest logits of each row, descending."""
-    if not blind:  # torch would take ten times as long
+    if reads:  # torch would take ten times as long
         return torch.from_numpy(np.sort(np.partition(logits.numpy(), -count)[:, -count:])).flip(-1)
     return (logits.sort(descending=True) if count == logits.shape[-1] else logits.topk(count)).values
 
@@ -174,24 +189,24 @@ def _cut(
     top_p: torch.Tensor,
     top_k: torch.Tensor,
     min_p: torch.Tensor,
-    shift: torch.Tensor | None,
-    most: int,
-    blind: bool,
-) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Return the logits less a constant, with -inf for what is cut, and how much probability noise could move.
+    max_ranked: int,
+    reads: bool,
+    witness: Witness | None,
+) -> torch.Tensor:
+    """Return the logits less a constant, with -inf for the tokens that top_k, min_p and top_p cut.
 
-    Where values can be read few of the most probable tokens are looked at first, and more where
-    these do not tell what is kept; the result is the same.
+    Where values can be read few of the most probable tokens are ranked at first, and more where these
+    do not tell what is kept; the result is the same.
     """
     only_top_p = (top_k == 0) & (min_p == 0)
-    count, whole = most, None
-    if not blind:
-        count = min(_SOME, most)
+    count, whole = max_ranked, None
+    if reads:
+        count = min(_RANKED_FIRST, max_ranked)
         if only_top_p.any():
             blocks, ends = _summed(logits, temperature)
             whole = ends[:, -1:] / blocks.amax(dim=(1, 2))[:, None]
     while True:
-        ordered = _largest(logits, count, blind)
+        ordered = _largest(logits, count, reads)
         weight = ((ordered.double() - ordered[:, :1]) / temperature).exp()
         in_top_k = (top_k == 0) | (torch.arange(count, device=logits.device) < top_k)
         allowed = in_top_k & (weight >= min_p)
@@ -200,29 +215,27 @@ def _cut(
         mass = mass if whole is None else torch.where(only_top_p, whole, mass)
         kept = allowed & ((top_p >= 1) | (reached - weight < top_p * mass))
         # A last token that is kept, or of nearly the least probability, says nothing of those after it.
-        near = in_top_k & (weight >= (min_p if shift is None else min_p * (1 - 4 * shift)))
-        if count == most or not torch.where(only_top_p, kept, near)[:, -1].any():
+        near = in_top_k & (weight >= (min_p if witness is None else witness.min_weight(min_p)))
+        if count == max_ranked or not torch.where(only_top_p, kept, near)[:, -1].any():
             break
-        count = min(4 * count, most)
+        count = min(4 * count, max_ranked)
     last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # of a row that is not finite none is kept
-    unsure: torch.Tensor | float = 0.0
-    if shift is not None:
-        kept_mass = reached.gather(-1, last)
-        unsure = mass / kept_mass * _unsure_mass(weight / mass, kept, last, top_p, in_top_k, min_p / mass, shift)
+    if witness is not None:
+        witness.note_cut(weight, reached, mass, kept, last, in_top_k, top_p, min_p)
     border = ordered.gather(-1, last)
     room = None
-    if blind or ((ordered == border) & ~kept).any():
+    if not reads or ((ordered == border) & ~kept).any():
         room = last + 1 - (ordered > border).sum(dim=-1, keepdim=True)
-    return _without(logits, border, room, ordered[:, :1], temperature), unsure
+    return _without(logits, border, room, ordered[:, :1], temperature)
 
 
 def _cut_by_mass(
-    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, alike: int
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, zero_bits: int
 ) -> torch.Tensor:
-    """Do as `_cut` does where no row has a top_k, without sorting, which takes a GPU longer than all else.
+    """Return the same as `_cut` if no row has a top_k, without sorting, which is the slowest operation on a GPU.
 
-    The last token that is kept is the least of those above which less than top_p is: its logit is found by
-    halving the range of all float32 numbers, or of those whose `alike` last bits are 0, until one is left.
+    The last kept token is the one above which the mass first falls below top_p. Its logit is found by halving the
+    range of all float32 numbers, or of those whose `zero_bits` last bits are 0, until one is left.
     """
     largest, heat = logits.amax(dim=-1, keepdim=True), temperature.float()
     floor = (largest + temperature * min_p.log()).float()
@@ -231,19 +244,19 @@ def _cut_by_mass(
         (weight * (logits > value)).sum(dim=-1, keepdim=True, dtype=torch.float64)
     )
     enough = top_p * weight.sum(dim=-1, keepdim=True, dtype=torch.float64)
-    low, high = (torch.full_like(enough, end >> alike, dtype=torch.int64) for end in (_LOWEST, _HIGHEST))
-    for _ in range(32 - alike):
+    low, high = (torch.full_like(enough, end >> zero_bits, dtype=torch.int64) for end in (_LOWEST, _HIGHEST))
+    for _ in range(32 - zero_bits):
         middle = (low + high) >> 1
-        is_kept = above(_float_of(middle, alike)) < enough
+        is_kept = above(_float_of(middle, zero_bits)) < enough
         low, high = torch.where(is_kept, low, middle + 1), torch.where(is_kept, middle, high)
-    found = _float_of(high, alike)
+    found = _float_of(high, zero_bits)
     room = ((enough - above(found)) / ((found - largest) / heat).exp()).ceil().clamp(min=1)
     return _without(logits, torch.maximum(found, floor), room, largest, temperature)
 
 
-def _float_of(number: torch.Tensor, alike: int) -> torch.Tensor:
-    """Return the float32 with a number in the order of all whose `alike` last bits are 0; 0 has 0, and -0 has -1."""
-    number = (number << alike) | torch.where(number < 0, (1 << alike) - 1, 0)
+def _float_of(number: torch.Tensor, zero_bits: int) -> torch.Tensor:
+    """Return the float32 with a number in the order of all whose `zero_bits` last bits are 0: 0 is 0, -0 is -1."""
+    number = (number << zero_bits) | torch.where(number < 0, (1 << zero_bits) - 1, 0)
     return torch.where(number < 0, number ^ 0x7FFFFFFF, number).to(torch.int32).view(torch.float32)
 
 
@@ -259,36 +272,6 @@ def _without(
         level = logits == border
         logits = logits.masked_fill(level & (level.cumsum(dim=-1, dtype=torch.int32) > room), -torch.inf)
     # Several times as fast as a mask; what else is cut has less than 1e-43 of the largest probability.
-    least = torch.maximum(border, largest - 100 * temperature.float())
-    under = least.nextafter(torch.full_like(least, -torch.inf))
+    lowest = torch.maximum(border, largest - 100 * temperature.float())
+    under = lowest.nextafter(torch.full_like(lowest, -torch.inf))
     return threshold(logits - under, 0.0, -torch.inf)
-
-
-def _unsure_mass(
-    share: torch.Tensor,
-    kept: torch.Tensor,
-    last: torch.Tensor,
-    top_p: torch.Tensor,
-    in_top_k: torch.Tensor,
-    least: torch.Tensor,
-    shift: torch.Tensor,
-) -> torch.Tensor:
-    """Return the probability, [rows, 1], that noise could add to or take from the kept tokens.
-
-    All are shares of what top_k and min_p leave. That is about the last kept token's if its place is
-    disputed: by the next one, nearly as probable, or by top_p, which is reached nearly where it or
-    the next one begins; and that of all kept tokens that are nearly as probable as the last. And it
-    is that of all tokens that have nearly the least probability which min_p allows.
-    """
-    at_least = in_top_k & (least > 0) & ((share - least).abs() < 4 * shift * least)
-    at_least[:, 0] = False  # it is allowed whatever its probability
-    allowed = (share * at_least).sum(dim=-1, keepdim=True)
-    following = (last + 1).clamp(max=share.shape[-1] - 1)
-    p_last, p_next = share.gather(-1, last), share.gather(-1, following)
-    disputed = (p_last - p_next < 2 * shift * p_last) & (following > last)
-    past_top_p = share.cumsum(dim=-1) - share - torch.where(top_p < 1, top_p, torch.inf)
-    for index in (last, following):
-        disputed |= past_top_p.gather(-1, index).abs() < shift + allowed
-    in_band = kept & (share <= p_last * (1 + 4 * shift))
-    at_last = torch.where(disputed, 2 * (share * in_band).sum(dim=-1, keepdim=True), 0.0)
-    return torch.where(shift > 0, at_last + 2 * allowed, 0.0)

@@ -1,11 +1,11 @@
-"""What is guessed, and when; what an engine makes of it is in test_native.py."""
+"""What is guessed, and when; what an engine makes of it is in test_engine.py."""
 
 from typing import Any
 
 import pytest
 
 from hpc.engine.native.drafts import MAX_DRAFT, MIN_ACCEPTED, PAUSE, ROWS, NgramDrafts, accepted
-from hpc.engine.native.scheduler import LiveSequence
+from hpc.engine.native.scheduled_step import LiveSequence
 from hpc.engine.sequence import Sequence
 from hpc.sampling_params import SamplingParams
 from tests.engine.oracle import request
@@ -16,11 +16,11 @@ def row_of(prompt: list[int], generated: list[int], slot: int = 0, **sampling: A
     asked = request(prompt, slot, SamplingParams(**{"max_new_tokens": 100, **sampling}))
     limit = asked.sampling.max_new_tokens
     sequence = Sequence(asked, list(generated))
-    return LiveSequence(asked.token_ids, 0, 1000, slot, sequence, launched=len(generated) + 1, limit=limit)
+    return LiveSequence(asked.token_ids, 0, 1000, slot, sequence, num_scheduled=len(generated) + 1, limit=limit)
 
 
 def guess(row: LiveSequence, room: int = 100) -> list[int]:
-    return NgramDrafts().guess([row], [room])[0]
+    return NgramDrafts().draft([row], [room])[0]
 
 
 REPEATED = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -61,15 +61,15 @@ def test_no_more_is_guessed_than_there_is_room_for() -> None:
 def test_what_is_generated_between_two_guesses_is_searched_at_the_second() -> None:
     row, drafts = row_of([50], [1, 2, 3]), NgramDrafts()
     assert row.sequence is not None
-    assert drafts.guess([row], [100]) == [[]]
+    assert drafts.draft([row], [100]) == [[]]
     row.sequence.token_ids += [9, 8, 7, 6, 1, 2, 3]
-    assert drafts.guess([row], [100]) == [[9, 8, 7, 6]]
+    assert drafts.draft([row], [100]) == [[9, 8, 7, 6]]
 
 
 def test_a_new_row_in_a_slot_has_nothing_of_the_one_before_it() -> None:
     drafts = NgramDrafts()
-    drafts.guess([row_of(REPEATED, [1, 2, 3])], [100])
-    assert drafts.guess([row_of([50], [1, 2, 3])], [100]) == [[]]
+    drafts.draft([row_of(REPEATED, [1, 2, 3])], [100])
+    assert drafts.draft([row_of([50], [1, 2, 3])], [100]) == [[]]
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_a_row_is_guessed_once_it_has_its_least_tokens() -> None:
 
 def test_a_step_has_no_more_rows_than_are_cheap() -> None:
     rows = [row_of(REPEATED, [1, 2, 3], slot) for slot in range(ROWS - MAX_DRAFT)]
-    assert len(rows) + sum(map(len, NgramDrafts().guess(rows, [100] * len(rows)))) == ROWS
+    assert len(rows) + sum(map(len, NgramDrafts().draft(rows, [100] * len(rows)))) == ROWS
 
 
 def test_the_row_that_may_go_on_for_longest_is_guessed_first() -> None:
     rows = [row_of(REPEATED, [1, 2, 3], slot, max_new_tokens=10 + slot) for slot in range(ROWS - 1)]
-    assert [index for index, guessed in enumerate(NgramDrafts().guess(rows, [100] * len(rows))) if guessed] == [
+    assert [index for index, guessed in enumerate(NgramDrafts().draft(rows, [100] * len(rows))) if guessed] == [
         ROWS - 2
     ]
 
@@ -100,26 +100,26 @@ def test_the_row_that_may_go_on_for_longest_is_guessed_first() -> None:
 def test_while_guesses_are_wrong_there_are_none() -> None:
     drafts, row = NgramDrafts(), row_of(REPEATED, [1, 2, 3])
     drafts.learn(1000, 0)
-    assert [drafts.guess([row], [100])[0] for _ in range(PAUSE)] == [[]] * PAUSE
+    assert [drafts.draft([row], [100])[0] for _ in range(PAUSE)] == [[]] * PAUSE
 
 
 def test_after_a_pause_guesses_are_tried_again() -> None:
     drafts, row = NgramDrafts(), row_of(REPEATED, [1, 2, 3])
     drafts.learn(1000, 0)
     for _ in range(PAUSE):
-        drafts.guess([row], [100])
-    assert drafts.guess([row], [100]) == [[4, 5, 6, 7]]
+        drafts.draft([row], [100])
+    assert drafts.draft([row], [100]) == [[4, 5, 6, 7]]
 
 
 def test_while_more_guesses_are_right_than_must_be_they_go_on() -> None:
     drafts, row = NgramDrafts(), row_of(REPEATED, [1, 2, 3])
     for _ in range(1000):
         drafts.learn(10, int(10 * MIN_ACCEPTED) + 3)
-    assert drafts.guess([row], [100]) == [[4, 5, 6, 7]]
+    assert drafts.draft([row], [100]) == [[4, 5, 6, 7]]
 
 
 @pytest.mark.parametrize(
-    ("first", "guesses", "verified", "known"),
+    ("first", "draft", "behind", "known"),
     [
         (1, [], [], []),
         (1, [1, 2, 3], [2, 3, 4], [2, 3, 4]),
@@ -131,6 +131,6 @@ def test_while_more_guesses_are_right_than_must_be_they_go_on() -> None:
     ids=["none", "all right", "the last wrong", "the second wrong", "the first wrong", "no number"],
 )
 def test_what_is_known_ends_behind_the_last_guess_that_was_right(
-    first: int, guesses: list[int], verified: list[int], known: list[int]
+    first: int, draft: list[int], behind: list[int], known: list[int]
 ) -> None:
-    assert accepted(first, guesses, verified) == known
+    assert accepted(first, draft, behind) == known

@@ -16,7 +16,7 @@ from hpc.engine.extents import ALIGN
 from hpc.engine.failure import EngineFault
 from hpc.engine.layers.attention import AttentionMetadata, Span
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.sequence import Sequence as Grown
 from hpc.request import Request, RowId
 from hpc.sampling_params import SamplingParams

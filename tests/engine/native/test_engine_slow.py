@@ -10,7 +10,7 @@ import torch
 
 from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.model.load import describe, load, quiet
 from hpc.model.tokenizer import Tokenizer
 from hpc.plan.prefix import cuts

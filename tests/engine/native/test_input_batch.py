@@ -5,7 +5,7 @@ import pytest
 
 from hpc.engine.layers.attention import Span
 from hpc.engine.native.input_batch import InputBatch, InputBatchBuilder
-from hpc.engine.native.scheduler import Chunk, LiveSequence, ScheduledStep
+from hpc.engine.native.scheduled_step import Chunk, LiveSequence, ScheduledStep
 from hpc.engine.sequence import Sequence
 from hpc.engine.steps import StepShape
 from hpc.sampling_params import SamplingParams
@@ -120,14 +120,14 @@ def test_with_fixed_sizes_a_step_with_prompts_has_the_second() -> None:
 def test_fixed_sizes_are_halved_until_a_step_fills_its_own() -> None:
     packer, plan = InputBatchBuilder(False, True, 1, (4, 16)), decoding(ONE)
     plan.prompts = [Chunk(PROMPT, 0, 7, True)]
-    halved = [packer.halve(packer.pack(plan).shape) for _ in range(3)]
+    halved = [packer.shrink(packer.pack(plan).shape) for _ in range(3)]
     assert (halved, len(packer.pack(plan).token_ids)) == ([True, False, False], 8)
 
 
 def test_fixed_sizes_are_as_at_first_when_what_did_not_fit_is_gone() -> None:
     packer = InputBatchBuilder(share=False, known=False, multiple=1, fixed=(8, 64))
-    packer.halve(StepShape(1, 0, 1, 0.0, 1))
-    packer.restore()
+    packer.shrink(StepShape(1, 0, 1, 0.0, 1))
+    packer.reset()
     assert packer.fixed == (8, 64)
 
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from hpc.engine.admission import CHUNK, REFILL
 from hpc.engine.extents import ALIGN, Extents, aligned
-from hpc.engine.native.scheduler import ESTIMATE_FROM, LiveSequence, ScheduledStep, Scheduler
+from hpc.engine.native.scheduled_step import LiveSequence, ScheduledStep
+from hpc.engine.native.scheduler import ESTIMATE_FROM, Scheduler
 from hpc.engine.sequence import Sequence as Growing
 from hpc.request import Request
 from hpc.sampling_params import SamplingParams
-from tests.bench.paced import end
+from tests.bench.paced import chunks_of, end
 from tests.engine.oracle import request
 from tests.fakes import ListSource
 
@@ -75,15 +76,15 @@ class Simulated:
         self.plans.append(plan)
         for source, target, count in plan.copies:
             self.memory[target : target + count] = self.memory[source : source + count]
-        for chunk in plan.chunks:
+        for chunk in chunks_of(plan):
             for position in range(chunk.position, chunk.position + chunk.count):
                 at = self._place(chunk.row, position)
-                assert chunk.row.start <= at < chunk.row.start + chunk.row.room
+                assert chunk.row.start <= at < chunk.row.start + chunk.row.capacity
                 self.memory[at] = _content(chunk.row, position)
-        for chunk in plan.chunks:
+        for chunk in chunks_of(plan):
             for position in range(chunk.position + chunk.count):
                 assert self.memory[self._place(chunk.row, position)] == _content(chunk.row, position)
-        for chunk in plan.chunks:
+        for chunk in chunks_of(plan):
             if chunk.chooses:
                 self._choose(chunk.row)
 
@@ -104,12 +105,12 @@ class Simulated:
     @property
     def computed(self) -> int:
         """Tokens that all steps have computed."""
-        return sum(chunk.count for plan in self.plans for chunk in plan.chunks)
+        return sum(chunk.count for plan in self.plans for chunk in chunks_of(plan))
 
     @property
     def prefix_tokens(self) -> int:
         """Those of them that were of shared prefixes."""
-        return sum(chunk.count for plan in self.plans for chunk in plan.chunks if chunk.row.sequence is None)
+        return sum(chunk.count for plan in self.plans for chunk in chunks_of(plan) if chunk.row.sequence is None)
 
 
 def _name(row: LiveSequence) -> Any:
@@ -189,9 +190,9 @@ def test_with_failures_at_any_step_every_sample_still_ends_exactly_once(
     def fail(engine: Simulated) -> None:
         if left[0] and numbers.random() < 0.2:
             left[0] -= 1
-            engine.scheduler.restart_all(alone=alone)
+            engine.scheduler.preempt_all(isolate=alone)
             if not alone:
-                engine.scheduler.halve()
+                engine.scheduler.shrink()
 
     simulated.run(fail)
     assert names(simulated.ended + simulated.failed) == all_samples(requests)
@@ -218,7 +219,7 @@ def test_no_slot_is_two_rows_at_a_time(simulated: Simulated) -> None:
 def test_a_step_has_all_that_decode_and_at_most_a_chunk_more_than_its_tokens(simulated: Simulated) -> None:
     simulated.run()
     for plan in simulated.plans:
-        prompts = sum(c.count for c in plan.chunks if c.position < len(c.row.tokens))
+        prompts = sum(c.count for c in chunks_of(plan) if c.position < len(c.row.tokens))
         assert prompts < simulated.step_tokens + CHUNK
 
 
@@ -227,7 +228,7 @@ def test_a_step_has_all_that_decode_and_at_most_a_chunk_more_than_its_tokens(sim
 def test_a_row_has_at_most_one_token_chosen_a_step(simulated: Simulated) -> None:
     simulated.run()
     for plan in simulated.plans:
-        choosing = [id(chunk.row) for chunk in plan.chunks if chunk.chooses]
+        choosing = [id(chunk.row) for chunk in chunks_of(plan) if chunk.chooses]
         assert len(set(choosing)) == len(choosing)
 
 
@@ -235,7 +236,7 @@ def test_a_row_has_at_most_one_token_chosen_a_step(simulated: Simulated) -> None
 @given(simulations())
 def test_a_chunk_crosses_no_border(simulated: Simulated) -> None:
     simulated.run()
-    for chunk in (chunk for plan in simulated.plans for chunk in plan.chunks):
+    for chunk in (chunk for plan in simulated.plans for chunk in chunks_of(plan)):
         begin = chunk.row.cut if chunk.row.sequence else 0
         assert (chunk.position - begin) // CHUNK == (chunk.position + chunk.count - 1 - begin) // CHUNK or (
             chunk.position >= len(chunk.row.tokens)
@@ -247,8 +248,8 @@ def test_a_chunk_crosses_no_border(simulated: Simulated) -> None:
 def test_when_all_has_ended_nothing_but_prefixes_holds_memory(simulated: Simulated) -> None:
     scheduler = simulated.run().scheduler
     extents = scheduler._extents
-    scheduler.restart_all(alone=False)  # drops prefixes that nobody uses
-    assert extents.free == extents.num_tokens
+    scheduler.preempt_all(isolate=False)  # drops prefixes that nobody uses
+    assert extents.take(extents.num_tokens) == 0
 
 
 @RELAXED
@@ -316,7 +317,7 @@ def test_a_place_that_falls_free_is_taken_in_the_next_step() -> None:
 def test_after_a_restart_the_order_is_what_it_was() -> None:
     simulated = Simulated([one(row, 3, 9, samples=1 + row % 2) for row in range(9)], max_seqs=5)
     simulated.step()
-    simulated.scheduler.restart_all(alone=False)
+    simulated.scheduler.preempt_all(isolate=False)
     waiting = [(sequence.request.id, sequence.sample) for sequence in simulated.scheduler.waiting]
     assert waiting == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)]
 
@@ -325,14 +326,14 @@ def test_after_a_restart_nothing_generated_is_left() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(3)])
     simulated.step()
     simulated.step()
-    simulated.scheduler.restart_all(alone=False)
+    simulated.scheduler.preempt_all(isolate=False)
     assert [sequence.token_ids for sequence in simulated.scheduler.waiting] == [[], [], []]
 
 
 def test_after_a_restart_alone_each_is_tried_by_itself() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(4)])
     simulated.step()
-    simulated.scheduler.restart_all(alone=True)
+    simulated.scheduler.preempt_all(isolate=True)
     simulated.most_rows = 0
     while len(simulated.ended) < 4:
         simulated.step()
@@ -342,7 +343,7 @@ def test_after_a_restart_alone_each_is_tried_by_itself() -> None:
 def test_after_all_have_been_tried_alone_they_are_together_again() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(12)])
     simulated.step()
-    simulated.scheduler.restart_all(alone=True)
+    simulated.scheduler.preempt_all(isolate=True)
     while len(simulated.ended) < 4:
         simulated.step()
     simulated.step()
@@ -351,14 +352,14 @@ def test_after_all_have_been_tried_alone_they_are_together_again() -> None:
 
 def test_halved_there_are_half_as_many_rows() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(12)], max_seqs=6)
-    simulated.scheduler.halve()
+    simulated.scheduler.shrink()
     assert simulated.run().most_rows == 3
 
 
 def test_halved_again_and_again_one_row_remains() -> None:
     simulated = Simulated([one(row, 3, 9) for row in range(4)], max_seqs=6)
     for _ in range(9):
-        simulated.scheduler.halve()
+        simulated.scheduler.shrink()
     assert simulated.run().most_rows == 1
 
 
@@ -443,7 +444,7 @@ def test_a_load_whose_rows_end_early_is_mostly_replayed_where_several_are_admitt
 @pytest.mark.parametrize("step_tokens", [32, 512, 1000])
 def test_a_long_prompt_is_computed_in_chunks_from_its_own_beginning(step_tokens: int) -> None:
     simulated = Simulated([one(0, 1300)], step_tokens=step_tokens, mixed=True).run()
-    chunks = [(chunk.position, chunk.count) for plan in simulated.plans for chunk in plan.chunks]
+    chunks = [(chunk.position, chunk.count) for plan in simulated.plans for chunk in chunks_of(plan)]
     assert chunks == [(0, 512), (512, 512), (1024, 276)]
 
 
@@ -451,7 +452,7 @@ def test_a_long_prompt_is_computed_in_chunks_from_its_own_beginning(step_tokens:
 def test_prompts_fill_a_step_up_to_its_tokens(mixed: bool) -> None:
     simulated = Simulated([one(row, 20, 5) for row in range(9)], max_seqs=9, step_tokens=50, mixed=mixed)
     simulated.step()
-    assert sum(chunk.count for chunk in simulated.plans[0].chunks) == 60
+    assert sum(chunk.count for chunk in chunks_of(simulated.plans[0])) == 60
 
 
 def test_mixed_a_long_prompt_does_not_stall_those_that_decode() -> None:
@@ -464,7 +465,7 @@ def test_mixed_a_long_prompt_does_not_stall_those_that_decode() -> None:
 def test_rows_that_decode_stand_before_prompts_in_a_step() -> None:
     simulated = Simulated([one(row, 40, 5) for row in range(9)], max_seqs=9, step_tokens=50).run()
     for plan in simulated.plans:
-        decodes = [chunk.position >= len(chunk.row.tokens) for chunk in plan.chunks]
+        decodes = [chunk.position >= len(chunk.row.tokens) for chunk in chunks_of(plan)]
         assert decodes == sorted(decodes, reverse=True)
 
 
@@ -557,14 +558,14 @@ def short() -> list[Request]:
 def test_before_lengths_are_known_all_that_a_row_may_need_is_reserved() -> None:
     simulated = Simulated([one(0, 10, 100)])
     simulated.step()
-    assert simulated.scheduler.rows[0].room == 109
+    assert simulated.scheduler.rows[0].capacity == 109
 
 
 def test_when_others_have_ended_early_less_is_reserved() -> None:
     simulated = Simulated([*short(), one(0, 10, 100)], max_seqs=1)
     while simulated.admitted[-1:] != [(0, 0)]:
         simulated.step()
-    assert simulated.scheduler.rows[0].room == 10
+    assert simulated.scheduler.rows[0].capacity == 10
 
 
 def test_a_row_that_outgrows_its_extent_is_not_computed_again() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hpc.engine.native.runner import EngineLimits
+from hpc.engine.native.limits import EngineLimits
 from hpc.engine.native.trial import Shape, bytes_per_second, flops_per_second, shapes, trial
 from hpc.sampling_params import SamplingParams
 from tests.engine.models import WAYS, engine_of, greedy_of, model_of
