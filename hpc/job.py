@@ -181,6 +181,15 @@ class Job:
     in float32, and where the kernel multiplies bfloat16."""
     drafts: bool = True
     """On a CPU, guess tokens of greedy rows while few rows are left; the output is the same."""
+    source_lang: str = ""
+    """Language of the prompts, as a multilingual encoder-decoder calls it (eng_Latn); a row's "source_lang" goes before
+    it. Default: the tokenizer's."""
+    target_lang: str = ""
+    """Language to translate into, as a multilingual encoder-decoder calls it (deu_Latn); a row's "target_lang" goes
+    before it."""
+    instruction: str = ""
+    """What a model without an encoder is asked to do with each "prompt": a text with {prompt} in it, and {source_lang}
+    or {target_lang}. It becomes a user's turn if the model has a chat template."""
     output: str = ""
     """File, or folder, that the output goes to: .jsonl, .csv (either packed: .gz, .zst) or .parquet; default:
     completions.jsonl in the run directory."""
@@ -196,7 +205,8 @@ class Job:
     truncate_prompts: Literal["none", "left", "right"] = "none"
     """Cut a prompt that does not fit the context at this side; none makes it an error row."""
     context_tokens: int | None = None
-    """Most tokens of a prompt and its completion together, in place of what the model's config says."""
+    """Most tokens of a prompt and its completion together, in place of what the model's config says; of an
+    encoder-decoder, most tokens of a prompt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model: it can do whatever you can."""
     chat_date: str = ""
@@ -271,6 +281,12 @@ class Job:
             "it must be at least 1",
         )
         object.__setattr__(self, "chat_date", _moment(self.chat_date))
+        require(
+            not self.instruction or "{prompt}" in self.instruction,
+            "instruction",
+            self.instruction,
+            "it must have {prompt} in it, where the text of a row goes",
+        )
         require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "it must be from 0 to 1")
         check_columns(self.column)
         if self.prompt_template:

@@ -191,7 +191,7 @@ def generate_all(
     backlog = Backlog(job.sampling, lambda: backlog.add(dispatcher.next_piece(0)), deadline=deadline)
     writer = JournalWriter(journal)
     beat = generation.heartbeat(writer)
-    finish = completion_maker(replica.eos_token_ids, replica.decode)
+    finish = completion_maker(replica.eos_token_ids, replica.decode, replica.goes_on)
     attempt.events.span("generate")
     generate_shard(replica.engine, backlog, writer, own, progress, beat, finish)
     attempt.events.span("drain" if crew.stop.reason else "idle")

@@ -68,6 +68,9 @@ class SamplingParams:
     """End at one of these tokens, besides the model's own end-of-sequence tokens."""
     ignore_eos: bool = False
     """Do not end at the model's end-of-sequence tokens."""
+    forced_bos_token_id: int | None = None
+    """First token of the output of an encoder-decoder, which tells NLLB or M2M100 the target language; --target-lang
+    names it by its language. The model's own otherwise."""
     seed: int = 0
     """With a row's id this fixes every random number that the row uses."""
 
@@ -132,6 +135,13 @@ class SamplingParams:
             "stop_token_ids",
             self.stop_token_ids,
             f"it must be a list of token ids (integers from 0 to {_INT_MAX})",
+        )
+        require(
+            self.forced_bos_token_id is None
+            or (_is_int(self.forced_bos_token_id) and 0 <= self.forced_bos_token_id <= _INT_MAX),
+            "forced_bos_token_id",
+            self.forced_bos_token_id,
+            f"it must be a token id (an integer from 0 to {_INT_MAX}), or none at all",
         )
         require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "it must be true or false")
         require(_is_int(self.seed), "seed", self.seed, "it must be an integer")

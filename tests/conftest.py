@@ -199,6 +199,64 @@ def make_tiny_model(folder: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_summarizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of two layers with random weights; its tokenizer puts <eos> behind a text."""
+    return make_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny-t5"), "t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An NLLB of two layers with random weights, of three languages, 90 source and 60 target tokens."""
+    return make_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny-nllb"), "nllb")
+
+
+def make_tiny_encoder_decoder(folder: Path, kind: str) -> Path:
+    """Save a tiny random encoder-decoder: a T5 with a byte tokenizer, or an NLLB with a tokenizer of letters."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import (
+        AutoModelForSeq2SeqLM,
+        M2M100Config,
+        NllbTokenizer,
+        PreTrainedTokenizerFast,
+        T5Config,
+    )
+
+    torch.manual_seed(0)
+    if kind == "t5":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        made = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.decoder = decoders.ByteLevel()
+        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
+        made = tokenizer.backend_tokenizer
+        made.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 256)])
+        config: Any = T5Config(
+            vocab_size=258, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=257,
+            pad_token_id=257, eos_token_id=256,
+        )  # fmt: skip
+    else:
+        letters = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz.,"]
+        tokenizer = NllbTokenizer(
+            vocab={letter: index for index, letter in enumerate(letters)}, merges=[],
+            extra_special_tokens=["deu_Latn", "eng_Latn", "fra_Latn"],
+        )  # fmt: skip
+        config = M2M100Config(
+            vocab_size=len(tokenizer), d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=60,
+            tie_word_embeddings=False, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+        )  # fmt: skip
+    model: Any = AutoModelForSeq2SeqLM.from_config(config)
+    with torch.no_grad():  # as initialised, the source hardly tells in the output
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and parameter is not model.get_input_embeddings().weight:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_model`, with heads as wide as vLLM wants them."""
     return make_tiny_model(tmp_path_factory.mktemp("wide-llama"), "wide llama")

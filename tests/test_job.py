@@ -46,6 +46,7 @@ JOB = Job("model", ("corpus.jsonl",))
         ("stop_token_ids", (True,), "integers from 0"),
         ("stop_token_ids", 5, "a list"),
         ("ignore_eos", 1, "true or false"),
+        ("forced_bos_token_id", -1, "a token id"),
         ("seed", 0.5, "an integer"),
         ("seed", None, "an integer"),
         ("min_p", -0.1, "from 0 .off. to 1"),
@@ -223,6 +224,7 @@ def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
         "n": 2,
         "min_new_tokens": 1,
         "logprobs": 0,
+        "forced_bos_token_id": 0,
     }
     drawn = SamplingParams(temperature=1.0)
     assert dataclasses.replace(drawn, **{field: other[field]}).identity() != drawn.identity()
@@ -236,6 +238,7 @@ def test_a_sampled_identity_depends_on_every_parameter(field: str) -> None:
         {"frequency_penalty": 0.1},
         {"min_new_tokens": 1},
         {"logprobs": 0},
+        {"forced_bos_token_id": 0},
     ],
     ids=str,
 )
@@ -286,6 +289,11 @@ def test_a_job_cannot_be_changed() -> None:
 )
 def test_a_chat_date_is_kept_as_date_and_time(given: str, kept: str) -> None:
     assert Job(model="m", corpus=("c",), chat_date=given).chat_date == kept
+
+
+def test_an_instruction_without_a_place_for_the_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'"instruction" is .Translate this.; it must have \{prompt\}'):
+        Job(model="m", corpus=("c",), instruction="Translate this")
 
 
 @pytest.mark.parametrize("given", ["today", "28.11.2026", "2026-13-01", 5])

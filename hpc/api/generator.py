@@ -174,7 +174,7 @@ class Generator:
                 display.update(found.work, {0: progress}, None)
                 return bool(stop.reason)
 
-            finish = completion_maker(replica.eos_token_ids, replica.decode)
+            finish = completion_maker(replica.eos_token_ids, replica.decode, replica.goes_on)
             steps = complete(replica.engine, backlog, progress, on_step, finish)
             stack.enter_context(contextlib.closing(steps))
             lengths = tokens.prompt_tokens

@@ -72,10 +72,11 @@ def submit(command: verbs.Submit, loader: Loader | None) -> int:
 
 def plan(command: verbs.Plan, loader: Loader | None) -> int:
     """Print the predicted time and memory of a job."""
-    from hpc.forecast import forecast
+    from hpc.forecast import show
+    from hpc.forecast.forecast import forecast, to_json
 
     log.configure(0, 1)
-    found = forecast.forecast(
+    found = forecast(
         command.job,
         loader or Loader(),
         command.calibration,
@@ -84,11 +85,11 @@ def plan(command: verbs.Plan, loader: Loader | None) -> int:
         command.gpu_gib,
     )
     if command.json:
-        print(forecast.to_json(found))
+        print(to_json(found))
     else:
-        forecast.show(found, command.deadline_min)
+        show.show(found, command.deadline_min)
     if command.plot is not None:
-        forecast.plot(found, command.plot)
+        show.plot(found, command.plot)
     return OK
 
 

@@ -18,7 +18,8 @@ from hpc.sampling_params import SamplingParams
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("model", "device", "dtype", "context_tokens", "trust_remote_code"),
     "prompts": (
-        "column", "prompt_template", "system", "last_assistant", "chat_template", "chat_template_kwargs",
+        "column", "prompt_template", "instruction", "source_lang", "target_lang",
+        "system", "last_assistant", "chat_template", "chat_template_kwargs",
         "row_chat_templates", "chat_date", "unknown_parameters",
     ),
     "corpus and output": (

@@ -1,11 +1,13 @@
-"""The `hf` engine: transformers' `generate` on batches of one length bucket, left-padded.
+"""The `hf` engine: transformers' `generate` on padded batches of one length bucket.
 
-Other engines are compared with it, and it serves every causal language model. In float32 its output is that of
-`generate` on one prompt at a time: a batch changes the logits by rounding alone, and a row with a choice that rounding
+It is the reference that other engines are compared with, and serves every causal language model (padded on the left)
+and every encoder-decoder (padded on the right, where no position of the source moves). In float32 its output is that of
+`generate` on one prompt at a time: a batch changes the logits by rounding only, and a row with a choice that rounding
 could have changed is generated again alone.
 """
 
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -19,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hpc.engine import bucket, memory
 from hpc.engine.bounds import Bounds
 from hpc.engine.cost import CostModel
+from hpc.engine.decoder import DecoderRules
 from hpc.engine.failure import Bisector
 from hpc.engine.frequencies import tokens_before_change
 from hpc.engine.interface import OnStep, Source, begin, pull
@@ -34,6 +37,14 @@ from hpc.trim import Decode, ending_tokens, ends_with_stop
 LOGGER = logging.getLogger(__name__)
 
 
+SIDES_NOISE = 1e-4
+"""Rounding for encoder-decoders, as `NOISE` is for others: three times the 3.2e-5 seen of a
+T5, whose attention scores are not scaled down."""
+
+NEVER = -2e9
+"""The logit of a token that an encoder-decoder may not generate: finite, so that log probabilities can be written."""
+
+
 def load(checkpoint: Checkpoint) -> Loaded:
     """Load the model and make an engine of it."""
     model = checkpoint.load()
@@ -41,18 +52,24 @@ def load(checkpoint: Checkpoint) -> Loaded:
 
 
 def of_model(checkpoint: Checkpoint, model: Any, num_buckets: int = 0) -> "HFEngine":
-    """Return the engine of a loaded model; it makes `num_buckets` length buckets itself if the plan has none."""
-    batch_tokens = checkpoint.job.batch_tokens
-    return HFEngine(model, checkpoint.eos_token_ids, checkpoint.decode, batch_tokens, num_buckets=num_buckets)
+    """Return the engine of a loaded model. With `num_buckets` it makes length buckets, for a plan without any."""
+    return HFEngine(
+        model,
+        checkpoint.eos_token_ids,
+        checkpoint.decode,
+        checkpoint.job.batch_tokens,
+        num_buckets=num_buckets,
+        rules=checkpoint.decoder_rules,
+    )
 
 
 class HFEngine:
     """One replica of a model, driven by `generate`.
 
-    `decode` turns token ids into text, for requests with stop strings only.
+    `decode` turns token ids into text; only requests with stop strings need it.
     `batch_tokens` bounds a batch: its rows times its longest prompt and completion. In a step that
-    takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank is
-    not deaf meanwhile.
+    takes longer than `long_step_s`, `on_step` is called between the layers too, so that the rank still
+    notices signals and messages.
     """
 
     def __init__(
@@ -63,20 +80,28 @@ class HFEngine:
         batch_tokens: int,
         long_step_s: float = 5.0,
         num_buckets: int = 0,
+        rules: DecoderRules | None = None,
     ) -> None:
-        """Hold the model; with `num_buckets`, requests are put into so many length buckets here, not by a plan."""
+        """Hold the model. With `num_buckets`, the engine puts requests into as many length buckets itself.
+
+        `rules` are those of an encoder-decoder, None for a causal language model. Raises `ValueError` for a model and
+        rules that are not of one kind.
+        """
+        if model.config.is_encoder_decoder != (rules is not None):
+            raise ValueError(f"{type(model).__name__} is given the decoder rules {rules}")
         self._model = model
         self._long_step_s = long_step_s
         self._eos_token_ids = eos_token_ids
         self._decode = decode
         self._batch_tokens = batch_tokens
         self._num_buckets = num_buckets
+        self._rules = rules
         self._max_together = tokens_before_change(model.config.get_text_config())
         self.steps = StepLog()  # `generate` does not tell of its steps
         self.bounds: Bounds | None = None
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
-        """Yield the sequences of a batch when its longest has ended, or those that have when told to stop."""
+        """Yield the sequences of a batch when all have ended; when told to stop, those that have ended."""
         stop = _Stop(on_step, self._long_step_s)
         bisector = Bisector(lambda batch: self._generate_batch(batch, stop), self._shrink)
         with stop.between_layers(self._model):
@@ -91,32 +116,28 @@ class HFEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:
-        device = self._model.device
-        prompts = [torch.from_numpy(sequence.request.token_ids.astype("int64")) for sequence in batch]
-        width = max(len(prompt) for prompt in prompts)
-        input_ids = torch.zeros(len(batch), width, dtype=torch.long)
-        attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
-            input_ids[row] = prompt[0]
-            input_ids[row, width - len(prompt) :] = prompt
-            attention_mask[row, width - len(prompt) :] = 1
-        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step)
+        device, rules = self._model.device, self._rules
+        inputs = _padded(batch, left=rules is None)
+        growing = _Growing(batch, self._eos_token_ids, self._decode, on_step, rules)
         exact = len(batch) > 1 and self._model.dtype == torch.float32
-        sampler = Sampler(len(batch), device, self._eos_token_ids, Rounding() if exact else None)
+        rounding = Rounding() if rules is None else Rounding(SIDES_NOISE)
+        sampler = Sampler(len(batch), device, self._eos_token_ids, rounding if exact else None)
         for slot, sequence in enumerate(batch):
-            sampler.set(slot, sequence.request, sequence.sample)
+            sampler.set(slot, sequence.request if rules is None else _begun(sequence.request, rules), sequence.sample)
         config = GenerationConfig(
             max_new_tokens=max(sequence.request.sampling.max_new_tokens for sequence in batch),
             do_sample=False,
             pad_token_id=0,
+            decoder_start_token_id=rules and rules.start,
         )
+        if _has_global_attention(self._model):  # its first token sees all others, and they see it
+            inputs["global_attention_mask"] = torch.zeros_like(inputs["attention_mask"])
+            inputs["global_attention_mask"][:, 0] = 1
         with contextlib.suppress(_Stopped):
             self._model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
+                **{name: tensor.to(device) for name, tensor in inputs.items()},
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_Chooser(sampler, growing)]),
+                logits_processor=LogitsProcessorList([_Chooser(sampler, growing, rules.banned if rules else ())]),
                 stopping_criteria=StoppingCriteriaList([growing]),
             )
         done = [sequence for row, sequence in enumerate(growing.sequences) if growing.ended[row]]
@@ -134,7 +155,7 @@ class HFEngine:
 def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> list[Request]:
     """Return requests in length buckets, at most `num_buckets` of them, the longest first.
 
-    For those of a plan that pads nothing: there every length is a bucket of its own, and a batch one row.
+    For a plan without padding, in which every length is a bucket of its own and a batch has one row.
     """
     lengths = np.array([len(request.token_ids) for request in requests], dtype=np.int64)
     new_tokens = np.array([request.sampling.max_new_tokens for request in requests], dtype=np.int64)
@@ -145,10 +166,35 @@ def bucketed(requests: list[Request], num_buckets: int, batch_tokens: int) -> li
     return [replace(requests[index], bucket=padded[index]) for index in order]
 
 
+def _padded(batch: list[Sequence], left: bool) -> dict[str, torch.Tensor]:
+    """Return the prompts of a batch and their mask, int64 of shape [rows, longest prompt], padded at one side."""
+    prompts = [torch.from_numpy(sequence.request.token_ids.astype("int64")) for sequence in batch]
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.zeros(len(batch), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(batch), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        own = slice(width - len(prompt), None) if left else slice(len(prompt))
+        # Whatever stands in the padding is masked, but 0 * NaN is NaN: a token of the row's own does no harm.
+        input_ids[row] = prompt[0]
+        input_ids[row, own] = prompt
+        attention_mask[row, own] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _begun(request: Request, rules: DecoderRules) -> Request:
+    """Return a request as the decoder of an encoder-decoder sees it: penalties do not count the source."""
+    return replace(request, token_ids=np.array([rules.start], dtype=np.int32))
+
+
+def _has_global_attention(model: Any) -> bool:
+    """Return whether a model (LED) is told which tokens of a long source attend to all others."""
+    return "global_attention_mask" in inspect.signature(model.forward).parameters
+
+
 def batches(sequences: list[Sequence], batch_tokens: int, max_together: int | None = None) -> Iterator[list[Sequence]]:
     """Cut sequences into batches of one bucket that hold at most `batch_tokens`, padding included.
 
-    Of those in which a row could grow beyond `max_together` tokens every sequence is a batch of its own.
+    If a row of a batch could grow beyond `max_together` tokens, each of its sequences is a batch of its own.
     """
     for batch in _full(sequences, batch_tokens):
         prompt = max(len(sequence.request.token_ids) for sequence in batch)
@@ -179,7 +225,7 @@ class _Stopped(Exception):
 
 
 class _Stop:
-    """Asks whether to stop, and remembers that the answer was yes."""
+    """Asks `on_step` whether to stop, and remembers a yes."""
 
     def __init__(self, on_step: OnStep, long_step_s: float) -> None:
         self._on_step = on_step
@@ -194,7 +240,7 @@ class _Stop:
 
     @contextlib.contextmanager
     def between_layers(self, model: torch.nn.Module) -> Iterator[None]:
-        """Ask between the layers of a long step too: the prefill of a large batch on a CPU takes a minute."""
+        """Ask between the layers of a long step: the prefill of a large batch takes a minute on a CPU."""
 
         def ask(module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG001  (the signature of a hook)
             if time.monotonic() - self._asked_at > self._long_step_s and self():
@@ -210,7 +256,7 @@ class _Stop:
 
 
 class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
-    """Follows each row of a batch, and tells `generate` which need no more tokens."""
+    """Follows each row of a batch, and tells `generate` which rows have ended."""
 
     def __init__(
         self,
@@ -218,6 +264,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         eos_token_ids: Collection[int],
         decode: Decode,
         on_step: Callable[[], bool],
+        rules: DecoderRules | None = None,
     ) -> None:
         self.sequences = [Sequence(begun.request, sample=begun.sample) for begun in batch]
         self.ended = [False] * len(batch)
@@ -226,6 +273,7 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self._endings = [ending_tokens(begun.request.sampling, eos_token_ids) for begun in batch]
         self._decode = decode
         self._on_step = on_step
+        self._rules = rules
         self._logprobs: dict[int, TokenLogprobs] = {}
 
     def note(self, choice: SamplerOutput) -> None:
@@ -238,18 +286,30 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
                 self.ended[row] = True
         self._logprobs = choice.logprobs.read() if choice.logprobs else {}
 
+    def forced(self) -> dict[int, int]:
+        """Return the tokens that rows must have next, by row."""
+        if self._rules is None:
+            return {}
+        found = {}
+        for row, sequence in enumerate(self.sequences):
+            token = self._rules.forced(sequence.request.sampling, len(sequence.token_ids), self._endings[row])
+            if token is not None and not (self.ended[row] or self._was_close[row]):
+                found[row] = token
+        return found
+
     def close(self) -> list[Sequence]:
-        """Return the sequences that must be generated again, alone."""
+        """Return the sequences to generate again, each in a batch of its own."""
         return [begun for begun, close in zip(self._batch, self._was_close, strict=True) if close]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        """Append the token just chosen for each row; return which rows need no more, shape [rows]."""
+        """Take the token just chosen for each row; return which rows have ended, shape [rows]."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not (self.ended[row] or self._was_close[row]):
                 self.sequences[row].token_ids.append(token)
                 if row in self._logprobs:
                     self.sequences[row].logprobs.append(self._logprobs[row])
                 self.ended[row] = self._has_ended(row, token)
+                self._note_cut(row)
         if self._on_step():
             return torch.ones(len(self.ended), dtype=torch.bool, device=input_ids.device)
         enough = [ended or close for ended, close in zip(self.ended, self._was_close, strict=True)]
@@ -257,25 +317,36 @@ class _Growing(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
 
     def _has_ended(self, row: int, token: int) -> bool:
         sequence = self.sequences[row]
-        request, sampling = sequence.request, sequence.request.sampling
+        sampling = sequence.request.sampling
+        before = sequence.request.token_ids if self._rules is None else ()
         return (
             token in self._endings[row]
             or len(sequence.token_ids) >= sampling.max_new_tokens
-            or ends_with_stop(
-                sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens, request.token_ids
-            )
+            or ends_with_stop(sequence.token_ids, sampling.stop, self._decode, sampling.min_new_tokens, before)
         )
+
+    def _note_cut(self, row: int) -> None:
+        sequence = self.sequences[row]
+        if self._rules is not None:
+            at = len(sequence.token_ids) - 1
+            sequence.cut = self._rules.cuts(sequence.request.sampling, at, self._endings[row])
 
 
 class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
-    """Chooses the tokens: `generate`'s own argmax finds only the chosen one."""
+    """Chooses the tokens with our sampler, and leaves `generate` only the chosen one to find."""
 
-    def __init__(self, sampler: Sampler, growing: _Growing) -> None:
+    def __init__(self, sampler: Sampler, growing: _Growing, banned: Collection[int] = ()) -> None:
         self._sampler = sampler
         self._growing = growing
+        self._banned = list(banned)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return scores of shape [rows, vocabulary] that are 0 at the chosen token and -inf elsewhere."""
+        if self._banned:
+            scores[:, self._banned] = NEVER
+        for row, token in self._growing.forced().items():
+            scores[row] = NEVER
+            scores[row, token] = 0.0
         choice = self._sampler.choose(scores, list(range(len(scores))))
         self._growing.note(choice)
         return torch.full_like(scores, -torch.inf).scatter_(1, choice.tokens[:, None], 0.0)

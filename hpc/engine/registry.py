@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hpc.engine.bounds import Size, Speed
+from hpc.engine.decoder import DecoderRules
 from hpc.engine.interface import Engine
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
@@ -54,6 +55,10 @@ class Checkpoint(Protocol):
     @property
     def context_tokens(self) -> int | None:
         """Maximum tokens of prompt and completion together; None if the model sets no limit."""
+
+    @property
+    def decoder_rules(self) -> DecoderRules | None:
+        """The rules of an encoder-decoder's decoder; None for a causal language model."""
 
     @property
     def decode(self) -> Decode:
@@ -120,6 +125,8 @@ class EngineKind:
     """It logs its steps and has `Bounds`, which calibrations and predictions need."""
     simulated: bool = True
     """The simulator of a forecast admits requests as this engine does; otherwise the forecast says so."""
+    encoder_decoder: bool = False
+    """It also generates with models that have an encoder and a decoder."""
     own_context: bool = False
     """--vllm.max-model-len limits its sequences."""
     optional: bool = False
@@ -142,10 +149,18 @@ _KINDS = (
         "vllm", "hpc.engine.vllm.load", simulated=False, own_context=True, optional=True, shards=True, auto_on=("cuda",)
     ),
     EngineKind("native", "hpc.engine.native.load", fallback="hf"),
-    EngineKind("hf", "hpc.engine.hf", pads=True, shares_prefixes=False, max_tail=0.15, reports_steps=False),
+    EngineKind(
+        "hf",
+        "hpc.engine.hf",
+        pads=True,
+        shares_prefixes=False,
+        max_tail=0.15,
+        reports_steps=False,
+        encoder_decoder=True,
+    ),
 )  # max_tail of hf: its batches want many rows of one bucket
 ENGINES = {kind.name: kind for kind in _KINDS}
-"""Engines by name, in the order in which `auto` asks them; the last one serves every causal language model."""
+"""Engines by name, in the order in which `auto` asks them; the last one serves every model."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +221,13 @@ def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None],
     generates = f"the {chosen.name} engine generates{where}"
     reason = "; ".join([*against, generates]) if against or asked == AUTO else ""
     return Choice(chosen.name, reason, bool(against) and chosen is allowed[-1])
+
+
+def no_encoder(kind: EngineKind, config: Any) -> str | None:
+    """Return why an engine cannot generate with an encoder-decoder; None if it can, or the model is no such."""
+    if kind.encoder_decoder or not config.is_encoder_decoder:
+        return None
+    return f"the {kind.name} engine does not support models with an encoder and a decoder ({config.model_type})"
 
 
 def measurable(asked: str) -> tuple[str, ...]:

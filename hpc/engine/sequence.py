@@ -18,6 +18,8 @@ class Sequence:
     """Index among the `n` samples of its request, each of which is a sequence of its own."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """One entry per token, if the request asks for log probabilities."""
+    cut: bool = False
+    """Its ending token is there only because it was at its limit: the decoder of an encoder-decoder may force one."""
     guessed: int = 0
     """Draft tokens that were computed for it."""
     accepted: int = 0

@@ -99,12 +99,18 @@ def _finish(finish: Finish, samples: list[Sequence]) -> Completion:
         raise RuntimeError(f"request {samples[0].request.id!r}: {type(error).__name__}: {error}") from error
 
 
-def completion_maker(eos_token_ids: Collection[int], decode: Decode) -> Finish:
-    """Return the function that makes a completion of the sequences of a request."""
+def completion_maker(eos_token_ids: Collection[int], decode: Decode, goes_on: bool = True) -> Finish:
+    """Return the function that makes a completion of the sequences of a request.
+
+    `goes_on` says that the text goes on with the prompt's; that of an encoder-decoder begins anew.
+    """
 
     def sample(sequence: Sequence) -> Sample:
         sampling = sequence.request.sampling
-        token_ids, text, reason = trim(sequence.token_ids, sampling, eos_token_ids, decode, sequence.request.token_ids)
+        before = sequence.request.token_ids if goes_on else ()
+        token_ids, text, reason = trim(sequence.token_ids, sampling, eos_token_ids, decode, before)
+        if sequence.cut and len(token_ids) == sampling.max_new_tokens:
+            reason = "length"
         if reason is None:
             raise ValueError(f"the engine ended it after {len(token_ids)} tokens, for no reason")
         if sampling.logprobs is None:

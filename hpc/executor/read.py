@@ -142,6 +142,7 @@ class Inputs:
             "context_tokens": job.context_tokens,
             "chat_date": job.chat_date if tells_date(model.path, job.chat_template) else "",
             "model": [model.revision, model.tokenizer, model.template],
+            **({"wording": wording} if any(wording := [job.source_lang, job.target_lang, job.instruction]) else {}),
             **({"formats": formats} if set(formats := [file.format for file in self.corpus]) != {"jsonl"} else {}),
             **({"prompts": prompts} if (prompts := job.prompt_values()) else {}),
             **({"context": context} if (context := asked_context(job)) is not None else {}),

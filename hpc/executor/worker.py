@@ -177,7 +177,7 @@ class Worker:
             self.world.send(0, Tag.PROGRESS, pack(progress.as_json()))
 
         beat = Heartbeat(self.stop, self.serve, journal, events, progress, Every(MESSAGE_S, report))
-        finish = completion_maker(replica.eos_token_ids, replica.decode)
+        finish = completion_maker(replica.eos_token_ids, replica.decode, replica.goes_on)
         events.span("generate")
         generate_shard(replica.engine, backlog, journal, self.records, progress, beat, finish)
         events.span(FOLLOW)

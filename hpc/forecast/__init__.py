@@ -1,1 +1,1 @@
-"""How long a job takes: step costs measured on the device, and a simulation fed with them."""
+"""Predict how long a job takes, by simulating it with step costs measured on the device."""

@@ -1,4 +1,4 @@
-"""Calibrate: measure what the steps of a model cost on this node, all of its ranks at once, and keep it."""
+"""Measure the step costs of a model on this node, on all of its ranks at once, and store them."""
 
 import time
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from hpc.mpi.binding import Binding, bind_process, bind_ranks, host_info
 from hpc.mpi.comm import Buffer, Comm, pack, unpack
 
 CPU_S, GPU_S = 9.0, 2.5
-"""How long a trial takes where nobody says."""
+"""Default duration of a trial. A GPU takes as many steps in less time."""
 LOAD = "load"
-"""Names what a rank is to load in the first question to it; the second one is empty, and means: measure."""
+"""Key of the first question to a rank, which says what to load. The second question is empty and means: measure."""
 
 
 def calibrate(job: Job, world: Comm, loader: Loader, seconds: float | None = None) -> int:
-    """Measure on every rank for so many seconds, print on rank 0 what was found; return the exit code.
+    """Measure on every rank for `seconds`, print the result on rank 0; return the exit code.
 
-    Raises `Refusal`, on rank 0 alone, where there is nothing to measure.
+    Raises `Refusal`, on rank 0 only, if there is nothing to measure.
     """
     if world.rank:
         answer(world, host_info(), replies(loader))
@@ -47,7 +47,7 @@ def calibrate(job: Job, world: Comm, loader: Loader, seconds: float | None = Non
 
 
 def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float | None = None) -> Calibration:
-    """Place the ranks, load and measure with them all, and keep what was found."""
+    """Bind the ranks, load and measure on all of them, and store the calibration."""
     if seconds is not None and not 0 < seconds < inf:
         raise Refusal(f"--seconds {seconds}: it must be more than 0; without it, a trial takes {CPU_S} s")
     places = bind_ranks([host_info(), *inquiry.wait_for_hellos()], job.device != "cpu", job.replica_gpus)
@@ -83,7 +83,7 @@ def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float 
 
 
 def replies(loader: Loader) -> Callable[[dict[str, Any]], Buffer]:
-    """Return what a rank other than 0 does when it is asked: load first, and then measure."""
+    """Return how a rank other than 0 answers questions: it loads first, then measures."""
     loaded: list[tuple[Replica, float]] = []
 
     def reply(question: dict[str, Any]) -> Buffer:
@@ -105,7 +105,7 @@ def _seconds(own: Binding) -> float:
 
 
 def show(found: Calibration) -> None:
-    """Print what was found."""
+    """Print a calibration."""
     costs, engine, speed = found.costs, found.engine, found.speed or Speed(0, 0)
     print(f"{found}; loading takes {found.load_s:.1f} s")
     if found.speed is not None:

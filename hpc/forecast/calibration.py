@@ -1,4 +1,4 @@
-"""Calibrations: what the steps of trials and runs took, kept in the user's cache for each model and kind of node."""
+"""Store and find calibrations: step costs for each model and kind of node, in the user's cache."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ LOGGER = logging.getLogger(__name__)
 
 
 MIN_STEPS = 16
-"""Of a run, which are much alike; the steps of a trial are as many as it had time for."""
+"""Steps of a run that a fit needs, since they are much alike. A trial may have fewer, of all shapes."""
 
 
 VERSION = 1
-"""Of calibrations. Earlier ones, 0, charged the steps of a GPU with the time of the step before."""
+"""Version of calibrations. Version 0 charged each step of a GPU with the time of the step before."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a calibration is for."""
+    """The model, device, ranks and engine that a calibration is for."""
 
     model: str
     """Revision."""
@@ -36,9 +36,9 @@ class Kind:
     threads: int
     ranks_on_node: int
     engine: str = "native"
-    """Files of before there was another do not say it."""
+    """Older files do not have it: there was no other engine."""
     devices: int = 1
-    """On which each rank keeps the model."""
+    """Number of devices on which each rank keeps the model."""
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -49,7 +49,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one replica of a model costs on one kind of node, with as many beside it as there were."""
+    """The step costs of one replica on one kind of node, measured with all ranks of the node at work."""
 
     kind: Kind
     engine: Bounds
@@ -59,11 +59,11 @@ class Calibration:
     steps: int
     """Steps that were measured."""
     time: float
-    """When, in seconds of the clock."""
+    """When it was made, in seconds of the clock."""
     trial: tuple[Measured, ...] = ()
     """Steps of a trial, which are of all shapes; those of a run are of few."""
     speed: Speed | None = None
-    """As the trial found it."""
+    """Speed of the device, from the trial."""
     version: int = VERSION
 
     def __str__(self) -> str:
@@ -82,9 +82,9 @@ def add_steps(
     trial: Sequence[Measured] = (),
     speed: Speed | None = None,
 ) -> Calibration:
-    """Fit costs to the steps of a run or of a trial, and keep them in the place of earlier ones of that kind.
+    """Fit costs to the steps of a run or of a trial, and replace the calibration of that kind.
 
-    What an earlier trial found still counts beside the steps of a run. Raises `ValueError` for too few steps.
+    The steps of an earlier trial are fitted together with those of a run. Raises `ValueError` for too few steps.
     """
     path = _path(folder, kind)
     try:
@@ -111,7 +111,7 @@ def find_calibration(
 ) -> Calibration | None:
     """Return the calibration of a model and one of the engines that suits best: ranks on a node, threads, the newest.
 
-    On as many devices of a rank as asked for. Of any dtype where that is "auto"; None if there is none.
+    Only one for as many `devices` of a rank. With the dtype "auto" any dtype will do. None if there is no calibration.
     """
     found = []
     for path in folder.glob("*.json"):

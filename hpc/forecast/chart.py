@@ -1,4 +1,4 @@
-"""Chart: draw what a job is predicted to take over the number of ranks, as a picture in a file."""
+"""Draw the predicted time and efficiency over the number of ranks, as a picture in a file."""
 
 from collections.abc import Sequence
 from pathlib import Path

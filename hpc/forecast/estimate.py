@@ -1,7 +1,7 @@
-"""Estimate: what generating will take on a number of ranks, from a plan and a calibration.
+"""Estimate the time of a job on a number of ranks, from a plan and a calibration.
 
-Of many requests a part is simulated, evenly chosen by cost, on as many fewer ranks: each has as much
-to do as one of all.
+Of many requests a part is simulated, chosen evenly by cost, on proportionally fewer ranks, so that each simulated rank
+has as much work as a real one.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from hpc.plan.arrange import make_plan
 MERGE_ROW_S = 4e-5
 """Seconds that rank 0 takes to gather and write a row."""
 SIMULATED = 40_000
-"""Most requests that are simulated, over all draws of the outputs' lengths."""
+"""Max requests that are simulated, over all draws of output lengths."""
 DRAWS = 9
-"""Draws of output lengths behind an interval."""
+"""Draws of output lengths behind an interval: the fewest whose 10th and 90th percentile are not the extremes."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a job takes on a number of ranks; times in seconds."""
+    """The predicted time of a job on a number of ranks, in seconds."""
 
     ranks: int
     low_s: float
@@ -45,13 +45,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Demand:
-    """What is to be generated: the prompts, what they share with others, and how long outputs may become."""
+    """The requests to generate: prompts, shared prefixes, and the lengths of outputs."""
 
     prompts: Prompts
     shared: tuple[Ints, Ints]
     """As `plan.cuts` returns it."""
     seen: Floats | None
-    """Of completions that there are, the share of its limit that each took; None where all run to their limits."""
+    """For each finished completion, the fraction of its limit that it used; None if all are assumed to reach it."""
     rows: int
     """Rows of the output."""
     every: int = 1
@@ -85,12 +85,12 @@ class Estimator:
         self._known: dict[int, Prediction] = {}
 
     @property
-    def most_ranks(self) -> int:
-        """As many ranks as there are requests."""
+    def max_ranks(self) -> int:
+        """Number of requests: more ranks would have nothing to do."""
         return max(1, len(self._draws[0][2]) * self._every)
 
     def predict(self, ranks: int) -> Prediction:
-        """Predict for so many ranks: loading, generating and merging."""
+        """Predict loading, generating and merging on `ranks` ranks."""
         if ranks not in self._known:
             times, idle = zip(*(self._generating(ranks, *draw) for draw in self._draws), strict=True)
             whole = self._found.load_s + np.array(times) + MERGE_ROW_S * self._rows
@@ -117,13 +117,13 @@ class Estimator:
         return last * self._every * fewer / ranks, 1 - sum(clocks) / (fewer * last) if last else 0.0
 
 
-def fewest(meets: Callable[[int], bool], most: int) -> int | None:
-    """Return the fewest ranks that meet a condition which more ranks meet too; None if not even `most` do."""
+def fewest(meets: Callable[[int], bool], max_ranks: int) -> int | None:
+    """Return the fewest ranks that meet a condition; None if `max_ranks` do not. More ranks must meet it too."""
     high = 1
     while not meets(high):
-        if high >= most:
+        if high >= max_ranks:
             return None
-        high = min(most, 2 * high)
+        high = min(max_ranks, 2 * high)
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Expect: how long an attempt should take, by what steps took before, and what its own steps teach."""
+"""Predict how long an attempt will take from calibrated step costs, and update the calibration from its steps."""
 
 import logging
 from dataclasses import asdict
@@ -21,13 +21,13 @@ LOGGER = logging.getLogger(__name__)
 
 
 LOOKED_AT, SIMULATED = 40_000, 10_000
-"""Most requests that a run looks at, and simulates, to say how long it will take."""
+"""Max requests that a run samples, and simulates, for its prediction: rank 0 has other ranks to answer meanwhile."""
 
 
 def predict_attempt(
     attempt: Attempt, tokens: TokenStore, earlier: JournalIndex, dispatcher: Dispatcher
 ) -> dict[str, Any]:
-    """Return how long this attempt should take, and on what; empty where nothing has measured such steps here."""
+    """Return the predicted seconds of this attempt and the device's size and speed; empty without a calibration."""
     place, job = attempt.place, attempt.job
     folder = user_cache() / "calibrations"
     found = calibration.find_calibration(
@@ -57,7 +57,7 @@ def predict_attempt(
 
 
 def record_steps(attempt: Attempt, replica: Replica, load_s: float) -> None:
-    """Keep what the steps of this rank cost, for predictions; a run with few steps says nothing."""
+    """Update the calibration with the steps of this rank; a run with too few steps changes nothing."""
     if replica.engine.bounds is None or replica.size is None:
         return
     place, bounds = attempt.place, replica.engine.bounds

@@ -1,6 +1,6 @@
-"""Forecast: what a job will take on 1, 2, 4, … ranks, from its corpus and a calibration. Loads no model.
+"""Forecast a job on 1, 2, 4, … ranks, from its corpus and a calibration. Loads no model.
 
-The corpus is read into the run directory, as a run would: a run that follows finds it there.
+The corpus is read into the run directory, where a later run finds it.
 """
 
 import json
@@ -16,7 +16,7 @@ from hpc.arrays import Ints
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import Prompts, TokenStore
 from hpc.engine import bucket
-from hpc.engine.registry import check_devices, measurable, traits
+from hpc.engine.registry import check_devices, measurable
 from hpc.executor.attempt import chat_date
 from hpc.executor.crew import Crew
 from hpc.executor.read import Inputs, make_checker, read_corpus
@@ -36,13 +36,11 @@ from hpc.plan.arrange import cuts
 from hpc.plan.pending import Pending, find_pending, lengths_seen
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import RunLock
-from hpc.rundir.progress import duration
 
 MAX_RANKS = 1024
+"""Predictions are made for no more ranks."""
 NO_GAIN = 1.02
-"""A time that is so many times the shortest is as good."""
-BAR = 40
-"""Characters of the longest bar of a histogram."""
+"""A time up to this multiple of the shortest counts as equally good."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a job before it runs."""
+    """All that is known of a job before it runs."""
 
     rows: int
     refused: int
@@ -88,19 +86,19 @@ class Forecast:
     longest_prompt: int
     most_new_tokens: int
     histogram: list[tuple[int, int]]
-    """Lengths in tokens, and how many prompts are as long at most and longer than the one before."""
+    """Upper ends of bins of prompt lengths, in tokens, and the prompts in each bin."""
     engine: str
-    """What will generate."""
+    """The engine that will generate."""
     engine_reason: str
-    """Why that one, where the job does not name it."""
+    """Why this engine, if the job does not name it."""
     buckets: list[tuple[int, int]]
     """Lengths to which an engine that pads would, and how many prompts to each."""
     padding: float
     """Share of padding in them."""
     lengths_from: str
-    """Where the lengths of the outputs come from."""
+    """Source of the lengths of the outputs, in words."""
     calibration: str | None
-    """None where there is none; then nothing is predicted."""
+    """The calibration, in words; None without one, and then nothing is predicted."""
     load_s: float
     memory: Memory | None
     predictions: list[Prediction]
@@ -219,7 +217,7 @@ def _put_together(
 
 
 def _counted(tokens: TokenStore, outlined: Pending, prompts: Prompts, cut: Ints, job: Job) -> dict[str, Any]:
-    """Return what counting alone tells of a corpus."""
+    """Return the fields of a forecast that need no calibration."""
     work, lengths = outlined.work, prompts.lengths
     kinds, reasons = Counter[str](), dict[str, str]()
     for _, error in tokens.errors():
@@ -255,10 +253,10 @@ def _memory(found: Calibration) -> Memory:
 
 def predict_all(estimator: Estimator, load_s: float, deadline_min: float | None) -> tuple[list[Prediction], Advice]:
     """Predict for 1, 2, 4, … ranks, until more would not help, and say how many to ask for."""
-    most = min(MAX_RANKS, estimator.most_ranks)
+    max_ranks = min(MAX_RANKS, estimator.max_ranks)
     predict = estimator.predict
     predictions = [predict(1)]
-    while 2 * predictions[-1].ranks <= most:
+    while 2 * predictions[-1].ranks <= max_ranks:
         predictions.append(predict(2 * predictions[-1].ranks))
         best = min(prediction.seconds for prediction in predictions)
         if predictions[-1].seconds > best / NO_GAIN and predictions[-1].efficiency < 0.3:
@@ -272,102 +270,6 @@ def predict_all(estimator: Estimator, load_s: float, deadline_min: float | None)
         cheapest = predict(enough) if enough else None
     asked = cheapest or fastest
     return predictions, Advice(fastest, loading, cheapest, int(asked.high_s * 1.25 / 60) + 5)
-
-
-def show(found: Forecast, deadline_min: float | None = None) -> None:
-    """Print a forecast as a table, with the answer to how many ranks to ask for."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=200)  # nothing is cut or broken
-    kinds = "".join(f", {count:,} {kind}" for kind, count in sorted(found.refusals.items()))
-    console.print(
-        f"{found.rows:,} rows: {found.refused:,} refused{kinds}; {found.done:,} done before, {found.duplicates:,} "
-        f"duplicates, {found.requests:,} requests to generate\n{found.prompt_tokens:,} prompt tokens "
-        f"({found.shared_tokens:,} of them shared), the longest prompt {found.longest_prompt:,}; at most "
-        f"{found.most_new_tokens:,} new tokens\nlengths of the outputs: {found.lengths_from}"
-    )
-    for reason in found.reasons:
-        console.print(f"refused: {reason}")
-    if found.fit is not None:
-        console.print(str(found.fit))
-    if not found.requests:  # no table of nothing
-        console.print(advice(found, deadline_min))
-        return
-    most = max(count for _, count in found.histogram)
-    for end, count in found.histogram:
-        console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-BAR * count // most)}")
-    padded = ", ".join(f"{length:,}" for length, _ in found.buckets)
-    if found.engine_reason:
-        console.print(found.engine_reason)
-    which = "" if traits(found.engine).pads else "none; with --engine hf "
-    console.print(f"padding: {which}{found.padding:.1%}, to {padded} tokens")
-    if found.memory is not None:
-        weights, cache, everything = (
-            f"{size / 2**30:.1f} GiB" for size in (found.memory.weights, found.memory.cache, found.memory.all)
-        )
-        console.print(
-            f"memory of a rank: {weights} of weights, {cache} for {found.memory.cache_tokens:,} tokens, of {everything}"
-        )
-    if found.calibration is not None:
-        console.print(f"measured on: {found.calibration}; loading takes {found.load_s:.0f} s")
-        if not traits(found.engine).simulated:
-            console.print(
-                f"{found.engine} is predicted as if it took prompts in as the native engine does, with all that they "
-                "share in its prefix cache"
-            )
-        table = Table(box=box.SIMPLE_HEAD)
-        for title in ("ranks", "time", "10-90 %", "rank hours", "speed-up", "efficiency", "idle at the end"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for p in found.predictions:
-            table.add_row(
-                f"{p.ranks:,}", duration(p.seconds), f"{duration(p.low_s)} - {duration(p.high_s)}",
-                f"{p.rank_hours:,.2f}", f"{p.speedup:.1f}", f"{p.efficiency:.0%}", f"{p.idle:.1%}",
-            )  # fmt: skip
-        console.print(table)
-    console.print(advice(found, deadline_min))
-
-
-def plot(found: Forecast, path: Path) -> None:
-    """Draw time and efficiency over ranks into a file; raise `Refusal` where that cannot be."""
-    from hpc.forecast.chart import draw_plan
-
-    if not found.predictions:
-        raise Refusal(f"{path}: there is no prediction to draw")
-    try:
-        draw_plan(path, found.predictions)
-    except ImportError as error:
-        raise Refusal(f"--plot needs matplotlib: pip install 'scattergen[report]' ({error})") from error
-    except (OSError, ValueError) as error:
-        raise Refusal(f"--plot {path}: {error}") from error
-
-
-def advice(found: Forecast, deadline_min: float | None) -> str:
-    """Say how many ranks to ask for, and for how long."""
-    if not found.requests:
-        return "Nothing is left to generate."
-    if found.advice is None:
-        return (
-            "No time is predicted: nothing has measured this model, dtype and engine yet. On a node like those it "
-            "will run on, run `scattergen calibrate --model M --dtype D`, under mpirun or srun with as many ranks as "
-            "the node is to have (and --engine vllm if that is to generate; hf cannot be measured), then ask again."
-        )
-    fastest, cheapest = found.advice.fastest, found.advice.cheapest
-    text = f"Fastest: {_ranks(fastest.ranks)}, {duration(fastest.seconds)}; more gain nothing."
-    if found.advice.loading_from:
-        text += f" From {_ranks(found.advice.loading_from)} on, loading takes longer than generating."
-    if deadline_min is not None and cheapest is None:
-        return f"{text} No number of ranks meets {duration(60 * deadline_min)}."
-    if deadline_min is not None and cheapest is not None:
-        text += f" Fewest within {duration(60 * deadline_min)}: {_ranks(cheapest.ranks)}, {duration(cheapest.seconds)}."
-    each = f" of {found.fit.gpus} GPUs each" if found.fit is not None and found.fit.gpus > 1 else ""
-    asked = f"{_ranks((cheapest or fastest).ranks)}{each}"
-    return f"{text} Ask for {asked} and --slurm.time-min {found.advice.time_min}."
-
-
-def _ranks(count: int) -> str:
-    return f"{count:,} rank{'s' * (count != 1)}"
 
 
 def to_json(found: Forecast) -> str:

@@ -1,8 +1,7 @@
-"""Predict a run: the engine's admission and the shards and tail of a plan, fed by costs instead of a model. Pure.
+"""Simulate a run: the engine's admission, and the shards and tail of a plan, with step costs in place of a model. Pure.
 
-Between two events (a request that begins, one that ends) all steps are alike but for the growth of
-what they read, so that they are summed in closed form: a request costs a few operations, whatever its
-length.
+Between two events (a request begins or ends) the steps differ only in the tokens that they read, which grow evenly.
+They are summed in closed form, so that a request costs a few operations whatever its length.
 """
 
 import heapq
@@ -32,18 +31,18 @@ class Workload:
     new: Ints
     """Tokens that each of its samples generates."""
     samples: Ints
-    """Sequences that each of them is."""
+    """Samples of each request."""
 
 
 @dataclass
 class SimulatedRank:
-    """A rank in time: what it has generated, what is under way, what it has still to begin."""
+    """A simulated rank: its clock, its sequences under way, its queue."""
 
     costs: StepCosts
     engine: Bounds
     work: Workload
     slowness: float = 1.0
-    """Times that it takes what the costs say."""
+    """Factor on all step costs."""
     clock: float = 0.0
     """Seconds since the first rank began."""
     queue: list[int] = field(default_factory=list)
@@ -57,9 +56,9 @@ class SimulatedRank:
     """Tokens that a decoding step reads."""
     _held: int = 0
     """Tokens of the cache that are reserved."""
-    _most_live: int = 0
+    _max_live: int = 0
     _stored: dict[int, int] = field(default_factory=dict)
-    """Of each shared prefix, the tokens that are stored."""
+    """Tokens stored of each shared prefix, by its number."""
     _tokens_of: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,7 +72,7 @@ class SimulatedRank:
     @property
     def asks(self) -> bool:
         """Whether it would ask for more: its queue is empty, and a quarter of what was under way is done."""
-        return not self.queue and self._under_way <= 3 * self._most_live // 4
+        return not self.queue and self._under_way <= 3 * self._max_live // 4
 
     @property
     def _under_way(self) -> int:
@@ -107,7 +106,7 @@ class SimulatedRank:
         return self._tokens_of[count]
 
     def _admit(self) -> None:
-        """Begin what has room, as the engine's scheduler does: a test holds both to the same steps."""
+        """Admit requests that fit, as the engine's scheduler does. A test holds both to the same steps."""
         work, begun = self.work, 0
         if not self._gate.is_open(self._under_way):
             return
@@ -132,7 +131,7 @@ class SimulatedRank:
             pending += int(work.prompts[index])
         if self._under_way >= self.engine.max_seqs:
             self._gate.note_full(self._under_way)
-        self._most_live = max(self._most_live, self._under_way)
+        self._max_live = max(self._max_live, self._under_way)
 
     def _chunks(self) -> tuple[int, int, float]:
         """Compute a step's worth of prompts; return their tokens, how many end in it, and pairs."""
@@ -171,7 +170,7 @@ class SimulatedRank:
 
 
 def _computed(done: int, end: int, begin: int, room: int) -> tuple[int, float]:
-    """Return how far a step comes, chunk by chunk from `begin` on while there is room, and the pairs of it."""
+    """Compute chunks up to `end` while there is room; return the tokens done and the pairs of attending tokens."""
     pairs = 0.0
     while done < end and room > 0:
         count = min(CHUNK - (done - begin) % CHUNK, end - done)
@@ -190,8 +189,8 @@ def simulate(
 ) -> list[float]:
     """Return, for each rank of a plan, the seconds from the beginning until it has nothing more to do.
 
-    `dear`, shape [requests], is what `shard.plan` took each request to cost: the tail's pieces follow it.
-    `slowness` names ranks that take so many times as long as the others.
+    `dear`, shape [requests], are the predicted costs of the plan, which decide the pieces of the tail.
+    `slowness` maps slow ranks to the factor on their step costs.
     """
     queued: Callable[[Ints], list[int]] = lambda indices: np.repeat(indices, work.samples[indices])[::-1].tolist()  # noqa: E731
     slow = slowness or {}

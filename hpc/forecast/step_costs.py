@@ -1,7 +1,6 @@
-"""What a step of an engine costs, and from it what requests cost. Pure.
+"""Model the seconds of an engine's step, and fit the model to measured steps. Pure.
 
-Two models. `CostModel` has fixed ratios, and shares requests out: only its ratios matter. `StepCosts`
-has been fitted to the steps of a run, in seconds, and predicts.
+`StepCosts` predicts in seconds. `hpc.engine.cost.CostModel`, whose ratios are fixed, only shares requests out.
 
 `step = t(tokens) + h*chosen + a*pairs + e*kv`, where t is non-decreasing and linear between knots:
 with few tokens reading the weights bounds it, with many the computing. `pairs` is the sum of
@@ -17,7 +16,7 @@ from hpc.arrays import Floats, Ints
 from hpc.engine.steps import Measured
 
 KNOTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
-"""Tokens of a step between which its cost is linear."""
+"""Numbers of tokens between which the cost of a step is linear."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class StepCosts:
     """e: for each stored token that decoding reads."""
 
     def tokens(self, count: int) -> float:
-        """Return t; beyond the last knot it goes on as between the last two, up to the first it is the same."""
+        """Return t: constant up to the first knot, extrapolated linearly beyond the last."""
         return float(_basis(np.array([count]), self.knots)[0] @ _increments(self.at_knots))
 
     def step(self, tokens: int, chosen: int, pairs: float, kv: float) -> float:
@@ -44,18 +43,18 @@ class StepCosts:
         return self.tokens(tokens) + self.chosen * chosen + self.pair * pairs + self.kv * kv
 
 
-def fit(samples: Sequence[Measured], least: int = 16) -> StepCosts:
-    """Fit the costs to measured steps by least squares, none of them negative.
+def fit(samples: Sequence[Measured], min_steps: int = 16) -> StepCosts:
+    """Fit non-negative costs to measured steps by least squares.
 
-    Raises `ValueError` if there are fewer than `least`; those of a trial, which are of all shapes, may be few.
+    Raises `ValueError` for fewer than `min_steps`. A trial, whose steps are of all shapes, may have few.
 
     Steps weigh by the inverse of their duration, as the many short ones make up as much of a run as the
     few long ones. A step that took over three times what the fit says, when something else had the core,
     does not count.
     """
     values = np.array(samples, dtype=np.float64).reshape(-1, 5)
-    if len(values) < least:
-        raise ValueError(f"{len(values)} steps have been measured; {least} are the least for a fit")
+    if len(values) < min_steps:
+        raise ValueError(f"{len(values)} steps have been measured; {min_steps} are the least for a fit")
     interval = np.searchsorted(KNOTS, values[:, 0])  # a knot is for the steps up to it; without any there is none
     knots = tuple(KNOTS[index] for index in np.unique(np.minimum(interval, len(KNOTS) - 1)).tolist())
     parts = np.hstack([_basis(values[:, 0], knots), values[:, 1:4]])
@@ -70,7 +69,7 @@ def fit(samples: Sequence[Measured], least: int = 16) -> StepCosts:
 
 
 def _basis(tokens: Ints | Floats, knots: tuple[int, ...]) -> Floats:
-    """Return, of shape [steps, knots], how much of the rise up to each knot a number of tokens has behind it."""
+    """Return the share of the rise up to each knot that a number of tokens has passed, shape [steps, knots]."""
     points = np.asarray(tokens, dtype=np.float64)[:, None]
     ends = np.array(knots, dtype=np.float64)
     begins = np.concatenate([[0.0], ends[:-1]])

@@ -1,7 +1,7 @@
-"""Account for every tensor of a checkpoint: what it lacks would be random numbers, what is left over is another model.
+"""Compare the tensors of a checkpoint with those of its model. A missing one would be filled with random numbers.
 
-transformers says what it does not find and does not know; it renames, merges and ties weights on the way, so it is
-asked: before anything is read, with the names and shapes of the headers in the place of the tensors.
+transformers reports missing and unexpected tensors. It renames, merges and ties weights on the way, so it is asked
+before anything is read, with the names and shapes of the headers in the place of the tensors.
 """
 
 import logging
@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from hpc.exit import Refusal
 from hpc.model.checkpoint import tensors, weight_files
+from hpc.model.kind import auto_class
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,32 +27,8 @@ _DTYPES = {
 _CONSTANTS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)(inv_freq|causal_mask)$")
 """Masks and frequencies, which older checkpoints of many architectures have and models compute for themselves."""
 
-_OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]")
-
 _FEW = 3
-
-
-def check_kind(config: Any, path: Path) -> None:
-    """Raise `Refusal` for a configuration that is no causal language model's."""
-    named = list(getattr(config, "architectures", None) or ())
-    name = str(named[0]) if named else f'a model of type "{config.model_type}"'
-    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    text = config.get_text_config()
-    if config.is_encoder_decoder:
-        kind = "has an encoder and a decoder"
-    elif not own and type(config) not in AutoModelForCausalLM._model_mapping:
-        kind = "is no causal language model that transformers knows"
-    elif not own and _OTHER_HEAD.search(name) and name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        kind = "has another head than one that chooses tokens"
-    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
-        kind = 'sees the tokens behind each ("is_decoder" is false)'
-    elif getattr(text, "use_bidirectional_attention", None) in (True, "all"):
-        kind = 'sees the tokens behind each ("use_bidirectional_attention" is true)'
-    else:
-        return
-    raise Refusal(
-        f'model "{path}": {name} {kind}, and cannot go on with a text; name a causal language model (…ForCausalLM)'
-    )
+"""Names that a message gives as examples."""
 
 
 def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
@@ -69,7 +41,7 @@ def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
     try:
         held = _held(weight_files(path))
         with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            empty: Any = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
         model, info = type(empty).from_pretrained(
             None, config=empty.config, state_dict=held, device_map={"": "meta"}, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
@@ -84,10 +56,9 @@ def check_names(config: Any, path: Path, trust_remote_code: bool) -> None:
 
 
 def describe_gaps(model: Any, info: Mapping[str, Collection[Any]], path: Path) -> str:
-    """Say what of a model was not in its checkpoint, or was there in vain; nothing if all is accounted for.
+    """Return a message naming the missing, unexpected and misshapen tensors of a checkpoint; empty if there are none.
 
-    `info` is what `from_pretrained` says of loading: without tied weights, and what transformers lists as of no
-    matter.
+    `info` is the loading info of `from_pretrained`, which leaves out tied weights and those that transformers ignores.
     """
     buffers = {name for name, _ in model.named_buffers()}
     missing = sorted(info["missing_keys"])
@@ -107,7 +78,10 @@ def describe_gaps(model: Any, info: Mapping[str, Collection[Any]], path: Path) -
     if prefix := _common_prefix(unexpected, missing):
         way_out = f'the names of the checkpoint begin with "{prefix}": save the model without what it was wrapped in'
     elif missing and all(name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing):
-        way_out = "name a model with a head that chooses tokens (…ForCausalLM), and not its base or a classifier"
+        way_out = (
+            "name a model with a head that chooses tokens (…ForCausalLM, …ForConditionalGeneration), and not its base "
+            "or a classifier"
+        )
     return (
         f'model "{path}": the weights are not those of {type(model).__name__}: {"; ".join(found)}. Way out: {way_out}'
     )
@@ -126,7 +100,7 @@ def _held(files: Collection[Path]) -> dict[str, torch.Tensor]:
 
 
 def _common_prefix(unexpected: Collection[str], missing: Collection[str]) -> str:
-    """Return what all names that are too many begin with, if the rest of each is one that is missing."""
+    """Return the prefix that all unexpected names share, if the rest of each name is a missing one; else empty."""
     wanted = set(missing)
     found = {
         name[:at]

@@ -9,7 +9,7 @@ from hpc.rundir.directory import RunDirectory
 
 
 def bind_run(directory: RunDirectory, job: Job, model: Model | None) -> dict[str, str]:
-    """Return what a job binds its run to, as far as that is known: a `model` may be resolved later, on a node.
+    """Return the fields that a job binds its run to: only those of the job without a `model`, resolved later on a node.
 
     Raises `Refusal`, naming the field, if the run in the directory is bound to something else.
     """

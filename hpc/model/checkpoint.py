@@ -1,6 +1,6 @@
-"""The files of a model directory: which of them hold the weights, whether they are whole, and what is in them.
+"""Find and check the files of a model directory: weights, headers of tensors, tokenizer.
 
-Reads headers alone, so that this is known before anything else is done; knows neither torch nor transformers.
+It reads headers only, so that faults are found before anything is loaded. It imports neither torch nor transformers.
 """
 
 import json
@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 from hpc.exit import Refusal
 
 POINTER = b"version https://git-lfs"
-"""What a file begins with that Git has left in the place of a large one."""
+"""The first bytes of a file that Git LFS leaves in the place of a large one."""
 
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where transformers looks for weights, in its order."""
+"""Files of weights, in the order in which transformers looks for them."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _VOCABULARY_SUFFIXES = (".model", ".tiktoken", ".spm", ".vocab")
 _SMALL_SUFFIXES = (".json", ".py", ".jinja", *_VOCABULARY_SUFFIXES)
+"""Files beside the weights: configuration, code, chat template, vocabulary."""
 
 
 class Tensor(NamedTuple):
-    """What the header of a safetensors file says of a tensor."""
+    """The entry of a tensor in the header of a safetensors file."""
 
     dtype: str
     """As safetensors spells it: "F32", "BF16", …"""
@@ -31,7 +32,7 @@ class Tensor(NamedTuple):
 
 
 def check(folder: Path) -> None:
-    """Raise `Refusal`, naming the file and the way out, for a folder that is not all of a model."""
+    """Raise `Refusal`, naming the file and the way out, for a folder that lacks a part of a model."""
     if (folder / "adapter_config.json").exists():
         base = (_read_json(folder, "adapter_config.json") or {}).get("base_model_name_or_path") or "its base model"
         raise Refusal(

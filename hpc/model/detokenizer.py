@@ -1,7 +1,7 @@
-"""Token ids to text, so that the text of more tokens begins with that of fewer. Knows no model, and no end.
+"""Turn token ids into text. The text of a sequence begins with the text of each shorter one. Knows no model.
 
-What tokens add to a text is that of the whole sequence without that of the tokens before: the first
-space of a completion is there, and a character is only there when its last byte is.
+The text of a completion is that of prompt and completion without that of the prompt: it keeps its first space. A
+character appears when its last byte does.
 """
 
 import codecs
@@ -14,11 +14,11 @@ from hpc.arrays import Tokens
 Before = Sequence[int] | Tokens
 
 _EACH_ALONE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}
-"""Kinds of decoders that make the same text of a token wherever it stands, but for the first of a sequence."""
+"""Kinds of decoders that give a token the same text at every place but the first."""
 
 
 def detokenizer(backend: Any) -> "ByToken | ByText":
-    """Return what makes text with a tokenizer of the `tokenizers` library, special tokens left out."""
+    """Return a detokenizer for a tokenizer of the `tokenizers` library. It leaves special tokens out."""
     special = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
     steps = _steps(backend.decoder)
     if _kinds(steps) == ["ByteLevel"] or _is_each_alone(steps, backend.decoder):
@@ -27,7 +27,7 @@ def detokenizer(backend: Any) -> "ByToken | ByText":
 
 
 class ByToken:
-    """Joins the bytes of tokens, each of which is looked up once."""
+    """Joins the bytes of tokens. The bytes of each token are looked up once."""
 
     def __init__(self, backend: Any, special_tokens: Mapping[str, int]) -> None:
         self.special_tokens = special_tokens
@@ -82,7 +82,7 @@ class ByToken:
 
 
 class ByText:
-    """Compares texts with and without the tokens, for tokenizers of which nothing else is known."""
+    """Decodes with and without the tokens and returns the difference: works with any tokenizer."""
 
     def __init__(self, decode: Callable[[list[int]], str], special_tokens: Mapping[str, int]) -> None:
         self.special_tokens = special_tokens
@@ -100,7 +100,7 @@ class ByText:
 
 
 class _Table(dict[int, bytes]):
-    """The bytes of tokens, as they are asked for."""
+    """The bytes of each token, looked up on first use."""
 
     def __init__(self, look_up: Callable[[int], bytes]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class _Table(dict[int, bytes]):
 
 
 def _steps(decoder: Any) -> list[dict[str, Any]]:
-    """Return what a decoder does, one after the other; nothing for none."""
+    """Return the steps of a decoder as it serialises them; none for no decoder."""
     if decoder is None:
         return []
     state = json.loads(decoder.__getstate__())
@@ -145,7 +145,7 @@ def _fallback_byte(token: str) -> int | None:
 
 
 def _byte_level() -> dict[str, int]:
-    """Return the byte of each character of byte-level tokens, as GPT-2 has it: others than printable from U+0100 on."""
+    """Return GPT-2's table from characters of byte-level tokens to bytes: unprintable bytes are U+0100 and after."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}

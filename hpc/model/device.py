@@ -19,7 +19,7 @@ def cpu_name() -> str:
 def resolve_device(device: str, index: int) -> torch.device:
     """Return the device of a rank: the only GPU that it sees, or the one of its index among several.
 
-    Raises `ValueError` if CUDA is asked for and there is none, and where several are seen and there is none for it.
+    Raises `ValueError` if CUDA is asked for and no GPU is seen, or if several are seen and fewer than the ranks.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -35,7 +35,7 @@ def resolve_device(device: str, index: int) -> torch.device:
 
 
 def gpu_uuids(device: torch.device, count: int = 1) -> str:
-    """Return what tells a GPU, and those behind it, from all others; nothing for a CPU, or where torch does not say."""
+    """Return the UUIDs of `count` GPUs from a device on, separated by commas; empty for a CPU, or if torch has none."""
     if device.type != "cuda":
         return ""
     first = device.index or 0
@@ -49,7 +49,7 @@ def gpu_bytes() -> int | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a GPU is called."""
+    """Return the product name of a GPU."""
     return str(torch.cuda.get_device_name(device))
 
 

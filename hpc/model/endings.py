@@ -1,4 +1,4 @@
-"""Which tokens end a completion of a model, by the files that say so."""
+"""Read the end-of-sequence tokens of a model from its configuration files."""
 
 import contextlib
 import json
@@ -14,8 +14,8 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 def sources(path: Path, config: Any) -> dict[str, tuple[int, ...]]:
     """Return the end-of-sequence tokens that each file of a model directory names.
 
-    `config` is the model's, of its text part. What its class has by default counts only where no file names
-    any: a llama's is token 2, whatever its tokenizer makes of that.
+    `config` is that of the model's text part. The default of its class counts only if no file names a token: that of
+    a llama is token 2, whatever its tokenizer writes for it.
     """
     found: dict[str, tuple[int, ...]] = {}
     with contextlib.suppress(OSError):  # there is no generation_config.json
@@ -30,12 +30,12 @@ def sources(path: Path, config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def union(found: Mapping[str, Iterable[int]]) -> tuple[int, ...]:
-    """Return all these tokens, each once, in their order."""
+    """Return the tokens of all files, each once, in order."""
     return tuple(dict.fromkeys(token for tokens in found.values() for token in tokens))
 
 
 def say(found: Mapping[str, Collection[int]], name: Callable[[int], str], of_chats: int | None) -> str:
-    """Say what ends a completion and where that stands; `of_chats` is what ends one of a chat besides."""
+    """Return a line for the log: ending tokens and the files that name them. `of_chats` also ends a turn of a chat."""
     said = [
         f"{name(token)} ({token}: {', '.join(file for file, tokens in found.items() if token in tokens)})"
         for token in union(found)

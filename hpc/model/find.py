@@ -1,6 +1,6 @@
-"""Find the model that a job names, and say by what it is known. Loads nothing.
+"""Find the model that a job names, and identify it. Loads nothing.
 
-A directory is known by a hash of its files, a GGUF file by its SHA-256, a hub model by its commit.
+A directory is identified by a hash of its files, a GGUF file by its SHA-256, a hub model by its commit.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 _CONVERSION = 1
-"""Counts the ways in which GGUF files were converted, so that no old conversion is taken for a new one."""
+"""Version of the conversion of GGUF files: raised when it changes, so that old conversions are not used."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Model:
 
 
 def resolve(model: str, cache: Path | None = None) -> Model:
-    """Return the directory of a model directory, .gguf file or hub id, and what it is known by.
+    """Return the directory of a model directory, .gguf file or hub id, and what identifies it.
 
-    Raises `Refusal` if there is none, or not all of one. A GGUF file is converted once, into `cache` (default: the
-    user's), keyed by its SHA-256.
+    Raises `Refusal` if there is no model, or only a part of one. A GGUF file is converted once, into `cache` (default:
+    the user's), keyed by its SHA-256.
     """
     cache = cache or user_cache()
     folder, revision = _find(model, cache)
@@ -73,9 +73,9 @@ def read_template(file: str) -> str:
 
 
 def as_bound(model: Model, bound: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
-    """Return what a run is to be `bound` to, with the model by the name that it has for the attempts of before.
+    """Return `bound`, with the model identified as in earlier attempts of the run.
 
-    Those knew a folder by samples of its bytes; of the same samples, it is taken for the same model.
+    Runs of older versions identified a folder by samples of its bytes. A folder with the same samples keeps that name.
     """
     known = earlier.get("model", "")
     if known.startswith("directory:") and known == identity.samples(model.path):
@@ -87,7 +87,7 @@ def as_bound(model: Model, bound: Mapping[str, str], earlier: Mapping[str, str])
 
 
 def _find(model: str, cache: Path) -> tuple[Path, str]:
-    """Return the directory of a model and its revision; none for a folder, which has to be read for that."""
+    """Return the directory of a model and its revision; empty for a folder, whose files must be hashed for it."""
     path = Path(model).expanduser()
     if path.is_dir():
         return path.absolute(), ""
@@ -102,7 +102,7 @@ def _find(model: str, cache: Path) -> tuple[Path, str]:
 
 
 def user_cache() -> Path:
-    """Return the folder for what can be made again: below XDG_CACHE_HOME, else ~/.cache."""
+    """Return the user's cache folder: below XDG_CACHE_HOME, else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scattergen"
 
 

@@ -1,6 +1,6 @@
-"""What a model directory is known by: a hash of all that is in its files.
+"""Hash the files of a model directory, to identify it.
 
-What was hashed once is kept, beside size, times and inode of the file, in a folder of the user's cache.
+Hashes are cached in the user's cache folder, with size, times and inode of each file.
 """
 
 import contextlib
@@ -31,18 +31,21 @@ TOKENIZER_FILES = (
 )
 
 _BLOCK_BYTES = 1 << 22
+"""Bytes read at a time: large enough that Python is out of the way."""
 _THREADS = 8
+"""Files hashed at a time: hashing lets other threads run."""
 _SAID_BYTES = 5e9
-"""What takes seconds to hash is said."""
+"""More than this takes seconds to hash, and the log says so."""
 
 _SETTLED_S = 2.0
-"""A file that was changed more lately than this may change again, and its time stay the same."""
+"""A file changed within this time may change again without a new time stamp: its hash is not cached."""
 
 _SAMPLES, _SAMPLE_BYTES = 32, 4096
+"""Samples of a file of weights that identified it in older versions."""
 
 
 def fingerprint(folder: Path, cache: Path) -> str:
-    """Hash the weights of a model directory and all that its configuration and its own code say."""
+    """Hash the weights, configuration and code of a model directory."""
     digest = hashlib.blake2b(digest_size=16)
     files = [*_described(folder), *weight_files(folder)]
     for path, found in zip(files, hashes(files, cache), strict=True):
@@ -51,7 +54,7 @@ def fingerprint(folder: Path, cache: Path) -> str:
 
 
 def is_edited(snapshot: Path, cache: Path) -> bool:
-    """Say whether a file of a snapshot of the hub is no longer what its blob's name says."""
+    """Return whether a file of a hub snapshot differs from the SHA-256 that its blob is named after."""
     files = [path for path in (*_described(snapshot), *weight_files(snapshot)) if _blob(path)]
     return any(found != f"sha256:{_blob(path)}" for path, found in zip(files, hashes(files, cache), strict=True))
 
@@ -94,7 +97,7 @@ def hashes(
 
 
 def samples(folder: Path) -> str:
-    """Return what a folder was known by until all of its bytes were hashed; runs that were begun then go on."""
+    """Return the identity that older versions gave a folder, from samples of its weights, so that their runs go on."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.iterdir()):
         if path.suffix == ".json" and path.name in ("config.json", "generation_config.json"):
@@ -110,7 +113,7 @@ def samples(folder: Path) -> str:
 
 
 def _described(folder: Path) -> Iterable[Path]:
-    """Return what describes a model, but for tokenizer and chat template, which have hashes of their own."""
+    """Yield the configuration and code files of a model; tokenizer and chat template have hashes of their own."""
     for path in small_files(folder):
         if path.name not in TOKENIZER_FILES and not path.name.startswith("chat_template"):
             yield path
@@ -123,7 +126,7 @@ def _blob(path: Path) -> str:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what changes with a file; ctime too, which nobody can set back."""
+    """Return size, mtime, ctime and inode of a file. ctime is included because nobody can set it back."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

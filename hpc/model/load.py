@@ -1,37 +1,16 @@
-"""Load a model directory onto a device; make one out of a GGUF file. The only place that chooses a device."""
+"""Read the configuration of a model directory, examine it, and load the model onto a device."""
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from hpc.exit import Refusal
-from hpc.model import account, endings
-
-_STRETCHED = {"yarn", "linear", "dynamic"}
-"""Kinds of rotary embedding that multiply the context they were trained with by their factor."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a model's configuration says of the tokens it takes."""
-
-    vocab_size: int
-    context_tokens: int | None
-    """Most tokens of prompt and completion together; None where the model sets no limit (ALiBi)."""
-    eos_sources: Mapping[str, tuple[int, ...]]
-    """The end-of-sequence tokens that each file names; of the generation config nothing else is taken."""
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The end-of-sequence tokens that any file names."""
-        return endings.union(self.eos_sources)
+from hpc.model import account, kind
 
 
 def quiet() -> None:
@@ -48,7 +27,7 @@ def configuration(path: Path, trust_remote_code: bool = False) -> Any:
 
 @contextlib.contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Make a `Refusal` of what transformers raises for a model directory that it cannot read."""
+    """Turn whatever transformers raises for a model directory that it cannot read into a `Refusal`."""
     try:
         yield
     except Refusal:
@@ -59,6 +38,9 @@ def refusing(path: Path) -> Iterator[None]:
                 f'model "{path}" comes with code of its own, which is not run unless you say so: read the .py files '
                 "that config.json and tokenizer_config.json name, and add --trust-remote-code"
             ) from error
+        if isinstance(error, ImportError) and "SentencePiece" in str(error):
+            way_out = "pip install 'scattergen[translation]'"
+            raise Refusal(f'model "{path}": its tokenizer needs the library SentencePiece: {way_out}') from error
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refusal(
             f'model "{path}" cannot be read by transformers {transformers.__version__}: {said}. Copy or download it '
@@ -67,65 +49,24 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def examine(path: Path, trust_remote_code: bool = False) -> None:
-    """Raise `Refusal` for what is no causal language model, or not all of one, as far as config and headers show."""
+    """Raise `Refusal` if config and headers show that the model does not generate text or lacks a part."""
     config = configuration(path, trust_remote_code)
-    account.check_kind(config, path)
+    kind.check_kind(config, path)
     with refusing(path):
         account.check_names(config, path, trust_remote_code)
 
 
-def describe(path: Path, trust_remote_code: bool = False, context_tokens: int | None = None) -> Description:
-    """Read a model directory's configuration; `context_tokens` goes before the context that it says."""
-    whole = configuration(path, trust_remote_code)
-    config: Any = whole.get_text_config()
-    context = _context_tokens(config, path)
-    if context_tokens is not None:
-        table = context is not None and not getattr(config, "rope_parameters", None) and not hasattr(whole, "auto_map")
-        if table and context_tokens > (context or 0):
-            raise Refusal(
-                f'"context_tokens" is {context_tokens}; model "{path}" has a table of {context} positions and no more: '
-                f"it must be at most {context}"
-            )
-        context = context_tokens
-    return Description(int(config.vocab_size), context, endings.sources(path, config))
-
-
-def _context_tokens(config: Any, path: Path) -> int | None:
-    """Return most positions that a model takes: those that its config says, or factor × original where that is more.
-
-    Model cards say how to write `factor` and `original_max_position_embeddings`, and leave `max_position_embeddings`.
-    transformers fills in an original that config.json does not have: only one that is written there counts.
-    """
-    context = getattr(config, "max_position_embeddings", None)
-    if context is None:
-        return None
-    written = json.loads((path / "config.json").read_bytes())
-    return max(int(context), *(int(found) for found in _stretched(written)), 0)
-
-
-def _stretched(value: Any) -> Iterator[float]:
-    """Yield factor × original of each rotary embedding that a configuration names, at any depth."""
-    if not isinstance(value, dict):
-        return
-    kind = value.get("rope_type", value.get("type"))
-    original, factor = value.get("original_max_position_embeddings"), value.get("factor")
-    if kind in _STRETCHED and isinstance(original, int) and isinstance(factor, int | float):
-        yield original * factor
-    for part in value.values():
-        yield from _stretched(part)
-
-
 def load(path: Path, device: torch.device, dtype: str, threads: int, trust_remote_code: bool = False) -> Any:
-    """Load a causal language model for inference, using so many CPU threads.
+    """Load a causal language model or an encoder-decoder for inference, with `threads` CPU threads.
 
-    Raises `ValueError` if the checkpoint is not all of the model, or has more than it.
+    Raises `ValueError` if the checkpoint lacks tensors of the model or has others.
     """
     torch.set_num_threads(threads)
     if device.type == "cuda":  # else this process would have a context on GPU 0 too
         torch.cuda.set_device(device)
     # With a device map the weights go from the file to the device, and not through a copy in memory. Shapes that do
     # not match are told by `describe_gaps`, with the rest.
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = kind.auto_class(configuration(path, trust_remote_code)).from_pretrained(
         path, dtype=getattr(torch, dtype), device_map={"": device}, trust_remote_code=trust_remote_code,
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
@@ -138,9 +79,10 @@ def load(path: Path, device: torch.device, dtype: str, threads: int, trust_remot
 
 
 def weights(model: Any) -> tuple[int, float, float]:
-    """Return the bytes of a model's weights, and what a token costs in its layers and in its head, in operations.
+    """Return the bytes of a model's weights, and the operations per token of its layers and of its head.
 
-    Two for each weight of a matrix; of the experts of a layer, which are one tensor, as many as a token meets.
+    A weight of a matrix counts two operations. Of the experts of a layer, which are one tensor, those that a token
+    meets are counted.
     """
     config = model.config.get_text_config()
     experts = next((getattr(config, n) for n in ("num_local_experts", "num_experts") if getattr(config, n, None)), 1)
@@ -154,12 +96,12 @@ def weights(model: Any) -> tuple[int, float, float]:
 
 
 def weights_of(path: Path, dtype: str) -> tuple[int, float, float] | None:
-    """Return `weights` of a model that is not loaded; None for a quantized one, and where transformers has no such."""
+    """Return `weights` of a model without loading it; None if it is quantized or transformers does not know it."""
     try:
         config: Any = AutoConfig.from_pretrained(path)
         if hasattr(config, "quantization_config"):
             return None
         with torch.device("meta"):
-            return weights(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+            return weights(kind.auto_class(config).from_config(config, dtype=getattr(torch, dtype)))
     except Exception:  # a figure is missing then, and nothing else
         return None

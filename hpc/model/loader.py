@@ -1,19 +1,19 @@
-"""What knows models, handed to the pipeline; an echo or another engine takes its place behind the same methods."""
+"""Load tokenizers, models and engines. The pipeline is given a `Loader`; tests pass a fake with the same methods."""
 
 import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.corpus.columns import Columns
-from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
-from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, check_devices, choose
+from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, check_devices, choose, no_encoder
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.job import Job
@@ -25,7 +25,8 @@ from hpc.trim import Decode
 if TYPE_CHECKING:
     import torch
 
-    from hpc.model.load import Description
+    from hpc.engine.decoder import DecoderRules
+    from hpc.model.description import Description
     from hpc.model.tokenizer import Tokenizer
 
 LOGGER = logging.getLogger(__name__)
@@ -33,21 +34,23 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Replica:
-    """An engine, with what is needed of its model to make text of tokens."""
+    """An engine, and what turns its tokens into text."""
 
     engine: Engine
     eos_token_ids: tuple[int, ...]
     decode: Decode
     device: str = "cpu"
-    """What computes, by its maker's name."""
+    """Name of the processor or GPU."""
     size: Size | None = None
-    """What it holds, where that is known."""
+    """Size of the model; None if it is not known."""
     engine_name: str = ""
-    """What generates, by the name of its flag; empty: what the job says."""
+    """Name of the engine, as the flag spells it; empty: that of the job."""
     spent: tuple[tuple[str, float, float], ...] = ()
-    """What the time went to that is not loading: a kind of `hpc.report.timeline`, beginning and end by the clock, s."""
+    """Spans of time not spent on loading: kind as in `hpc.report.timeline`, begin and end in seconds of the clock."""
+    goes_on: bool = True
+    """A completion's text goes on with the prompt's; that of an encoder-decoder begins anew."""
     gpu: str = ""
-    """The UUIDs of its GPUs with commas between, as torch says them; nothing where they were known before."""
+    """UUIDs of its GPUs as torch reports them, separated by commas; empty if the binding knows them already."""
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Checkpoint:
 
     @cached_property
     def device(self) -> "torch.device":
-        """The device of the rank; where nothing named GPUs, torch may still see some: the ranks' in their order."""
+        """The device of the rank. If nothing named GPUs and torch sees some, ranks take them in order."""
         from hpc.model.device import resolve_device
 
         gpus = self.place.gpus
@@ -82,10 +85,10 @@ class Checkpoint:
 
     @cached_property
     def described(self) -> "Description":
-        """What the configuration says of the tokens that the model takes."""
-        from hpc.model import load
+        """Vocabulary, limits and ending tokens, from the configuration."""
+        from hpc.model.description import describe
 
-        return load.describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
+        return describe(self.path, self.job.trust_remote_code, self.job.context_tokens)
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -105,8 +108,13 @@ class Checkpoint:
         return self.described.context_tokens
 
     @property
+    def decoder_rules(self) -> "DecoderRules | None":
+        """The rules of an encoder-decoder's decoder; None for a causal language model."""
+        return self.described.decoder_rules
+
+    @property
     def decode(self) -> Decode:
-        """What makes text of tokens."""
+        """The detokenizer."""
         return self.tokenizer.decode
 
     @property
@@ -124,7 +132,7 @@ class Checkpoint:
         return model
 
     def size(self, model: Any = None) -> Size | None:
-        """Return what a loaded model holds; of none, what it will hold; None for one that is quantized."""
+        """Return the size of a loaded model, or without one the size it will have; None if it is quantized."""
         from hpc.engine import memory
         from hpc.model import load
 
@@ -134,7 +142,7 @@ class Checkpoint:
 
 
 class Loader:
-    """Loads models with transformers. Nothing is imported before it is needed: a finished run needs none of it."""
+    """Loads models with transformers. Libraries are imported on first use: a finished run needs none."""
 
     def resolve(self, model: str) -> Model:
         """Find the model; see `hpc.model.find.resolve`."""
@@ -145,14 +153,14 @@ class Loader:
         return find(model)
 
     def examine(self, job: Job, path: Path) -> None:
-        """Raise `Refusal` if the files at `path` show that they are not all of a causal language model."""
+        """Raise `Refusal` if the files at `path` show that the model lacks a part or does not generate text."""
         from hpc.model import load
 
         load.quiet()
         load.examine(path, job.trust_remote_code)
 
     def dtype(self, job: Job) -> str:
-        """Return the dtype that the job's stands for on this machine."""
+        """Return the dtype that the job's, which may be "auto", means on this machine."""
         from hpc.model.device import resolve_dtype
 
         with _refusing():
@@ -166,29 +174,52 @@ class Loader:
             with _refusing():
                 _ = checkpoint.device
         kind = ENGINES.get(job.engine)  # none where it is still to be chosen
-        if kind is not None and kind.optional and (problem := kind.maker.check(checkpoint)):
-            raise Refusal(problem)
+        if kind is not None and kind.optional:
+            if problem := no_encoder(kind, checkpoint.config):
+                raise Refusal(f"{problem}; leave --engine to auto, or name hf")
+            if problem := kind.maker.check(checkpoint):
+                raise Refusal(problem)
         if kind is None and job.replica_devices > 1:  # there is no other choice
             self.choose_engine(job, path, place)
 
     def checker(self, job: Job, path: Path) -> Checker:
-        """Return what checks and tokenizes rows for the model at `path`."""
+        """Return a checker of rows for the model at `path`; raise `Refusal` for languages that it does not have."""
         from hpc.model import load
+        from hpc.model.description import describe
         from hpc.model.tokenizer import Tokenizer
 
         load.quiet()
-        described = load.describe(path, job.trust_remote_code, job.context_tokens)
+        described = describe(path, job.trust_remote_code, job.context_tokens)
         with load.refusing(path):
             template = read_template(job.chat_template) if job.chat_template else None
             tokenizer = Tokenizer(path, job.trust_remote_code, job.chat_date, template)
+        languages = tokenizer.languages if described.decoder_rules is not None else None
         ending = tokenizer.chat_ending(described.eos_token_ids)
         context = min((n for n in (asked_context(job), described.context_tokens) if n is not None), default=None)
-        return Checker(
+        limits = PromptLimits(described.vocab_size, context, job.truncate_prompts, ending)
+        if (rules := described.decoder_rules) is not None:
+            limits = replace(
+                limits,
+                output=OutputLimits(
+                    described.output_vocab_size,
+                    described.output_tokens,
+                    rules.forced_bos is not None or bool(languages and languages.is_language(rules.start)),
+                ),
+            )
+        instruction = job.instruction if described.decoder_rules is None else ""
+        checker = Checker(
             job.sampling,
-            PromptLimits(described.vocab_size, context, job.truncate_prompts, ending),
+            limits,
             tokenizer,
             Columns.of(job),
+            languages=languages,
+            source_lang=job.source_lang,
+            target_lang=job.target_lang,
+            instruction=instruction,
         )
+        if problem := checker.languages_fault():
+            raise Refusal(f'model "{path}": {problem}')
+        return checker
 
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
         """Return the engine that is to generate with the model at `path`, and why."""
@@ -197,7 +228,18 @@ class Loader:
         load.quiet()
         checkpoint = Checkpoint(job, path, place)
         device = "cuda" if job.engine == AUTO and checkpoint.cuda else "cpu"
-        return choose(job.engine, device, lambda kind: kind.maker.supports(checkpoint), job.replica_devices)
+        if unheeded := checkpoint.described.unheeded:
+            LOGGER.warning(
+                "the model's generation config asks for %s, which changes nothing: each token is chosen at once, "
+                "without beams, as the job's and the rows' sampling parameters say",
+                ", ".join(unheeded),
+            )
+        return choose(
+            job.engine,
+            device,
+            lambda kind: no_encoder(kind, checkpoint.config) or kind.maker.supports(checkpoint),
+            job.replica_devices,
+        )
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         """Load the model onto the device of the rank at `place`, for the engine that was chosen."""
@@ -218,7 +260,7 @@ class Loader:
         loaded = maker.load(checkpoint)
         return Replica(
             loaded.engine, described.eos_token_ids, tokenizer.decode, made, loaded.size, loaded.name,
-            (spent, *loaded.spent), gpu,
+            (spent, *loaded.spent), described.decoder_rules is None, gpu,
         )  # fmt: skip
 
     def needs(self, job: Job, path: Path) -> Needs | None:
@@ -232,13 +274,13 @@ class Loader:
         return gpu_bytes()
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Measured], Speed | None]:
-        """Measure steps of all shapes, and the device, for about so many seconds, of an engine that reports steps."""
+        """Measure steps of all shapes, and the device, for about `seconds`. Only for engines that report steps."""
         return ENGINES[replica.engine_name].maker.trial(replica.engine, seconds)
 
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Refuse the job where there is no such device; for rank 0, before the others begin."""
+    """Turn the `ValueError` for a missing device into a `Refusal`, on rank 0 before the others begin."""
     try:
         yield
     except ValueError as error:

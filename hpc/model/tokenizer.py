@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the model's own tokenizer and chat template."""
+"""Tokenize texts and chats with the model's own tokenizer and chat template, and turn token ids into text."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from hpc.corpus.chat import PLAIN, ChatOptions, ChatWriter, Turn
 from hpc.corpus.chat_date import fix_date
 from hpc.exit import Refusal
 from hpc.model.detokenizer import ByText, detokenizer
+from hpc.model.languages import languages_of
 from hpc.trim import Decode
 
 _MAX_TEMPLATES = 256
@@ -22,7 +23,7 @@ class Tokenizer:
     ) -> None:
         """Load it, with a chat template in the place of its own, if there is one.
 
-        A chat template that asks for the date is told `chat_date`, in ISO format, or else the clock's. Raises `Refusal`
+        A chat template that asks for the date gets `chat_date`, in ISO format; if empty, the clock's. Raises `Refusal`
         for a given template that is none.
         """
         # Here, not above: --help, status and verify must not wait for transformers.
@@ -36,12 +37,14 @@ class Tokenizer:
         self._chats = ChatWriter(self._apply)
         if chat_template is not None:
             self._check_template()
+        self.languages = languages_of(self._tokenizer, lambda texts: self.encode(texts, special_tokens=True))
+        """The languages of a multilingual model; None if the tokenizer knows none."""
         self.decode = _decode_of(self._tokenizer)
-        """Makes text of tokens, special tokens left out and no space tidied away."""
+        """The detokenizer: it leaves special tokens out and tidies no space away."""
 
     @property
     def has_template(self) -> bool:
-        """Whether the model says how a chat is written."""
+        """Whether the model has a chat template."""
         return self._tokenizer.chat_template is not None
 
     def render(self, messages: Sequence[Turn], options: ChatOptions = PLAIN) -> str:
@@ -85,11 +88,11 @@ class Tokenizer:
         )
 
     def token(self, token_id: int) -> str:
-        """Return what a token is called."""
+        """Return the name of a token in the vocabulary."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def chat_ending(self, eos_token_ids: Collection[int]) -> int | None:
-        """Return the token that ends a turn of a chat, for the tokenizer, if it is none of the model's own."""
+        """Return the tokenizer's token for the end of a turn, if it is none of the model's ending tokens."""
         token: int | None = self._tokenizer.eos_token_id
         return token if self.has_template and token not in eos_token_ids else None
 
@@ -102,7 +105,7 @@ class Tokenizer:
 
 
 def _decode_of(tokenizer: Any) -> Decode:
-    """Return what makes text with a tokenizer of transformers."""
+    """Return the detokenizer for a tokenizer of transformers."""
     from transformers import PreTrainedTokenizerFast
 
     if tokenizer.is_fast and type(tokenizer)._decode is PreTrainedTokenizerFast._decode:

@@ -1,7 +1,7 @@
-"""Plan: which requests are computed together, by which rank and in which order. Pure.
+"""Plan which requests are computed together, by which rank and in which order. Pure.
 
-An engine that pads does so within a bucket; one that does not takes its requests longest predicted
-first, with those that share a prefix adjacent. Which it is, its traits say.
+An engine that pads gets buckets. Another one gets its requests longest predicted first, those that share a prefix
+adjacent. The engine's traits say which it is.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from hpc.plan.shard import Deal, deal
 
 @dataclass(frozen=True)
 class Plan:
-    """What has been decided; arrays of shape [pending]."""
+    """Buckets, prefixes, costs and shards of the pending requests; arrays of shape [pending]."""
 
     buckets: Ints
     """Tokens to which each prompt is padded."""
     prefixes: Ints
     """Tokens at its beginning that each prompt shares."""
     groups: Ints
-    """Number of the beginning that each shares with others; -1 where it shares none."""
+    """Number of the prefix that each shares with others; -1 if it shares none."""
     costs: Floats
     """Predicted seconds."""
     least: float
@@ -82,13 +82,13 @@ def make_plan(
 
 
 def _together(costs: Floats, group: Ints) -> Ints:
-    """Return numbers that order requests by the cost of the dearest of their group, equal within a group."""
+    """Return numbers, equal within a group, that order requests by the highest cost in their group."""
     dearest = costs.copy()
     members = np.flatnonzero(group >= 0)
     if len(members):
-        most = np.zeros(int(group.max()) + 1)
-        np.maximum.at(most, group[members], costs[members])
-        dearest[members] = most[group[members]]
+        max_cost = np.zeros(int(group.max()) + 1)
+        np.maximum.at(max_cost, group[members], costs[members])
+        dearest[members] = max_cost[group[members]]
     order = np.lexsort((group, dearest))
     changes = (np.diff(dearest[order], prepend=-1) != 0) | (np.diff(group[order], prepend=-2) != 0)
     together = np.empty(len(costs), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Outline: what of a read corpus is still to be generated, and what answers the rest. Pure."""
+"""Find the requests of a corpus that no journal answers yet. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from hpc.output.journal import JournalIndex, decode
 from hpc.rundir.progress import Work
 
 MIN_SEEN, MAX_SEEN = 32, 2048
-"""Completions from which output lengths are known: with fewer, rows are taken to run to their limits."""
+"""Completions from which output lengths are estimated; with fewer, every row is assumed to reach its limit."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What there is to do."""
+    """The requests to generate, and the rows that each answers."""
 
     work: Work
     asked: Ints
@@ -58,7 +58,7 @@ def find_pending(tokens: TokenStore, earlier: JournalIndex, share: Share | None 
 def _by_key(tokens: TokenStore) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """Return the good rows in the order of their keys, and whether each is the first with its key.
 
-    Keys are most of what rank 0 holds of a corpus: here one sorted copy of them, for no longer than this takes.
+    Keys take more of rank 0's memory than anything else of a corpus: the sorted copy lives only in this function.
     """
     order = np.argsort(tokens.keys, kind="stable")
     order = order[tokens.good[order]]
@@ -69,9 +69,9 @@ def _by_key(tokens: TokenStore) -> tuple[Ints, npt.NDArray[np.bool_]]:
 
 
 def lengths_seen(job: Job, tokens: TokenStore, index: JournalIndex) -> tuple[Floats | None, str]:
-    """Return the shares of their limits that completions took which there are, and in words where they come from.
+    """Return, for each finished completion, the fraction of `max_new_tokens` it used, and a phrase naming the source.
 
-    None where all run to their limits, as far as is known.
+    None if every row is assumed to reach its limit.
     """
     if job.sampling.ignore_eos:
         return None, "max_new_tokens, as --sampling.ignore-eos says"

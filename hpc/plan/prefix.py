@@ -1,6 +1,6 @@
-"""Find what prompts have in common at their beginning, so that it is computed once. Pure.
+"""Find the prefixes that prompts share, so that each is computed once. Pure.
 
-A system prompt, a few-shot header, a document with several questions. Each prompt gets one cut; it
+Examples are a system prompt, a few-shot header, a document with several questions. Each prompt gets one cut; it
 depends on the whole corpus and not on what is pending, so that a row is computed the same way in
 every attempt.
 """
@@ -11,9 +11,10 @@ import numpy.typing as npt
 from hpc.arrays import Ints, Tokens
 
 _AT_ONCE = 1 << 18
+"""Prompts hashed at a time: it bounds the memory of intermediate arrays to a few MiB."""
 
 BLOCK = 16
-"""Prompts are compared by so many tokens at a time; shorter common beginnings are not worth a cut."""
+"""Tokens compared at a time; a shorter shared prefix is not worth a cut."""
 
 
 def cuts(tokens: Tokens, starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
@@ -53,7 +54,7 @@ def cuts(tokens: Tokens, starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def _repeated(tokens: Tokens, at: Ints) -> npt.NDArray[np.bool_]:
-    """Return which of the blocks of tokens that begin at `at` others seem to be equal to, by their hashes."""
+    """Return which blocks of tokens, beginning at `at`, have the hash of another one."""
     hashed = np.empty(len(at), dtype=np.uint64)
     for begin in range(0, len(at), _AT_ONCE):
         part = at[begin : begin + _AT_ONCE]
@@ -78,7 +79,7 @@ def _hashes(within: Ints, tokens: Tokens, at: Ints) -> npt.NDArray[np.uint64]:
 
 
 def _lengthen(tokens: Tokens, starts: Ints, lengths: Ints, cut: Ints, group: Ints) -> None:
-    """Move each group's cut to the end of what its prompts share, less than a block behind; drop lone prompts."""
+    """Move each group's cut to the end of the shared prefix, less than a block further; drop groups of one prompt."""
     members = np.flatnonzero(group >= 0)
     members = members[np.argsort(group[members], kind="stable")]
     begins = np.flatnonzero(np.diff(group[members], prepend=-2))
@@ -87,7 +88,7 @@ def _lengthen(tokens: Tokens, starts: Ints, lengths: Ints, cut: Ints, group: Int
             cut[rows], group[rows] = 0, -1
             continue
         at = int(cut[rows[0]])
-        most = min(int(lengths[rows].min()) - 1, at + BLOCK) - at
-        following = tokens[(starts[rows] + at)[:, None] + np.arange(max(0, most))]
+        room = min(int(lengths[rows].min()) - 1, at + BLOCK) - at
+        following = tokens[(starts[rows] + at)[:, None] + np.arange(max(0, room))]
         differs = (following != following[0]).any(axis=0)
         cut[rows] = at + (int(differs.argmax()) if differs.any() else len(differs))

@@ -8,11 +8,12 @@ import numpy as np
 from hpc.arrays import Floats, Ints
 
 _BLOCK = 1 << 16
+"""Requests that are Python numbers at a time, which take four times the memory of an array."""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """Who generates what. Every request stands in exactly one of the arrays."""
+    """The shards of the ranks and the tail. Every request is in exactly one of the arrays."""
 
     shards: tuple[Ints, ...]
     """For each rank the indices of its requests, in the order in which it is to take them."""
@@ -30,8 +31,8 @@ def deal(
     dearest to the rank with the least so far, at most 4/3 - 1/(3*size) times the best makespan
     (Graham 1969). Within a shard, buckets come longest first, so that batches are of one bucket
     and the dear ones start early. Requests with the same number in `groups`, but for -1, stay together
-    as far as balance allows. One rank needs no tail; nor is there one that would not give every
-    rank a piece of `least` seconds.
+    as far as balance allows. There is no tail with one rank, or if it would hold less than `least` seconds
+    per rank.
     """
     unit_of = _units(costs, groups, size)
     unit_costs = np.bincount(unit_of, weights=costs) if len(costs) else costs
@@ -72,19 +73,19 @@ def next_piece(spent: Floats, size: int, least: float = 0.0, done: int = 0) -> i
 
 
 def _units(costs: Floats, groups: Ints | None, size: int) -> Ints:
-    """Return for each request the number of what it is dealt out with: a group, or a part of a large one.
+    """Return for each request the number of its unit, which goes to one rank: a group, or a part of a large one.
 
     A part costs at most an eighth of a rank's share, so that LPT can still balance.
     """
     if groups is None or not (groups >= 0).any():
         return np.arange(len(costs))
-    most = max(costs.sum() / (8 * size), 1e-12)
+    max_cost = max(costs.sum() / (8 * size), 1e-12)
     order = np.lexsort((-costs, groups))
     grouped = groups[order]
     begins = np.diff(grouped, prepend=-2) != 0
     spent = np.cumsum(costs[order]) - costs[order]
     before = np.maximum.accumulate(np.where(begins, spent, 0.0))  # spent when the request's group began
-    part = ((spent - before) // most).astype(np.int64)
+    part = ((spent - before) // max_cost).astype(np.int64)
     new = begins | (grouped < 0) | (np.diff(part, prepend=0) != 0)
     units = np.empty(len(costs), dtype=np.int64)
     units[order] = np.cumsum(new) - 1

@@ -23,6 +23,7 @@ from hpc.engine.hf import HFEngine
 from hpc.engine.layers.attention import Unsupported
 from hpc.engine.native.limits import EngineLimits
 from hpc.sampling_params import SamplingParams
+from tests.bench import encoder_decoders
 from tests.engine.models import ROOMY, VOCABULARY, build_engine, kernel_of, plain_of, tiny
 from tests.engine.oracle import generated, letters, one_bucket, prompts
 
@@ -98,6 +99,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("mamba", {**_NONE, "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
 }
 """What people call it, what transformers calls it, and what makes it small."""
+FAMILIES |= encoder_decoders.FAMILIES
 
 PROMPTS = [[3 + token for token in prompt] for prompt in prompts((3, 20, 40))]
 """Above what a model may take for padding."""
@@ -128,6 +130,8 @@ def compared(found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) 
 
 def row(name: str) -> list[str]:
     """Return a family's line of the table, without the column of vLLM."""
+    if name in encoder_decoders.FAMILIES:
+        return encoder_decoders.row(name)
     kind, values = FAMILIES[name]
 
     def new() -> Any:
@@ -198,12 +202,20 @@ def ask_vllm() -> None:
     found: dict[str, str] = json.loads(ANSWERS.read_text("utf-8")) if ANSWERS.exists() else {}
     for name in FAMILIES:
         if name not in found:
-            command = [sys.executable, "-m", "tests.bench.architectures", "--vllm", name]
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
-            lines = [line for line in asked.stdout.splitlines() if line.startswith(("yes", "no"))]
-            found[name] = lines[-1] if lines else f"no: it ended with {asked.returncode}"
+            found[name] = _asked(name)
             print(f"{name} | {found[name]}", flush=True)
             ANSWERS.write_text(json.dumps({name: found[name] for name in FAMILIES if name in found}, indent=1) + "\n")
+
+
+def _asked(name: str) -> str:
+    """Return vLLM's verdict on a family, of a process of its own where it must be tried."""
+    if name in encoder_decoders.FAMILIES:
+        kind, values = FAMILIES[name]
+        return encoder_decoders.verdict("vllm", transformers.AutoConfig.for_model(kind, **values))
+    command = [sys.executable, "-m", "tests.bench.architectures", "--vllm", name]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
+    lines = [line for line in asked.stdout.splitlines() if line.startswith(("yes", "no"))]
+    return lines[-1] if lines else f"no: it ended with {asked.returncode}"
 
 
 def page(rows: Sequence[Sequence[str]], answers: Mapping[str, str], old: str) -> str:

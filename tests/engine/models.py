@@ -18,6 +18,7 @@ from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.limits import EngineLimits
 from hpc.model.find import user_cache
+from hpc.model.kind import auto_class
 from hpc.model.load import quiet
 from tests.engine.oracle import letters
 
@@ -67,6 +68,23 @@ CONFIGS: dict[str, Any] = {
     ),
     "stablelm": hf.StableLmConfig(**_BASE),
 }  # fmt: skip
+_SIDES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "tie_word_embeddings": False,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": 1, "decoder_start_token_id": 2,
+}  # fmt: skip
+ENCODER_DECODERS: dict[str, Any] = {
+    "t5": hf.T5Config(
+        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=None,
+    ),
+    "bart": hf.BartConfig(**_SIDES, max_position_embeddings=256),
+    "marian": hf.MarianConfig(**_SIDES, max_position_embeddings=256, init_std=0.1),
+    "m2m_100": hf.M2M100Config(**_SIDES, max_position_embeddings=256),
+    "led": hf.LEDConfig(
+        **_SIDES, max_encoder_position_embeddings=256, max_decoder_position_embeddings=64, attention_window=8
+    ),
+}  # fmt: skip
 WINDOWED = {"mistral": hf.MistralConfig(**_WINDOWED), "phi3_windowed": hf.Phi3Config(**_BASE, sliding_window=13)}
 FIRST = ("llama", "gemma2", "mixtral", "bloom")
 """The kinds of `make test`: a plain one, windows and capped scores, experts, positions that add to scores."""
@@ -98,7 +116,7 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32, scale: float = 8.0) ->
     """
     quiet()
     torch.manual_seed(0)
-    model: Any = hf.AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()  # it keeps what it is given
+    model: Any = auto_class(config).from_config(copy.deepcopy(config)).eval()  # it keeps what it is given
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():
         for parameter in model.parameters():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from hpc.engine.hf import HFEngine
 from hpc.engine.interface import Engine, Source
@@ -84,6 +84,24 @@ def generated(engine: Engine, requests: Sequence[Request], on_step: Steps | None
         assert sequence.request.id not in found
         found[sequence.request.id] = sequence.token_ids
     return found
+
+
+def plain_output(model: Any, start: int, source: Sequence[int], max_new_tokens: int, **values: Any) -> list[int]:
+    """Return what `generate` makes of one source with an encoder-decoder; the first token of a LED sees all others.
+
+    `values` are fields of the generation config.
+    """
+    input_ids = torch.tensor([list(source)])
+    seen = {"global_attention_mask": torch.tensor([[1] + [0] * (len(source) - 1)])}
+    output = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0, decoder_start_token_id=start, **values
+        ),
+        **(seen if model.config.model_type == "led" else {}),
+    )
+    return [int(token) for token in output[0, 1:]]
 
 
 class Plain:

@@ -1,12 +1,14 @@
 """What generates is decided before there is a plan, and the summary says what it was."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpc.engine.registry import Choice
+from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model.loader import Loader, Replica
 from hpc.mpi.binding import Binding
@@ -67,6 +69,30 @@ def test_what_has_generated_and_why_is_still_said_when_nothing_is_left(tmp_path:
     found = summary(tmp_path)
     assert (found["generated_tokens"], found["engine"], found["engine_asked"]) == (0, "hf", "auto")
     assert "its attention cannot be replaced; the hf engine generates on a CPU" in found["engine_reason"]
+
+
+@pytest.mark.parametrize("asked", ["auto", "native"])
+def test_an_encoder_decoder_goes_to_hf_with_the_reason(tmp_path: Path, tiny_summarizer: Path, asked: Any) -> None:
+    sampling = SamplingParams(max_new_tokens=2)
+    run(tmp_path, ROWS[:2], Loader(), model=str(tiny_summarizer), device="cpu", engine=asked, sampling=sampling)
+    found = summary(tmp_path)
+    assert found["engine"] == "hf"
+    assert "an encoder and a decoder (t5); the hf engine generates" in found["engine_reason"]
+
+
+def test_vllm_that_is_named_for_an_encoder_decoder_is_refused(tmp_path: Path, tiny_summarizer: Path) -> None:
+    with pytest.raises(Refusal, match=r"the vllm engine does not support .* leave --engine to auto, or name hf"):
+        run(tmp_path, ROWS[:2], Loader(), model=str(tiny_summarizer), device="cpu", engine="vllm")
+
+
+def test_what_the_generation_config_asks_for_in_vain_is_said_once(
+    tmp_path: Path, tiny_summarizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_summarizer, tmp_path / "model"))
+    path = model / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_beams": 4, "length_penalty": 2.0}))
+    run(tmp_path, ROWS[:2], Loader(), model=str(model), device="cpu", sampling=SamplingParams(max_new_tokens=1))
+    assert capsys.readouterr().err.count("num_beams 4, length_penalty 2.0, which changes nothing") == 1
 
 
 def test_what_the_job_asked_for_stays_in_its_file(tmp_path: Path) -> None:

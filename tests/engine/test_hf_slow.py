@@ -10,7 +10,8 @@ import torch
 
 from hpc.engine.bucket import assign, boundaries
 from hpc.engine.hf import HFEngine
-from hpc.model.load import describe, load, quiet
+from hpc.model.description import describe
+from hpc.model.load import load, quiet
 from hpc.model.tokenizer import Tokenizer
 from hpc.sampling_params import SamplingParams
 from tests.conftest import ROOT

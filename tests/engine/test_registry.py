@@ -22,6 +22,7 @@ from hpc.engine.registry import (
     check_devices,
     choose,
     measurable,
+    no_encoder,
 )
 from hpc.engine.vllm.installed import untested
 from hpc.engine_args import Vllm
@@ -40,6 +41,18 @@ def facts(vllm: str | None = None, native: str | None = None) -> Callable[[Engin
 
 def job(**values: Any) -> Job:
     return Job("m", ("c.jsonl",), **values)
+
+
+# Models with an encoder.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_only_hf_generates_with_an_encoder_decoder(engine: str, encoder_decoder: bool) -> None:
+    config = SimpleNamespace(is_encoder_decoder=encoder_decoder, model_type="t5")
+    reason = no_encoder(ENGINES[engine], config)
+    assert (reason is None) == (engine == "hf" or not encoder_decoder)
+    assert reason is None or (engine in reason and "t5" in reason)
 
 
 # What `auto` comes to.

@@ -1,6 +1,7 @@
 """A request is journalled when all its samples have ended, and once; the counts are those of all samples."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from hpc.output.journal import JournalWriter, decode
 from hpc.request import Completion, Request, Sample
 from hpc.rundir.progress import Progress
 from hpc.sampling_params import SamplingParams
-from tests.engine.oracle import request
-from tests.fakes import ByteText, ByteTokenizer
+from tests.engine.oracle import letters, request
+from tests.fakes import Behind, ByteText, ByteTokenizer
 
 TEXT = ByteTokenizer().decode
 
@@ -55,6 +56,26 @@ def test_samples_that_end_one_by_one_make_one_completion_in_their_order(tmp_path
     one = asked()
     [found], _ = completed(tmp_path, [grown(one, 2)], [grown(one, 0)], [grown(one, 1)])
     assert [sample.text for sample in found.samples] == ["x0", "x1", "x2"]
+
+
+def test_the_text_of_an_encoder_decoder_begins_anew() -> None:
+    one, begun = request([1], 0, SamplingParams(max_new_tokens=2)), [Grown(request([1], 0), [2, 3])]
+    texts = [
+        completion_maker((), Behind(), goes_on)([replace(begun[0], request=one)]).text for goes_on in (True, False)
+    ]
+    assert texts == [letters([2, 3]), letters([3])]
+
+
+def test_an_ending_token_that_the_limit_forces_makes_the_completion_one_of_full_length() -> None:
+    one = request([1], 0, SamplingParams(max_new_tokens=2))
+    found = [completion_maker((9,), TEXT)([Grown(one, [97, 9], cut=cut)]) for cut in (False, True)]
+    assert [(each.finish_reason, each.text) for each in found] == [("stop", "a"), ("length", "a")]
+
+
+def test_a_stop_string_before_the_limit_is_no_cut() -> None:
+    one = request([1], 0, SamplingParams(max_new_tokens=3, stop=("b",)))
+    found = completion_maker((9,), TEXT)([Grown(one, [97, 98, 9], cut=True)])
+    assert (found.finish_reason, found.text) == ("stop", "a")
 
 
 def test_a_request_without_all_its_samples_is_not_in_the_journal(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from hpc.cli.verbs import Plan
 from hpc.exit import Refusal
 from hpc.forecast.estimate import Estimator, Prediction
 from hpc.forecast.fit import Fit
-from hpc.forecast.forecast import Advice, Forecast, advice, predict_all, show
+from hpc.forecast.forecast import Advice, Forecast, forecast, predict_all
+from hpc.forecast.show import advice, show
+from hpc.job import Job
 from hpc.model.loader import Loader
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
@@ -201,7 +203,7 @@ def prediction(ranks: int, seconds: float) -> Prediction:
 class Law:
     """An estimator that knows a law of the time over ranks."""
 
-    most_ranks = 1000
+    max_ranks = 1000
 
     def __init__(self, law: Callable[[int], float]) -> None:
         self._law = law
@@ -251,6 +253,22 @@ def test_the_answer_names_ranks_and_time() -> None:
 def test_the_answer_says_how_many_gpus_a_rank_has() -> None:
     found = replace(forecast_of(10, Advice(prediction(8, 100.0), None, None, 9)), fit=Fit(1, 1, 4, 1))
     assert advice(found, None).endswith("Ask for 8 ranks of 4 GPUs each and --slurm.time-min 9.")
+
+
+def test_an_engine_that_cannot_be_measured_has_no_estimate_and_no_calibration_is_asked_for() -> None:
+    said = {engine: advice(replace(forecast_of(10, None), engine=engine), None) for engine in ("hf", "native")}
+    assert said["hf"].startswith("No time is predicted: the hf engine generates with this model")
+    assert ["scattergen calibrate" in said[engine] for engine in said] == [False, True]
+
+
+def test_an_encoder_decoder_is_planned_for_without_an_estimate(
+    tmp_path: Path, tiny_summarizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    corpus = write_corpus(tmp_path / "rows.jsonl", [{"prompt": "a" * count} for count in (1, 20, 50)])
+    found = forecast(Job(str(tiny_summarizer), (str(corpus),), runs=str(tmp_path), device="cpu"), Loader())
+    assert (found.engine, found.predictions, found.requests) == ("hf", [], 3)
+    assert (found.prompt_tokens, found.longest_prompt) == (74, 51)  # with the token that ends each source
 
 
 def test_a_deadline_that_nothing_meets_is_said() -> None:

@@ -75,4 +75,4 @@ def test_a_step_that_computes_prompts_and_decodes_counts_for_both_by_its_tokens(
 
 
 def test_few_steps_are_enough_where_they_are_said_to_be() -> None:
-    assert fit(steps(TRUE, 5), least=5).tokens(64) > 0
+    assert fit(steps(TRUE, 5), min_steps=5).tokens(64) > 0

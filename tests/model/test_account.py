@@ -25,6 +25,12 @@ _LLAMA = {
 _GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
 _BERT = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
 
+_T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+_BART = {
+    "vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "pad_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+
 SOUND: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA)),
     "llama, tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA, tie_word_embeddings=True)),
@@ -49,6 +55,15 @@ SOUND: dict[str, Callable[[], Any]] = {
         hf.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     ),
     "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)),
+    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**_T5)),
+    "flan-t5": lambda: hf.T5ForConditionalGeneration(
+        hf.T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    ),
+    "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**_BART)),
+    "bart's base": lambda: hf.BartModel(hf.BartConfig(**_BART)),
+    "marian": lambda: hf.MarianMTModel(hf.MarianConfig(**_BART, decoder_start_token_id=0)),
+    "m2m100": lambda: hf.M2M100ForConditionalGeneration(hf.M2M100Config(**_BART)),
+    "led": lambda: hf.LEDForConditionalGeneration(hf.LEDConfig(**_BART, attention_window=8)),
     "bert as a decoder": lambda: hf.BertLMHeadModel(hf.BertConfig(**_BERT, is_decoder=True)),
 }  # fmt: skip
 
@@ -240,11 +255,20 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
         "Qwen2ForTokenClassification has another head than one that chooses tokens",
     ),
     "llama's base": (lambda: hf.LlamaModel(hf.LlamaConfig(**_LLAMA)), "name a model with a head that chooses tokens"),
-    "t5": (
-        lambda: hf.T5ForConditionalGeneration(
-            hf.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    "t5's encoder": (lambda: hf.T5EncoderModel(hf.T5Config(**_T5)), "T5EncoderModel is no causal language model"),
+    "a classifier with a decoder": (
+        lambda: hf.BartForSequenceClassification(hf.BartConfig(**_BART)),
+        "BartForSequenceClassification has another head",
+    ),
+    "a transcriber": (
+        lambda: hf.WhisperForConditionalGeneration(
+            hf.WhisperConfig(**{**_BART, "bos_token_id": 1, "decoder_start_token_id": 1}, max_source_positions=8)
         ),
-        "T5ForConditionalGeneration has an encoder and a decoder",
+        "WhisperForConditionalGeneration has an encoder and a decoder, and does not make text of text",
+    ),
+    "random attention": (
+        lambda: hf.BigBirdPegasusForConditionalGeneration(hf.BigBirdPegasusConfig(**_BART, block_size=4)),
+        "BigBirdPegasusForConditionalGeneration attends to all of a source or to random blocks",
     ),
     "embeddings": (
         lambda: hf.Gemma3TextModel(hf.Gemma3TextConfig(**_LLAMA, head_dim=8, use_bidirectional_attention=True)),

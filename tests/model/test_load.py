@@ -15,10 +15,11 @@ from hpc.corpus.chat import ChatOptions
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model import endings
+from hpc.model.description import describe
 from hpc.model.detokenizer import ByToken
 from hpc.model.device import resolve_device, resolve_dtype
 from hpc.model.find import resolve
-from hpc.model.load import describe, load, weights
+from hpc.model.load import load, weights
 from hpc.model.loader import Loader
 from hpc.model.tokenizer import Tokenizer
 from hpc.mpi.binding import Binding

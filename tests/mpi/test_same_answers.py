@@ -42,10 +42,26 @@ FEW_AT_ONCE = {"max_num_seqs": 2}
 
 
 @pytest.fixture(scope="module")
+def encoder_decoders(tiny_summarizer: Path, tiny_translator: Path, corpus: Path) -> dict[str, dict[str, Any]]:
+    """The jobs with encoder-decoders, by their names."""
+    return {
+        "summarize": model_job(tiny_summarizer, corpus),
+        "translate": {
+            **model_job(tiny_translator, corpus), "source_lang": "eng_Latn", "target_lang": "deu_Latn",
+            "truncate_prompts": "right",
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def launched(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, demo_model: Path, corpus: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    demo_model: Path,
+    encoder_decoders: dict[str, dict[str, Any]],
+    corpus: Path,
 ) -> Callable[[int], dict[str, Path]]:
-    """The outputs of one launch with so many ranks: with an echo and a tiny model and each tail, and the demo model."""
+    """The outputs of one launch with so many ranks: with an echo and a tiny model and each tail, and other models."""
     demo = write_corpus(corpus.parent / "demo.jsonl", DEMO)
     shuffled = write_corpus(corpus.parent / "shuffled.jsonl", random.Random(2).sample(some_rows(60), 60))
 
@@ -58,6 +74,7 @@ def launched(
             *({**tiny, "name": f"tiny {tail}", "tail": tail, **FEW_AT_ONCE} for tail in TAILS),
             {**model_job(tiny_model, shuffled), "name": "shuffled"},
             {**model_job(DEMO_MODEL, demo), "name": "demo", "sampling": {"max_new_tokens": 8}},
+            *({**values, "name": name, "batch_tokens": 700} for name, values in encoder_decoders.items()),
         ]
         return run_jobs(tmp_path_factory.mktemp(f"on {ranks} ranks"), jobs, ranks)
 
@@ -94,6 +111,18 @@ def test_a_models_completions_are_the_same_bytes_on_any_number_of_ranks_with_any
     launched: Callable[[int], dict[str, Path]], tiny_alone: bytes, ranks: int, tail: float
 ) -> None:
     assert launched(ranks)[f"tiny {tail}"].read_bytes() == tiny_alone
+
+
+@pytest.mark.parametrize("name", ["summarize", "translate"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_encoder_decoders_completions_are_the_same_bytes_on_any_number_of_ranks(
+    launched: Callable[[int], dict[str, Path]],
+    encoder_decoders: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    ranks: int,
+    name: str,
+) -> None:
+    assert launched(ranks)[name].read_bytes() == run_here(tmp_path, **encoder_decoders[name]).read_bytes()
 
 
 def test_a_shuffled_corpus_gives_every_id_the_same_completion(

@@ -11,7 +11,8 @@ import torch
 from hpc.engine.native.build import build_native
 from hpc.engine.native.engine import NativeEngine
 from hpc.engine.native.limits import EngineLimits
-from hpc.model.load import describe, load, quiet
+from hpc.model.description import describe
+from hpc.model.load import load, quiet
 from hpc.model.tokenizer import Tokenizer
 from hpc.plan.prefix import cuts
 from hpc.request import Request
