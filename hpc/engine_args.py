@@ -7,12 +7,13 @@ from typing import Any
 
 OURS = {
     "model": "--model", "dtype": "--dtype", "max_num_seqs": "--max-num-seqs", "kv_cache_memory_bytes": "--cache-gib",
-    "device": "--device", "seed": "--sampling.seed",
+    "device": "--device", "seed": "--sampling.seed", "tensor_parallel_size": "--replica-gpus",
 }  # fmt: skip
 """Arguments of vLLM that a job says elsewhere, with the flag that does."""
 FIXED = (
     "skip_tokenizer_init", "disable_log_stats", "generation_config", "use_tqdm_on_load", "tokenizer",
-    "data_parallel_size", "pipeline_parallel_size", "stream_interval", "logprobs_mode", "scheduler_cls",
+    "distributed_executor_backend", "data_parallel_size", "pipeline_parallel_size", "stream_interval",
+    "logprobs_mode", "scheduler_cls",
 )  # fmt: skip
 """Arguments of vLLM that the engine sets itself: others would break the order, the seeds or the ranks."""
 
@@ -38,7 +39,7 @@ class Vllm:
     speculative_config: str | None = None
     """Speculative decoding, as JSON: {"method": "ngram", "num_speculative_tokens": 4}."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """Any other of vLLM's engine arguments: tensor_parallel_size 2 block_size 32; values are JSON or plain text."""
+    """Any other of vLLM's engine arguments: block_size 32 max_num_partial_prefills 2; values are JSON or plain text."""
 
     def __post_init__(self) -> None:
         share = self.gpu_memory_utilization
@@ -59,12 +60,6 @@ class Vllm:
                 raise ValueError(f'"vllm.extra" names {name}; say it with {said}')
             if name in FIXED:
                 raise ValueError(f'"vllm.extra" names {name}, which must be as it is: leave it out')
-
-    @property
-    def tensor_parallel_size(self) -> int:
-        """Number of processes, and GPUs, that share the model of a rank."""
-        value = _value(self.extra.get("tensor_parallel_size", "1"))
-        return value if isinstance(value, int) and value >= 1 else 1
 
     def arguments(self) -> dict[str, Any]:
         """Return the given values as keyword arguments of vLLM's `EngineArgs`."""

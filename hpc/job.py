@@ -22,9 +22,9 @@ class Slurm:
     nodes: int | None = None
     """Nodes; 1 where the template says nothing."""
     tasks_per_node: int | None = None
-    """Ranks on each node; as many as GPUs where the template says nothing, else 1."""
+    """Ranks on each node; as many as have their GPUs there where the template says nothing, else 1."""
     gpus_per_node: int | None = None
-    """GPUs on each node, one for each rank."""
+    """GPUs on each node: one, or --replica-gpus, for each rank."""
     cpus_per_task: int | None = None
     """Cores of each rank."""
     time_min: int | None = None
@@ -72,10 +72,6 @@ class Slurm:
                 raise ValueError(f'"slurm.{name}" is {getattr(self, name)}; it must be at least {minimum}')
         if self.time_min is not None:
             check_time(self.time_min, self.signal_delay_s)
-        if self.array and (self.gpus_per_node or 1) > 1:
-            raise ValueError(
-                f'"slurm.gpus_per_node" is {self.gpus_per_node} with an array; each of its jobs is one rank, on one GPU'
-            )
         if self.array and (self.nodes or 1) * (self.tasks_per_node or 1) > 1:
             raise ValueError(
                 f'"slurm.array" is {self.array} with {self.nodes or 1} nodes of {self.tasks_per_node or 1} tasks; each '
@@ -176,6 +172,10 @@ class Job:
     cache_gib: float = 0.0
     """native, vllm: memory of a rank for keys and values; 0 is four fifths of what is left (vllm: what
     --vllm.gpu-memory-utilization leaves; on a CPU 2)."""
+    replica_gpus: int = 1
+    """GPUs of a node on which each rank keeps its model, for one that a GPU does not hold; more than 1: vllm alone."""
+    replica_cpus: int = 1
+    """The same with --device cpu, for tests: processes of a rank that share its model; more than 1: vllm alone."""
     deterministic: bool = False
     """The same numbers whatever is computed together, in bfloat16; at some cost in speed. On a CPU it is always so
     in float32, and where the kernel multiplies bfloat16."""
@@ -257,6 +257,17 @@ class Job:
         require(self.batch_tokens >= 1, "batch_tokens", self.batch_tokens, "it must be at least 1")
         require(0 <= self.max_num_seqs <= 4096, "max_num_seqs", self.max_num_seqs, "it must be from 0 (auto) to 4096")
         require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "it must be at least 0 (auto)")
+        on_cpu = self.device == "cpu"
+        for name, allowed, others in (("replica_gpus", not on_cpu, "cpus"), ("replica_cpus", on_cpu, "gpus")):
+            count = getattr(self, name)
+            require(count >= 1, name, count, "it must be at least 1")
+            where = "with" if on_cpu else "without"
+            require(count == 1 or allowed, name, count, f"it must be 1 {where} --device cpu; say --replica-{others}")
+        gpus = self.slurm.gpus_per_node
+        require(
+            not self.slurm.array or gpus in (None, self.replica_gpus),
+            "slurm.gpus_per_node", gpus, f"with an array, whose jobs are one rank each, it must be {self.replica_gpus}",
+        )  # fmt: skip
         require(
             self.text_per == "line" or self.format in ("auto", "text"),
             "format",
@@ -293,6 +304,11 @@ class Job:
             self.name,
             "it must be one folder name (the folder above it is --runs)",
         )
+
+    @property
+    def replica_devices(self) -> int:
+        """How many devices of a node each rank keeps its model on."""
+        return max(self.replica_gpus, self.replica_cpus)
 
     def prompt_values(self) -> dict[str, Any]:
         """Return the fields that prompts depend on, by name, where they differ from the defaults."""

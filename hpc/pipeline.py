@@ -152,7 +152,7 @@ def decide_engine(attempt: Attempt, timings: Timings) -> Attempt:
 
 def plan(attempt: Attempt, timings: Timings, tokens: TokenStore, found: Pending) -> Dispatcher:
     """Bucket and shard the requests that no earlier attempt has answered."""
-    on_gpu = attempt.place.gpu is not None
+    on_gpu = bool(attempt.place.gpus)
     dispatcher = make_dispatcher(attempt.job, tokens, found, attempt.crew.world.size, on_gpu)
     timings.padding = dispatcher.padding
     attempt.events.write("plan", asdict(found.work))

@@ -47,8 +47,8 @@ PURE = (
     "corpus/decode", "corpus/detect", "corpus/notes", "corpus/openai",
     "corpus/row", "corpus/turns", "prompts",
     "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
-    "engine_args", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange", "plan/pending",
-    "plan/prefix", "plan/shard", "quick_json", "request", "sampling_params", "trim",
+    "engine_args", "forecast/fit", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange",
+    "plan/pending", "plan/prefix", "plan/shard", "quick_json", "request", "sampling_params", "trim",
 )  # fmt: skip
 """They neither read nor write, and know no clock."""
 IMPURE = {"os", "pathlib", "socket", "subprocess", "sys", "time", "logging", "random", "tempfile", "shutil", "glob"}

@@ -21,7 +21,8 @@ from tests.conftest import ROOT, Scattergen, finish, scattergen, start, write_co
 FLAGS = {
     "--job", "--model", "--corpus", "--format", "--text-per", "--name", "--runs", "--limit", "--engine", "--device",
     "--dtype", "--tail", "--buckets",
-    "--batch-tokens", "--max-num-seqs", "--cache-gib", "--chat-date", "--deterministic", "--drafts",
+    "--batch-tokens", "--max-num-seqs", "--cache-gib", "--replica-gpus", "--replica-cpus", "--chat-date",
+    "--deterministic", "--drafts",
     "--source-lang", "--target-lang", "--instruction", "--sampling.forced-bos-token-id",
     "--return-token-ids", "--truncate-prompts", "--context-tokens", "--trust-remote-code",
     "--max-error-rate", "--retry-errors", "--force",
@@ -45,15 +46,17 @@ FLAGS = {
 
 OWN_FLAGS = {
     "run": set(),
-    "plan": {"--json", "--deadline-min", "--calibration", "--plot", "--ranks-on-node"},
+    "plan": {"--json", "--deadline-min", "--calibration", "--plot", "--ranks-on-node", "--gpu-gib"},
     "script": set(),
     "submit": {"--doctor"},
 }
 SMALL = {
-    "doctor": {"--job", "--model", "--device", "--corpus", "--name", "--runs", "--engine"},
+    "doctor": {
+        "--job", "--model", "--device", "--corpus", "--name", "--runs", "--engine", "--replica-gpus", "--replica-cpus",
+    },
     "calibrate": {
         "--job", "--model", "--device", "--dtype", "--context-tokens", "--trust-remote-code", "--engine",
-        "--max-num-seqs", "--cache-gib", "--deterministic", "--drafts", "--seconds",
+        "--max-num-seqs", "--cache-gib", "--replica-gpus", "--replica-cpus", "--deterministic", "--drafts", "--seconds",
     } | {flag for flag in FLAGS if flag.startswith("--vllm.")},
     "settle": {"--job", "--share"},
 }  # fmt: skip

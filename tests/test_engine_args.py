@@ -41,6 +41,10 @@ def test_a_speculative_configuration_is_json() -> None:
         ({"speculative_config": "ngram"}, "it must be a JSON object"),
         ({"extra": {"quantization": "fp8"}}, '"vllm.extra" names quantization; say it with --vllm.quantization'),
         ({"extra": {"max_num_seqs": "8"}}, '"vllm.extra" names max_num_seqs; say it with --max-num-seqs'),
+        (
+            {"extra": {"tensor_parallel_size": "2"}},
+            '"vllm.extra" names tensor_parallel_size; say it with --replica-gpus',
+        ),
         ({"extra": {"scheduler_cls": "x"}}, "which must be as it is: leave it out"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hpc.job import Job
+from hpc.job import Job, Slurm
 from hpc.sampling_params import SamplingParams
 
 JOB = Job("model", ("corpus.jsonl",))
@@ -339,3 +339,35 @@ def test_variables_of_the_chat_template_are_the_same_however_they_are_written() 
 def test_the_columns_of_a_job_come_back_from_json() -> None:
     job = Job("m", ("a.jsonl",), column=("prompt=question",), prompt_template="", last_assistant="drop")
     assert Job.from_json(json.loads(json.dumps(dataclasses.asdict(job)))) == job
+
+
+# Models on several devices.
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replica_gpus": 0}, '"replica_gpus" is 0; it must be at least 1'),
+        ({"replica_cpus": 0, "device": "cpu"}, '"replica_cpus" is 0; it must be at least 1'),
+        (
+            {"replica_gpus": 2, "device": "cpu"},
+            '"replica_gpus" is 2; it must be 1 with --device cpu; say --replica-cpus',
+        ),
+        ({"replica_cpus": 2}, '"replica_cpus" is 2; it must be 1 without --device cpu; say --replica-gpus'),
+        ({"slurm": Slurm(array=2, gpus_per_node=4)}, '"slurm.gpus_per_node" is 4; with an array, .* it must be 1'),
+        (
+            {"slurm": Slurm(array=2, gpus_per_node=4), "replica_gpus": 2},
+            '"slurm.gpus_per_node" is 4; with an array, .* it must be 2',
+        ),
+    ],
+)
+def test_devices_that_a_job_cannot_have_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Job("m", ("c.jsonl",), **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "devices"), [({}, 1), ({"replica_gpus": 4}, 4), ({"replica_cpus": 3, "device": "cpu"}, 3)]
+)
+def test_a_job_says_on_how_many_devices_each_rank_keeps_its_model(values: dict[str, Any], devices: int) -> None:
+    assert Job("m", ("c.jsonl",), **values).replica_devices == devices

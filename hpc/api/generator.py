@@ -78,7 +78,7 @@ class Generator:
         self._replica: Replica | None = None
         self._closed = False
         with keeping_verbosity():
-            [self._place] = Crew(Single(), Stop()).place_ranks(job.device)
+            [self._place] = Crew(Single(), Stop()).place_ranks(job)
             found = self._loader.resolve(job.model)
             if job.dtype == "auto":
                 resolved: Any = self._loader.dtype(job)
@@ -166,7 +166,7 @@ class Generator:
             if not found.work.requests:
                 return
             replica, job = self._load()
-            dispatcher = make_dispatcher(replace(job, sampling=sampling), tokens, found, 1, self._place.gpu is not None)
+            dispatcher = make_dispatcher(replace(job, sampling=sampling), tokens, found, 1, bool(self._place.gpus))
             backlog = Backlog(sampling, lambda: backlog.add(dispatcher.next_piece(0)))
             stop, progress, display = Stop(), Progress(), stack.enter_context(contextlib.closing(open_bar()))
 

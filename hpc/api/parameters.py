@@ -13,8 +13,7 @@ TAKEN = (
     "device", "dtype", "context_tokens", "trust_remote_code", "chat_date", "chat_template", "chat_template_kwargs",
     "row_chat_templates", "column", "prompt_template", "system", "last_assistant", "unknown_parameters",
     "source_lang", "target_lang", "instruction", "truncate_prompts", "engine", "max_num_seqs", "cache_gib",
-    "deterministic", "drafts", "buckets", "batch_tokens",
-    "vllm",
+    "replica_gpus", "replica_cpus", "deterministic", "drafts", "buckets", "batch_tokens", "vllm",
 )  # fmt: skip
 """Fields of a job that are about model, prompts and engine; the others are about files, ranks and Slurm."""
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))

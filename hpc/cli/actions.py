@@ -76,7 +76,14 @@ def plan(command: verbs.Plan, loader: Loader | None) -> int:
     from hpc.forecast.forecast import forecast, to_json
 
     log.configure(0, 1)
-    found = forecast(command.job, loader or Loader(), command.calibration, command.ranks_on_node, command.deadline_min)
+    found = forecast(
+        command.job,
+        loader or Loader(),
+        command.calibration,
+        command.ranks_on_node,
+        command.deadline_min,
+        command.gpu_gib,
+    )
     if command.json:
         print(to_json(found))
     else:

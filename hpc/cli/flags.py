@@ -28,7 +28,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "retry_errors", "force", "show",
     ),
     "sampling": ("sampling",),
-    "engine": ("engine", "tail", "max_num_seqs", "cache_gib"),
+    "engine": ("engine", "tail", "max_num_seqs", "cache_gib", "replica_gpus", "replica_cpus"),
     "native engine": ("deterministic", "drafts"),
     "hf engine": ("buckets", "batch_tokens"),
     "vllm engine": ("vllm",),

@@ -30,6 +30,8 @@ class Plan:
     """File for a picture of time and efficiency over ranks: .svg, .png or .pdf."""
     ranks_on_node: int | None = None
     """Ranks that share a node, as when it was calibrated; else --slurm.tasks-per-node."""
+    gpu_gib: float | None = None
+    """GiB of a GPU of the nodes: says whether it holds the weights, or how many do; else those of one here."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Submit:
 class Doctor:
     """Check the allocation it runs in, under srun or mpirun: every line is ok, or says how to mend it."""
 
-    job: Annotated[Job, Uses(("model", "device", "corpus", "name", "runs", "engine"))]
+    job: Annotated[Job, Uses(("model", "device", "corpus", "name", "runs", "engine", "replica_gpus", "replica_cpus"))]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Calibrate:
         Job,
         Uses(
             ("model", "device", "dtype", "context_tokens", "trust_remote_code", "engine", "max_num_seqs", "cache_gib",
-             "deterministic", "drafts", "vllm"),
+             "replica_gpus", "replica_cpus", "deterministic", "drafts", "vllm"),
             instead={"corpus": ("-",)},
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the facts that the doctor gathers amount to: a line for each check. Pure."""
+"""Judge the facts that the doctor gathered: one line for each check. Pure."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -13,27 +13,28 @@ from hpc.rundir.progress import duration
 from hpc.slurm.allocation import Allocation
 
 RUN_BYTES, TEMP_BYTES, CLOCK_S = 2**30, 2**28, 2.0
-"""Least free space of the run directory and of a node's temporary folder; most seconds between two clocks."""
+"""Minimum free space of the run directory (token store and journals) and of a node's temporary folder (compiled
+kernels); maximum seconds between two clocks, before the order of events misleads."""
 SHARED_TYPES = (
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "panfs", "wekafs", "glusterfs", "gfs2",
     "ocfs2", "orangefs", "pvfs2",
 )  # fmt: skip
 LOCAL_FUSE = ("fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll")
-"""What containers bring; other file systems in user space (sshfs, glusterfs, …) are mostly shared ones."""
+"""File systems of containers; most others in user space (sshfs, glusterfs, …) are shared."""
 CHECKS = (
     "ranks", "MPI", "GPUs", "vLLM", "corpus", "run directory", "locks", "caches", "model", "space", "clocks",
     "time limit",
 )  # fmt: skip
 
 Facts = Mapping[str, Any]
-"""What a rank has found, as JSON values."""
+"""The facts of one rank, as JSON values."""
 Problem = tuple[str, str, str]
-"""Of which check it is, what is wrong, what to do about it."""
+"""The check, the fault, and the way out."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is known when the time is up, or everything has answered."""
+    """All facts at the end: all ranks have answered, or the time is up."""
 
     job: Job
     size: int
@@ -41,18 +42,18 @@ class Findings:
     """Rank 0's."""
     hellos: Mapping[int, Buffer]
     facts: Mapping[int, Facts]
-    """What each rank has found."""
+    """The facts of each rank that answered."""
     trial: Facts | None
-    """What `trial` gave at rank 0; None if the file system did not answer."""
+    """The result of `trial` at rank 0; None if the file system did not answer."""
     model: Facts | None
-    """What `resolve` gave at rank 0; None if it did not end."""
+    """The result of `resolve` at rank 0; None if it did not end."""
     allocation: Allocation | None
     now: float
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was found of one thing, and what to do where it is not as it must be."""
+    """The outcome of one check, with the way out if it failed."""
 
     ok: bool
     what: str
@@ -64,7 +65,7 @@ class Line:
 
 
 def diagnose(findings: Findings) -> list[Line]:
-    """Return a line for each check where all is well, and one for each thing that is wrong, with its nodes."""
+    """Return one line for each check that passed, and one for each fault, with its nodes."""
     wrong: dict[Problem, dict[str, None]] = {problem: {} for problem in problems_of_all(findings)}
     for facts in findings.facts.values():
         for problem in problems_of_rank(facts, findings):
@@ -81,7 +82,7 @@ def diagnose(findings: Findings) -> list[Line]:
 
 
 def problems_of_all(found: Findings) -> Iterator[Problem]:
-    """Yield what is wrong with the allocation as a whole, and at rank 0."""
+    """Yield the faults of the allocation as a whole, and those of rank 0."""
     hosts = {rank: " on " + unpack(hello)[0]["host"] for rank, hello in found.hellos.items()}
     silent = [f"{rank}{hosts.get(rank, '')}" for rank in range(found.size) if rank not in found.facts]
     if silent:
@@ -113,14 +114,14 @@ def problems_of_all(found: Findings) -> Iterator[Problem]:
     if model is None or model["error"]:
         text = model["error"] if model else f"{found.job.model} was not found in time"
         yield "model", text, f"name the folder that `scattergen fetch {found.job.model}` prints on the login node"
-    least, _, ahead, behind = clock_spread(found.facts)
-    if least > CLOCK_S:
-        text = f"that of {ahead} is {least:.1f} s ahead of that of {behind}"
+    min_s, _, ahead, behind = clock_spread(found.facts)
+    if min_s > CLOCK_S:
+        text = f"that of {ahead} is {min_s:.1f} s ahead of that of {behind}"
         yield "clocks", text, "let the administrators set them (NTP): times in logs and of files would mislead"
 
 
 def problems_of_gpus(found: Findings) -> Iterator[Problem]:
-    """Yield what is wrong with how GPUs are shared out."""
+    """Yield the faults in the assignment of GPUs to ranks."""
     values = [unpack(hello)[0] for _, hello in sorted(found.hellos.items())]
     blind = sorted({value["host"] for value in values if not value["gpus"]})
     seeing = any(value["gpus"] for value in values)
@@ -130,13 +131,13 @@ def problems_of_gpus(found: Findings) -> Iterator[Problem]:
         yield "GPUs", f"none visible on {listed(blind)}", "ask for them (--slurm.gpus-per-node), or add --device cpu"
     if len(values) == found.size:
         try:
-            bind_ranks([found.hellos[rank] for rank in range(found.size)])
+            bind_ranks([found.hellos[rank] for rank in range(found.size)], gpus_each=found.job.replica_gpus)
         except Refusal as refusal:
             yield "GPUs", str(refusal), ""
 
 
 def problems_of_rank(facts: Facts, found: Findings) -> Iterator[Problem]:
-    """Yield what is wrong at one rank."""
+    """Yield the faults of one rank."""
     if facts["cuda"]:
         yield "GPUs", f"torch cannot use CUDA: {facts['cuda']}", "install a torch that fits the driver, or --device cpu"
     if (vllm := facts.get("vllm")) and vllm["error"]:
@@ -174,16 +175,17 @@ def problems_of_rank(facts: Facts, found: Findings) -> Iterator[Problem]:
 
 
 def well_of_all(found: Findings) -> dict[str, str]:
-    """Return what to say of each check if nothing is wrong; nothing of what could not be checked."""
+    """Return the text of each check for the case that it passed; a check that could not be made has none."""
     ranks = Counter(facts["host"] for facts in found.facts.values())
     nodes = f"{len(ranks)} node{'s' * (len(ranks) > 1)}"
     mpi = found.environment.get("SLURM_MPI_TYPE")
+    each = "one" if found.job.replica_gpus == 1 else found.job.replica_gpus
     seeing = sum(facts["cuda"] == "" for facts in found.facts.values())
     ends_at = found.allocation and found.allocation.ends_at
     well = {
         "ranks": f"{found.size} on {nodes}: " + listed([f"{count} on {host}" for host, count in ranks.items()]),
         "MPI": listed({facts["library"] for facts in found.facts.values()}) + (f", srun --mpi={mpi}" if mpi else ""),
-        "GPUs": f"one for each rank; torch can use CUDA on {seeing} of {found.size} ranks",
+        "GPUs": f"{each} for each rank; torch can use CUDA on {seeing} of {found.size} ranks",
         "vLLM": f"not in use (--engine {found.job.engine})",
         "caches": listed(
             {f"{c['name']}={c['path']} ({c['type']})": 0 for f in found.facts.values() for c in f["caches"]}
@@ -214,7 +216,7 @@ def well_of_all(found: Findings) -> dict[str, str]:
 
 
 def clock_spread(facts: Mapping[int, Facts]) -> tuple[float, float, str, str]:
-    """Return by how many seconds clocks differ at least and at most, and the nodes of the first and the last clock."""
+    """Return the minimum and the maximum difference of the clocks in seconds, and the nodes ahead and behind."""
     clocks = [(*one["clock"], one["host"]) for one in facts.values()] or [(0.0, 0.0, "")]
     last, behind = min((offset + error, host) for offset, error, host in clocks)
     first, ahead = max((offset - error, host) for offset, error, host in clocks)
@@ -223,21 +225,21 @@ def clock_spread(facts: Mapping[int, Facts]) -> tuple[float, float, str, str]:
 
 
 def is_shared(kind: str) -> bool:
-    """Say whether nodes share file systems of a type."""
+    """Return whether file systems of this type are shared between nodes."""
     return kind in SHARED_TYPES or (kind.startswith("fuse") and kind not in LOCAL_FUSE)
 
 
-def listed(names: Collection[str], most: int = 8) -> str:
-    """Write names for people, the first so many of them."""
-    shown = ", ".join(list(names)[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def listed(names: Collection[str], max_names: int = 8) -> str:
+    """Return names separated by commas, the first `max_names` of them."""
+    shown = ", ".join(list(names)[:max_names])
+    return f"{shown} and {len(names) - max_names} more" if len(names) > max_names else shown
 
 
 def gib(num_bytes: int) -> str:
-    """Write bytes for people."""
+    """Return a number of bytes in GiB, for people."""
     return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def may_use_gpus(job: Job, hello: Buffer) -> bool:
-    """Say whether a rank that greets so sees GPUs that the job may use."""
+    """Return whether a rank, given its host information, sees GPUs that the job may use."""
     return job.device != "cpu" and bool(unpack(hello)[0]["gpus"])

@@ -1,7 +1,7 @@
-"""Doctor: check an allocation, on all of its ranks, before hours are spent in it.
+"""Check an allocation on all of its ranks before a run spends hours in it.
 
-Every rank finds its facts (`look`), rank 0 gathers them (`Examination`), and `hpc.doctor.diagnose` makes lines of
-them. What may hang, a dead file system say, hangs in a thread of rank 0 or on a rank that is then named.
+Every rank gathers its facts (`look`), rank 0 collects them (`Examination`), and `hpc.doctor.diagnose` judges them. A
+call that may hang, as on a dead file system, runs in a thread of rank 0, or on a rank that rank 0 then names.
 """
 
 import contextlib
@@ -34,13 +34,14 @@ from hpc.rundir.lock import RunLock, is_held
 from hpc.slurm.queue import has_slurm
 
 PREPARE_S, LIMIT_S = 7.0, 20.0
-"""So long after its beginning rank 0 asks the others with what it has, and names those that have not answered."""
+"""Seconds from the start until rank 0 asks the other ranks, with the facts that it has by then, and until it gives up
+on ranks that have not answered: the whole is to take less than half a minute."""
 
 
 def examine(job: Job, world: Comm, loader: Loader) -> int:
-    """Check the allocation, and print on rank 0 what was found; return the exit code: 1 there if a line says FIX.
+    """Check the allocation and print the lines on rank 0; return the exit code, 1 on rank 0 if a line says FIX.
 
-    What does not answer within `LIMIT_S` is named, and all ranks are then ended by `world.abort`.
+    Ranks that do not answer within `LIMIT_S` are named; `world.abort` then ends all ranks.
     """
     return answer_doctor(job, world) if world.rank else Examination(job, world).lead(loader)
 
@@ -66,7 +67,7 @@ class Examination:
         self._inquiry = Inquiry(self.world)
 
     def lead(self, loader: Loader) -> int:
-        """Prepare, ask every rank, print what was found, dismiss the ranks; return the exit code."""
+        """Prepare, ask every rank, print the lines, dismiss the ranks; return the exit code."""
         began, size = time.monotonic(), self.world.size
         self._begin("hello", host_info)
         self._begin("allocation", has_slurm)
@@ -101,7 +102,7 @@ class Examination:
         self._begin("look", lambda: look(0, question, gpus, os.environ, wants_vllm(self.job, gpus)))
 
     def _wait(self, condition: Callable[[], bool], until: float) -> None:
-        """Take what comes in until the condition is true; `until` is a second of the monotonic clock."""
+        """Receive messages until the condition is true, or the monotonic clock reaches `until`."""
 
         def ended() -> bool:
             for message in self._inquiry.receive():
@@ -118,11 +119,11 @@ class Examination:
         wait_for(ended)
 
     def _sees(self, folder: str | None, rank: int) -> bool:
-        """Say whether rank 0 sees a rank's file; it does not try to where its own look at the folder hangs."""
+        """Return whether rank 0 sees a rank's file; False, untried, if its own look at the folder hangs."""
         return folder is not None and 0 in self.facts and Path(folder, str(rank)).exists()
 
     def _end(self) -> None:
-        """Leave the run directory as it was, and dismiss the others; end them all if anything has not answered."""
+        """Restore the run directory and dismiss the other ranks; abort if a rank or a thread has not answered."""
         if self._tasks["trial"].done():
             self._begin("end", self._stack.close)
         self._wait(self._idle, time.monotonic() + SHARED_S)
@@ -133,7 +134,7 @@ class Examination:
 
 
 def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> int:
-    """Answer rank 0 until it says goodbye; end all ranks if it has not within so many seconds."""
+    """Answer rank 0 until it says goodbye; end all ranks if that takes longer than `patience_s`."""
     hello = host_info()
     gpus = may_use_gpus(job, hello)
 
@@ -149,14 +150,14 @@ def answer_doctor(job: Job, world: Comm, patience_s: float = LIMIT_S + 10) -> in
 
 
 def wants_vllm(job: Job, gpus: bool) -> bool:
-    """Say whether to look at vLLM: where the job names it, or would choose it as it is installed."""
-    if job.engine == AUTO:
+    """Return whether to probe vLLM: the job needs it, or `auto` may choose it because it is installed."""
+    if job.engine == AUTO and job.replica_devices == 1:
         return gpus and installed.version() is not None
-    return ENGINES[job.engine].optional
+    return job.engine == AUTO or ENGINES[job.engine].optional
 
 
 def resolve(job: Job, loader: Loader) -> Facts:
-    """Return the model's path, or what is wrong with it."""
+    """Return the model's path, or the error in finding it."""
     try:
         return {"path": str(loader.find(job.model).absolute()), "error": ""}
     except Exception as error:  # files can be broken in any way
@@ -165,7 +166,7 @@ def resolve(job: Job, loader: Loader) -> Facts:
 
 @contextlib.contextmanager
 def trial(job: Job) -> Iterator[Facts]:
-    """Put a folder with a nonce and a held lock into the run directory, or say what is in the way; remove it all."""
+    """Make a folder with a nonce and a held lock in the run directory, or tell the obstacle; remove it at the end."""
     values: dict[str, Any] = {"folder": None, "corpus": "", "error": "", "lock": ""}
     made: list[Path] = []
     with contextlib.ExitStack() as undo:
@@ -200,7 +201,7 @@ def trial(job: Job) -> Iterator[Facts]:
 
 
 def look(rank: int, question: Facts, gpus: bool, environment: Mapping[str, str], vllm: bool = False) -> Facts:
-    """Return what a rank finds, given rank 0's question: the folder of its trial and the path of the model."""
+    """Return the facts of a rank, given rank 0's question: the folder of its trial and the path of the model."""
     temp = environment.get("TMPDIR") or "/tmp"
     caches = [(name, environment.get(name)) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")]
     folder = question["folder"]

@@ -1,4 +1,4 @@
-"""Probe one rank's node: its folders, its torch, its cache, its clock. Judges nothing."""
+"""Gather the facts of one rank: folders, torch, vLLM, caches, clock. Judges none of them."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from hpc.engine.vllm import installed
 from hpc.mpi.comm import wait_for
 
 SHARED_S, TORCH_S = 2.0, 8.0
-"""So long a rank looks for rank 0's file, and waits for torch: together less than is left of `LIMIT_S`."""
+"""Seconds that a rank waits for rank 0's file, and for torch's import: together less than `LIMIT_S - PREPARE_S`."""
 ASK_VLLM = """
 import vllm
 from vllm import EngineArgs
@@ -29,7 +29,7 @@ except Exception as error:
 
 
 def leave_file(folder: Path, rank: int) -> str:
-    """Write the rank's file beside rank 0's nonce; return what is in the way, or nothing."""
+    """Write the rank's file beside rank 0's nonce; return the obstacle, or an empty text."""
     until = time.monotonic() + SHARED_S
 
     def seen() -> bool:
@@ -48,14 +48,14 @@ def leave_file(folder: Path, rank: int) -> str:
 
 
 def ask_vllm() -> str | None:
-    """Return why vLLM will not do; nothing if it will, None if it does not say so in time."""
+    """Return why vLLM cannot be used, an empty text if it can, None if its import takes too long."""
     return installed.untested(installed.version()) or ask(ASK_VLLM)
 
 
 def ask(question: str) -> str | None:
-    """Return what a program says, of torch why it cannot use CUDA; nothing if all is well, None if it takes too long.
+    """Run a Python program; return its last line (an error), an empty text without one, None if it takes too long.
 
-    Another process asks: importing torch from a cold file system cannot be broken off in this one.
+    It runs in another process: an import from a cold file system cannot be interrupted in this one.
     """
     try:
         asked = subprocess.run(
@@ -68,7 +68,7 @@ def ask(question: str) -> str | None:
 
 
 def try_cache(name: str, path: str) -> Facts:
-    """Make a cache directory if need be; return the type of its file system, or why it cannot be written."""
+    """Make a cache directory if it is missing; return the type of its file system, or why it cannot be written."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
@@ -80,7 +80,7 @@ def try_cache(name: str, path: str) -> Facts:
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Return the type of the file system that an absolute path is on, given the text of /proc/self/mounts."""
+    """Return the type of the file system of an absolute path, given the text of /proc/self/mounts."""
     longest, found = 0, ""
     for line in mounts.splitlines():
         point, kind = line.split(" ")[1:3]
@@ -91,7 +91,7 @@ def file_system(path: Path, mounts: str) -> str:
 
 
 def read_ends(path: Path) -> Facts:
-    """Read a model's configuration and the ends of its weight files; return their number and bytes, or what fails."""
+    """Read a model's configuration and the ends of its weight files; return their number and bytes, or the error."""
     try:
         (path / "config.json").read_bytes()
         files = [file for file in path.iterdir() if file.suffix in (".safetensors", ".bin")]
@@ -106,8 +106,8 @@ def read_ends(path: Path) -> Facts:
 
 
 def clock_offset(asked: float, received: float, sent: float, answered: float) -> tuple[float, float]:
-    """Return how far a rank's clock is ahead of rank 0's, and by how much that may be wrong, in seconds.
+    """Return by how many seconds a rank's clock is ahead of rank 0's, and the maximum error of that.
 
-    It received and sent by its own clock (RFC 5905, section 8); the question was asked and answered by rank 0's.
+    As in RFC 5905, section 8. `received` and `sent` are of the rank's clock, `asked` and `answered` of rank 0's.
     """
     return (received - asked + sent - answered) / 2, abs(answered - asked - (sent - received)) / 2

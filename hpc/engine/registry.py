@@ -1,7 +1,7 @@
-"""The engines: what each is like, who makes it, and which one a job gets. Imports none before it is needed.
+"""List the engines with their traits and modules, and choose one for a job. Imports an engine when it is first needed.
 
-To add one, write a module with the functions of `Maker` and a line in `ENGINES`. Nobody outside of this package asks
-for an engine by name: whoever treats one differently asks for a trait.
+To add one, write a module with the functions of `Maker` and a line in `ENGINES`. Code outside of this package asks for
+traits, and never for an engine by name.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from hpc.engine.bounds import Size, Speed
 from hpc.engine.decoder import DecoderRules
 from hpc.engine.interface import Engine
 from hpc.engine.steps import Measured
+from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.mpi.binding import Binding
 from hpc.trim import Decode
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-"""What a job asks for that leaves the engine to `choose`."""
+"""The value of --engine that leaves the choice to `choose`."""
 
 
 class Checkpoint(Protocol):
-    """A model directory, the job, and the place of a rank: what an engine is chosen, and made, for.
+    """A model directory with the job and the placement of a rank: the input of `Maker`.
 
-    Each property costs what it needs, the first time that it is asked for.
+    Properties are computed when they are first read.
     """
 
     job: Job
@@ -37,7 +38,7 @@ class Checkpoint(Protocol):
 
     @property
     def cuda(self) -> bool:
-        """Whether it is for a GPU, which this process need not see: a plan may be made elsewhere."""
+        """Whether the job is for a GPU, even if this process sees none, as in a plan on a login node."""
 
     @property
     def device(self) -> "torch.device":
@@ -53,7 +54,7 @@ class Checkpoint(Protocol):
 
     @property
     def context_tokens(self) -> int | None:
-        """Most tokens of prompt and completion together; None where the model sets no limit."""
+        """Maximum tokens of prompt and completion together; None if the model sets no limit."""
 
     @property
     def decoder_rules(self) -> DecoderRules | None:
@@ -61,7 +62,7 @@ class Checkpoint(Protocol):
 
     @property
     def decode(self) -> Decode:
-        """What makes text of tokens."""
+        """The function that turns tokens into text."""
 
     @property
     def kernels(self) -> Path:
@@ -71,7 +72,7 @@ class Checkpoint(Protocol):
         """Load the model onto the device, with transformers."""
 
     def size(self, model: Any = None) -> Size | None:
-        """Return what a loaded model holds; of none, what it will hold, and None where that cannot be told."""
+        """Return the size of a loaded model, or the size that it will have; None if that is unknown."""
 
 
 @dataclass(frozen=True)
@@ -80,69 +81,73 @@ class Loaded:
 
     engine: Engine
     name: str
-    """Of the engine that it became, which may be another's fallback."""
+    """Name of the engine, which may be the fallback of another."""
     size: Size | None
-    """None where it is not known."""
+    """None if unknown."""
     spent: tuple[tuple[str, float, float], ...] = ()
-    """What the time went to that is not loading: a kind of `hpc.report.timeline`, beginning and end by the clock, s."""
+    """Time that was no loading: a kind of `hpc.report.timeline`, begin and end in seconds since the epoch."""
 
 
 class Maker(Protocol):
     """The module of an engine."""
 
     def supports(self, checkpoint: Checkpoint) -> str | None:
-        """Return why the engine cannot generate with a model, as a whole clause; None if it can.
+        """Return why the engine cannot generate with a model, as a clause; None if it can.
 
-        Told without loading weights. The engine that generates with all models is not asked.
+        Loads no weights. The last engine, which generates with all models, is not asked.
         """
 
     def check(self, checkpoint: Checkpoint) -> str | None:
-        """Return why a job that names this engine is refused. Asked of the `optional` engines alone."""
+        """Return why a job that names this engine is refused, or None. Only `optional` engines are asked."""
 
     def load(self, checkpoint: Checkpoint) -> Loaded:
         """Load the model and make the engine."""
 
     def trial(self, engine: Engine, seconds: float) -> tuple[list[Measured], Speed | None]:
-        """Measure steps, and the device, for about so long. Asked of engines that report steps alone."""
+        """Measure steps and the device for about `seconds`. Only engines that report steps are asked."""
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """The traits of an engine, and where it is made."""
+    """The traits of an engine, and its module."""
 
     name: str
-    """Its value of `--engine`."""
+    """The value of `--engine`."""
     module: str
-    """The `Maker`."""
+    """Import path of the `Maker`."""
     pads: bool = False
-    """It computes batches of like length, padded to the longest; the others take what costs most first."""
+    """It computes batches of like length, padded to the longest; others take the most expensive request first."""
     shares_prefixes: bool = True
-    """What prompts have in common at their beginning is computed once."""
+    """It computes the common prefix of prompts once."""
     max_tail: float = 1.0
-    """Largest share of the work that rank 0 may keep back for it."""
+    """Maximum share of the work that rank 0 keeps back to hand out on demand."""
     reports_steps: bool = True
-    """It tells of its steps and has `Bounds`: calibrations and predictions are made of these."""
+    """It logs its steps and has `Bounds`, which calibrations and predictions need."""
     simulated: bool = True
-    """A forecast admits requests as it does; else its predictions say that they assume so."""
+    """The simulator of a forecast admits requests as this engine does; otherwise the forecast says so."""
     encoder_decoder: bool = False
-    """It generates with models that have an encoder and a decoder, too."""
+    """It also generates with models that have an encoder and a decoder."""
     own_context: bool = False
-    """--vllm.max-model-len says how long its sequences may get."""
+    """--vllm.max-model-len limits its sequences."""
     optional: bool = False
-    """It has to be installed, and may not fit the driver: a job that names it is checked early, and by `doctor`."""
+    """It may be missing, or not fit the driver: a job that names it is checked early, and by `doctor`."""
+    shards: bool = False
+    """It can keep a model on several devices of a node (--replica-gpus)."""
     auto_on: tuple[str, ...] = ("cpu", "cuda")
     """Devices on which `auto` may choose it."""
     fallback: str = ""
-    """The engine of the models that it does not support, where it was asked for by name; empty: there is none."""
+    """The engine that replaces it, if a job names it, for models that it does not support; empty: none does."""
 
     @property
     def maker(self) -> Maker:
-        """The module that makes it; the first time, its libraries are imported."""
+        """The module of the engine; the first access imports its libraries."""
         return cast("Maker", importlib.import_module(self.module))
 
 
 _KINDS = (
-    EngineKind("vllm", "hpc.engine.vllm.load", simulated=False, own_context=True, optional=True, auto_on=("cuda",)),
+    EngineKind(
+        "vllm", "hpc.engine.vllm.load", simulated=False, own_context=True, optional=True, shards=True, auto_on=("cuda",)
+    ),
     EngineKind("native", "hpc.engine.native.load", fallback="hf"),
     EngineKind(
         "hf",
@@ -155,22 +160,22 @@ _KINDS = (
     ),
 )  # max_tail of hf: its batches want many rows of one bucket
 ENGINES = {kind.name: kind for kind in _KINDS}
-"""By name, in the order in which `auto` asks them; the last serves every model."""
+"""Engines by name, in the order in which `auto` asks them; the last one serves every model."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What generates, and why."""
+    """The engine that was chosen, and why."""
 
     engine: str
     reason: str = ""
-    """A sentence for the log; empty where the job named this engine."""
+    """A sentence for the log; empty if the job named this engine."""
     fell_back: bool = False
-    """It is what serves every model, because no other does this one."""
+    """Whether it is the last resort, because no other engine supports the model."""
 
 
 def candidates(asked: str) -> list[EngineKind]:
-    """Return the engines that may come to generate where a job asks for this one, the first choice first."""
+    """Return the engines that may generate for a value of --engine, the first choice first."""
     if asked == AUTO:
         return list(ENGINES.values())
     kind = ENGINES[asked]
@@ -178,15 +183,33 @@ def candidates(asked: str) -> list[EngineKind]:
 
 
 def traits(engine: str) -> EngineKind:
-    """Return the traits of an engine; of `auto`, which stays where nothing is left to generate, of its first choice."""
+    """Return the traits of an engine; those of the first choice for `auto`, which remains if nothing is generated."""
     return candidates(engine)[0]
 
 
-def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None]) -> Choice:
-    """Return the engine that is to generate on a type of device: the first candidate that nothing speaks against.
+def check_devices(job: Job) -> None:
+    """Raise `Refusal` if a job wants a model on several devices from engines that use one."""
+    if job.replica_devices > 1 and not any(kind.shards for kind in candidates(job.engine)):
+        flag = "--replica-gpus" if job.replica_gpus > 1 else "--replica-cpus"
+        able = " or ".join(f"--engine {name}" for name, kind in ENGINES.items() if kind.shards)
+        raise Refusal(
+            f"{flag} is {job.replica_devices}, and the {job.engine} engine keeps a model on one device; take {able}"
+        )
 
-    `why_not` is `Maker.supports` of a kind. The last candidate is not asked; the later ones, only if they come to it.
+
+def choose(asked: str, device: str, why_not: Callable[[EngineKind], str | None], devices: int = 1) -> Choice:
+    """Return the engine for a type of device: the first candidate without an objection.
+
+    `why_not` returns the objection to an engine (`Maker.supports`). Candidates are asked in order, until one has none;
+    the last is not asked. With several `devices` only the engine that `shards` is allowed; its objection raises
+    `Refusal`.
     """
+    if devices > 1:
+        [kind] = [kind for kind in candidates(asked) if kind.shards]
+        if asked == AUTO and (lack := why_not(kind)) is not None:
+            raise Refusal(f"a model on {devices} devices is for the {kind.name} engine alone, and {lack}")
+        why = f"the {kind.name} engine keeps the model on {devices} devices of each rank"
+        return Choice(kind.name, why if asked == AUTO else "")
     allowed = [kind for kind in candidates(asked) if asked != AUTO or device in kind.auto_on]
     against: list[str] = []
     for kind in allowed[:-1]:
@@ -208,13 +231,13 @@ def no_encoder(kind: EngineKind, config: Any) -> str | None:
 
 
 def measurable(asked: str) -> tuple[str, ...]:
-    """Return the names of the engines that may generate for a job and whose steps can have been measured."""
+    """Return the names of the engines that may generate for a value of --engine and report their steps."""
     return tuple(kind.name for kind in candidates(asked) if kind.reports_steps)
 
 
 def asked_context(job: Job) -> int | None:
-    """Return the most tokens of a sequence that the job asks for, where an engine that heeds it may generate.
+    """Return the maximum tokens of a sequence if the job sets one for an engine that may generate.
 
-    Not only where it does: which rows are refused is decided before the engine.
+    The engine need not be the chosen one: rows are refused before the engine is chosen.
     """
     return job.vllm.max_model_len if any(kind.own_context for kind in candidates(job.engine)) else None

@@ -121,7 +121,7 @@ def begin(
 ) -> Attempt:
     """Resolve the job, write job.json and tell the other ranks; raise `Refusal` for a job that cannot run."""
     began, clock = time.monotonic(), time.time()
-    places = crew.place_ranks(job.device)
+    places = crew.place_ranks(job)
     place = places[0]
     bind_process(place)  # before the model's type is looked for, which needs torch
     moments = [time.time()]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from hpc.job import Job
 from hpc.mpi.binding import Binding, bind_ranks, host_info
 from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 from hpc.mpi.signals import Stop
@@ -26,10 +27,11 @@ class Crew:
         """All ranks but this one."""
         return range(1, self.world.size)
 
-    def place_ranks(self, device: str) -> tuple[Binding, ...]:
+    def place_ranks(self, job: Job) -> tuple[Binding, ...]:
         """Wait for the greeting of every rank; return the binding of each, that of rank 0 first."""
         self._wait_for_hellos(self.on_message)
-        return tuple(bind_ranks([self._hellos[rank] for rank in range(self.world.size)], device != "cpu"))
+        hellos = [self._hellos[rank] for rank in range(self.world.size)]
+        return tuple(bind_ranks(hellos, job.device != "cpu", job.replica_gpus))
 
     def introduce(self, values: Mapping[str, Any], places: Sequence[Binding]) -> None:
         """Send every other rank the values of this attempt, and its binding."""

@@ -113,9 +113,11 @@ class Generation:
         """Raise `RuntimeError` if two ranks of a node compute on one GPU, by the UUIDs that torch reports."""
         taken: dict[tuple[str, str], int] = {}
         for rank, progress in sorted(self.progress.items()):
-            key = self._places[rank].host, progress.gpu
-            if progress.gpu and (other := taken.setdefault(key, rank)) != rank:
-                raise RuntimeError(
-                    f"ranks {other} and {rank} on {key[0]} compute on one GPU, {progress.gpu}; start one rank for each "
-                    "GPU of a node, and let it see that alone (CUDA_VISIBLE_DEVICES, or the launcher's binding)"
-                )
+            host = self._places[rank].host
+            for gpu in filter(None, progress.gpu.split(",")):
+                if (other := taken.setdefault((host, gpu), rank)) != rank:
+                    raise RuntimeError(
+                        f"ranks {other} and {rank} on {host} compute on one GPU, {gpu}; start one rank for each GPU of "
+                        "a node, or for --replica-gpus of them, and let it see these alone (CUDA_VISIBLE_DEVICES, or "
+                        "the launcher's binding)"
+                    )

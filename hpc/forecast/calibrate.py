@@ -50,7 +50,7 @@ def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float 
     """Bind the ranks, load and measure on all of them, and store the calibration."""
     if seconds is not None and not 0 < seconds < inf:
         raise Refusal(f"--seconds {seconds}: it must be more than 0; without it, a trial takes {CPU_S} s")
-    places = bind_ranks([host_info(), *inquiry.wait_for_hellos()], job.device != "cpu")
+    places = bind_ranks([host_info(), *inquiry.wait_for_hellos()], job.device != "cpu", job.replica_gpus)
     bind_process(places[0])
     model = loader.resolve(job.model)
     loader.examine(job, model.path)
@@ -74,7 +74,10 @@ def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float 
     samples, speed = loader.trial(replica, seconds or _seconds(places[0]))
     for buffer in inquiry.wait_for_answers():
         samples += [tuple(row) for row in unpack(buffer)[1]["samples"].tolist()]
-    kind = Kind(model.revision, job.dtype, replica.device, places[0].threads, places[0].ranks_on_node, job.engine)
+    own = places[0]
+    kind = Kind(
+        model.revision, job.dtype, replica.device, own.threads, own.ranks_on_node, job.engine, job.replica_devices
+    )
     bounds = replica.engine.bounds
     return add_steps(user_cache() / "calibrations", kind, bounds, replica.size, load_s, trial=samples, speed=speed)
 
@@ -98,7 +101,7 @@ def replies(loader: Loader) -> Callable[[dict[str, Any]], Buffer]:
 
 
 def _seconds(own: Binding) -> float:
-    return CPU_S if own.gpu is None else GPU_S
+    return GPU_S if own.gpus else CPU_S
 
 
 def show(found: Calibration) -> None:

@@ -37,13 +37,14 @@ class Kind:
     ranks_on_node: int
     engine: str = "native"
     """Older files do not have it: there was no other engine."""
+    devices: int = 1
+    """Number of devices on which each rank keeps the model."""
 
     def __str__(self) -> str:
         """Return it in words."""
         ranks = f"{self.ranks_on_node} rank{'s' * (self.ranks_on_node != 1)} on a node"
-        return (
-            f"{self.engine} on {self.device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
-        )
+        device = self.device if self.devices == 1 else f"{self.devices} × {self.device}"
+        return f"{self.engine} on {device}, {self.dtype}, {self.threads} thread{'s' * (self.threads != 1)}, {ranks}"
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,17 @@ def add_steps(
 
 
 def find_calibration(
-    folder: Path, model: str, dtype: str, engines: Sequence[str], ranks_on_node: int = 0, threads: int = 0
+    folder: Path,
+    model: str,
+    dtype: str,
+    engines: Sequence[str],
+    ranks_on_node: int = 0,
+    threads: int = 0,
+    devices: int = 1,
 ) -> Calibration | None:
     """Return the calibration of a model and one of the engines that suits best: ranks on a node, threads, the newest.
 
-    With the dtype "auto" any dtype will do. None if there is no calibration.
+    Only one for as many `devices` of a rank. With the dtype "auto" any dtype will do. None if there is no calibration.
     """
     found = []
     for path in folder.glob("*.json"):
@@ -114,7 +121,8 @@ def find_calibration(
             LOGGER.debug("%s", error)
             continue
         kind = calibration.kind
-        if kind.model == model and kind.engine in engines and dtype in ("auto", kind.dtype):
+        same = kind.model == model and kind.engine in engines and kind.devices == devices
+        if same and dtype in ("auto", kind.dtype):
             fits = ranks_on_node == kind.ranks_on_node, threads == kind.threads
             found.append((fits, calibration.time, calibration))
     return max(found, key=lambda entry: entry[:2])[2] if found else None
@@ -143,5 +151,6 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _path(folder: Path, kind: Kind) -> Path:
-    name = "-".join(str(part) for part in astuple(kind))
+    parts = astuple(kind)[: None if kind.devices > 1 else -1]  # as such files were called before
+    name = "-".join(map(str, parts))
     return folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:200]}.json"

@@ -31,7 +31,13 @@ def predict_attempt(
     place, job = attempt.place, attempt.job
     folder = user_cache() / "calibrations"
     found = calibration.find_calibration(
-        folder, attempt.model.revision, job.dtype, (job.engine,), place.ranks_on_node, place.threads
+        folder,
+        attempt.model.revision,
+        job.dtype,
+        (job.engine,),
+        place.ranks_on_node,
+        place.threads,
+        job.replica_devices,
     )
     known = found is not None and (found.kind.threads, found.kind.ranks_on_node) == (place.threads, place.ranks_on_node)
     if found is None or not known:
@@ -62,6 +68,7 @@ def record_steps(attempt: Attempt, replica: Replica, load_s: float) -> None:
         place.threads,
         place.ranks_on_node,
         attempt.job.engine,
+        attempt.job.replica_devices,
     )
     try:
         calibration.add_steps(

@@ -6,6 +6,7 @@ The corpus is read into the run directory, where a later run finds it.
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hpc.arrays import Ints
 from hpc.corpus.find import corpus_files, keep_corpus
 from hpc.corpus.store import Prompts, TokenStore
 from hpc.engine import bucket
-from hpc.engine.registry import measurable
+from hpc.engine.registry import check_devices, measurable
 from hpc.executor.attempt import chat_date
 from hpc.executor.crew import Crew
 from hpc.executor.read import Inputs, make_checker, read_corpus
@@ -23,6 +24,7 @@ from hpc.exit import Refusal
 from hpc.forecast import calibration
 from hpc.forecast.calibration import Calibration
 from hpc.forecast.estimate import Demand, Estimator, Prediction, fewest
+from hpc.forecast.fit import Fit, fit
 from hpc.job import Job
 from hpc.model.find import Model, user_cache, with_template
 from hpc.model.loader import Loader
@@ -101,6 +103,8 @@ class Forecast:
     memory: Memory | None
     predictions: list[Prediction]
     advice: Advice | None
+    fit: Fit | None = None
+    """Whether the GPUs of a rank hold the model; None where that is not asked, or not known."""
 
 
 def forecast(
@@ -109,8 +113,12 @@ def forecast(
     given: Path | None = None,
     ranks_on_node: int | None = None,
     deadline_min: float | None = None,
+    gpu_gib: float | None = None,
 ) -> Forecast:
     """Read the corpus of a job and predict; raise `Refusal` where it cannot be done."""
+    if gpu_gib is not None and not 0 < gpu_gib < inf:
+        raise Refusal(f"--gpu-gib {gpu_gib}: it must be more than 0")
+    check_devices(job)
     files = corpus_files(job)
     model = with_template(loader.resolve(job.model), job.chat_template)
     found = _calibration(job, model, given, ranks_on_node)
@@ -137,16 +145,36 @@ def forecast(
             engine, reason = choice.engine, choice.reason
         if engine is not None:
             job = replace(job, engine=engine)
-        return _put_together(job, tokens, index, found, deadline_min, reason)
+        return replace(
+            _put_together(job, tokens, index, found, deadline_min, reason),
+            fit=_fit(own, loader, model.path, gpu_gib, found),
+        )
     finally:
         lock.release()
+
+
+def _fit(job: Job, loader: Loader, path: Path, gpu_gib: float | None, found: Calibration | None) -> Fit | None:
+    """Say whether GPUs hold the model; None where the job is for none, or the model's files do not tell."""
+    if job.device == "cpu" or (needs := loader.needs(job, path)) is None:
+        return None
+    gpu_bytes = int(gpu_gib * 2**30) if gpu_gib is not None else loader.gpu_bytes()
+    of_node = job.slurm.gpus_per_node
+    for_gpus = job.device == "cuda" or job.replica_gpus > 1 or of_node is not None
+    if gpu_bytes is None and for_gpus and found is not None:  # where it was measured, which may be a CPU otherwise
+        gpu_bytes = found.size.memory_bytes // found.kind.devices
+    return fit(needs, gpu_bytes, job.replica_gpus, of_node) if for_gpus or gpu_bytes is not None else None
 
 
 def _calibration(job: Job, model: Model, given: Path | None, ranks_on_node: int | None) -> Calibration | None:
     if given is None:
         folder = user_cache() / "calibrations"
         return calibration.find_calibration(
-            folder, model.revision, job.dtype, measurable(job.engine), ranks_on_node or job.slurm.tasks_per_node or 1
+            folder,
+            model.revision,
+            job.dtype,
+            measurable(job.engine),
+            ranks_on_node or job.slurm.tasks_per_node or 1,
+            devices=job.replica_devices,
         )
     try:
         return calibration.read_calibration(given)

@@ -27,6 +27,8 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     )
     for reason in found.reasons:
         console.print(f"refused: {reason}")
+    if found.fit is not None:
+        console.print(str(found.fit))
     if not found.requests:  # no table of nothing
         console.print(advice(found, deadline_min))
         return
@@ -101,7 +103,9 @@ def advice(found: Forecast, deadline_min: float | None) -> str:
         return f"{text} No number of ranks meets {duration(60 * deadline_min)}."
     if deadline_min is not None and cheapest is not None:
         text += f" Fewest within {duration(60 * deadline_min)}: {_ranks(cheapest.ranks)}, {duration(cheapest.seconds)}."
-    return f"{text} Ask for {_ranks((cheapest or fastest).ranks)} and --slurm.time-min {found.advice.time_min}."
+    each = f" of {found.fit.gpus} GPUs each" if found.fit is not None and found.fit.gpus > 1 else ""
+    asked = f"{_ranks((cheapest or fastest).ranks)}{each}"
+    return f"{text} Ask for {asked} and --slurm.time-min {found.advice.time_min}."
 
 
 def _ranks(count: int) -> str:

@@ -34,11 +34,18 @@ def resolve_device(device: str, index: int) -> torch.device:
     return torch.device("cuda", 0 if count == 1 else index)
 
 
-def gpu_uuid(device: torch.device) -> str:
-    """Return the UUID of a GPU; empty for a CPU, or if torch does not report it."""
+def gpu_uuids(device: torch.device, count: int = 1) -> str:
+    """Return the UUIDs of `count` GPUs from a device on, separated by commas; empty for a CPU, or if torch has none."""
     if device.type != "cuda":
         return ""
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    first = device.index or 0
+    found = [torch.cuda.get_device_properties(index) for index in range(first, first + count)]
+    return ",".join(str(one.uuid) for one in found if hasattr(one, "uuid"))
+
+
+def gpu_bytes() -> int | None:
+    """Return the memory of the first GPU that this process sees; None where it sees none."""
+    return int(torch.cuda.mem_get_info(0)[1]) if torch.cuda.is_available() else None
 
 
 def device_name(device: torch.device) -> str:

@@ -13,11 +13,12 @@ from hpc.corpus.columns import Columns
 from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
-from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, choose, no_encoder
+from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, check_devices, choose, no_encoder
 from hpc.engine.steps import Measured
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.model.find import Model, find, read_template, resolve, user_cache
+from hpc.model.needs import Needs, needs
 from hpc.mpi.binding import Binding
 from hpc.trim import Decode
 
@@ -49,7 +50,7 @@ class Replica:
     goes_on: bool = True
     """A completion's text goes on with the prompt's; that of an encoder-decoder begins anew."""
     gpu: str = ""
-    """UUID of its GPU as torch reports it; empty if the binding knows it already."""
+    """UUIDs of its GPUs as torch reports them, separated by commas; empty if the binding knows them already."""
 
 
 @dataclass
@@ -65,7 +66,10 @@ class Checkpoint:
         """The device of the rank. If nothing named GPUs and torch sees some, ranks take them in order."""
         from hpc.model.device import resolve_device
 
-        return resolve_device(self.job.device, self.place.local_rank if self.place.gpu is None else self.place.gpu)
+        gpus = self.place.gpus
+        # Of several the first, which it sees alone: see `hpc.mpi.binding.bind_process`.
+        index = 0 if len(gpus) > 1 else gpus[0] if gpus else self.place.local_rank
+        return resolve_device(self.job.device, index)
 
     @property
     def cuda(self) -> bool:
@@ -133,7 +137,8 @@ class Checkpoint:
         from hpc.model import load
 
         counted = load.weights(model) if model is not None else load.weights_of(self.path, self.job.dtype)
-        return counted and Size(*counted, memory.device_bytes(self.device, self.place.ranks_on_node))
+        devices = self.job.replica_gpus if self.device.type == "cuda" else 1
+        return counted and Size(*counted, devices * memory.device_bytes(self.device, self.place.ranks_on_node))
 
 
 class Loader:
@@ -164,7 +169,8 @@ class Loader:
     def check(self, job: Job, path: Path, place: Binding) -> None:
         """Raise `Refusal` if the engine that the job names would not start, as far as can be told without loading."""
         checkpoint = Checkpoint(job, path, place)
-        if job.device == "cuda" and place.gpu is None:
+        check_devices(job)
+        if job.device == "cuda" and not place.gpus:
             with _refusing():
                 _ = checkpoint.device
         kind = ENGINES.get(job.engine)  # none where it is still to be chosen
@@ -173,6 +179,8 @@ class Loader:
                 raise Refusal(f"{problem}; leave --engine to auto, or name hf")
             if problem := kind.maker.check(checkpoint):
                 raise Refusal(problem)
+        if kind is None and job.replica_devices > 1:  # there is no other choice
+            self.choose_engine(job, path, place)
 
     def checker(self, job: Job, path: Path) -> Checker:
         """Return a checker of rows for the model at `path`; raise `Refusal` for languages that it does not have."""
@@ -230,13 +238,14 @@ class Loader:
             job.engine,
             device,
             lambda kind: no_encoder(kind, checkpoint.config) or kind.maker.supports(checkpoint),
+            job.replica_devices,
         )
 
     def load(self, job: Job, path: Path, place: Binding) -> Replica:
         """Load the model onto the device of the rank at `place`, for the engine that was chosen."""
         began = time.time()
         from hpc.model import endings, load
-        from hpc.model.device import cpu_name, device_name, gpu_uuid
+        from hpc.model.device import cpu_name, device_name, gpu_uuids
 
         load.quiet()
         maker = ENGINES[job.engine].maker
@@ -245,13 +254,24 @@ class Loader:
         device, tokenizer, described = checkpoint.device, checkpoint.tokenizer, checkpoint.described
         of_chats = tokenizer.chat_ending(described.eos_token_ids)
         LOGGER.info("%s", endings.say(described.eos_sources, tokenizer.token, of_chats))
-        gpu = "" if place.gpu_name.startswith(("GPU-", "MIG-")) else gpu_uuid(device)
+        known = place.gpu_names and all(name.startswith(("GPU-", "MIG-")) for name in place.gpu_names)
+        gpu = "" if known else gpu_uuids(device, job.replica_gpus)
         made = device_name(device) if device.type == "cuda" else cpu_name()
         loaded = maker.load(checkpoint)
         return Replica(
             loaded.engine, described.eos_token_ids, tokenizer.decode, made, loaded.size, loaded.name,
             (spent, *loaded.spent), described.decoder_rules is None, gpu,
         )  # fmt: skip
+
+    def needs(self, job: Job, path: Path) -> Needs | None:
+        """Return what the model at `path` needs of the devices that hold it; None where its files do not tell."""
+        return needs(path, job.dtype)
+
+    def gpu_bytes(self) -> int | None:
+        """Return the memory of the first GPU that this process sees; None where it sees none."""
+        from hpc.model.device import gpu_bytes
+
+        return gpu_bytes()
 
     def trial(self, replica: Replica, seconds: float) -> tuple[list[Measured], Speed | None]:
         """Measure steps of all shapes, and the device, for about `seconds`. Only for engines that report steps."""

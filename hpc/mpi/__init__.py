@@ -1,1 +1,1 @@
-"""How ranks talk, where each runs, and what tells them to stop."""
+"""Messages between ranks, the placement of ranks on cores and GPUs, and stop signals."""

@@ -1,4 +1,4 @@
-"""Ask all ranks and gather their answers: how the ranks of a command talk that generates nothing."""
+"""Ask all ranks and gather their answers, for commands that generate nothing (doctor, calibrate)."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,9 +8,9 @@ from hpc.mpi.comm import Buffer, Comm, Message, Tag, pack, unpack, wait_for
 
 
 class Inquiry:
-    """Rank 0's side: what the other ranks greet with, and answer to its latest question.
+    """Rank 0's side: the greetings of the other ranks, and their answers to its latest question.
 
-    Nothing here waits but what says so: a rank that does not answer can be named instead.
+    Only the methods named wait_… wait, so that the caller can name a rank that does not answer.
     """
 
     def __init__(self, world: Comm) -> None:
@@ -28,7 +28,7 @@ class Inquiry:
             self._world.send(rank, Tag.QUESTION, pack(question(rank)))
 
     def receive(self) -> list[Message]:
-        """Take in what has come; return the answers among it."""
+        """Receive the messages that have arrived; return the answers among them."""
         answers = []
         for message in self._world.poll():
             if message.tag == Tag.HELLO:
@@ -41,11 +41,11 @@ class Inquiry:
         return answers
 
     def wait_for_hellos(self) -> list[Buffer]:
-        """Wait until all others have greeted; return their greetings in the order of their ranks."""
+        """Wait for the greetings of all other ranks; return them in rank order."""
         return self._wait(self.hellos)
 
     def wait_for_answers(self) -> list[Buffer]:
-        """Wait until all others have answered; return their answers in the order of their ranks."""
+        """Wait for the answers of all other ranks; return them in rank order."""
         return self._wait(self.answers)
 
     def _wait(self, found: Mapping[int, Buffer]) -> list[Buffer]:
@@ -65,7 +65,7 @@ class Inquiry:
 def answer(
     world: Comm, hello: Buffer, reply: Callable[[dict[str, Any]], Buffer], patience_s: float = float("inf")
 ) -> bool:
-    """Greet rank 0 and `reply` to its questions until it says goodbye; return whether it has, in so many seconds."""
+    """Greet rank 0 and `reply` to its questions until it says goodbye; return False if that takes too long."""
     until, left = time.monotonic() + patience_s, False
     world.send(0, Tag.HELLO, hello)
 

@@ -1,8 +1,7 @@
-"""Messages between ranks: the only place that knows MPI, and one that can do without it.
+"""Messages between ranks: the `Comm` interface, its version for a single process, and the message format.
 
-Nothing here ever blocks: a rank that blocks in MPI is deaf to signals, and one that spins in it
-steals the core of a rank that works. Messages are buffers: a dictionary of numpy arrays and JSON
-values, serialised by safetensors.
+No call blocks: a rank that blocks in MPI does not handle signals, and one that spins in it takes the core of a
+working rank. A message is a buffer that safetensors serialises from numpy arrays and JSON values.
 """
 
 import json
@@ -21,7 +20,7 @@ from safetensors import numpy as safetensors
 Buffer = npt.NDArray[np.uint8]
 
 LONGEST_SLEEP_S = 0.01
-"""A waiting rank looks for messages at least this often."""
+"""Longest sleep of a waiting rank: it answers as fast as that, and takes no core from a working rank."""
 
 
 class Tag(IntEnum):
@@ -61,7 +60,7 @@ class Tag(IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """A message that has come in whole."""
+    """A complete message."""
 
     source: int
     tag: int
@@ -69,7 +68,7 @@ class Message:
 
 
 class Comm(Protocol):
-    """How the ranks of a run talk: MPI's world, or a single process."""
+    """The interface through which ranks exchange messages: MPI's world, or a single process."""
 
     @property
     def rank(self) -> int:
@@ -81,19 +80,19 @@ class Comm(Protocol):
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """Messages so far, sent and received, and their bytes."""
+        """Number of messages sent and received so far, and their bytes."""
 
     def send(self, dest: int, tag: int, array: Buffer) -> None:
-        """Begin to send bytes; they must not be changed afterwards. Never blocks."""
+        """Start sending a buffer, which must not change afterwards. Never blocks."""
 
     def poll(self) -> list[Message]:
-        """Return what has come in since the last call, in order for each source. Never blocks."""
+        """Return the messages received since the last call, in order for each source. Never blocks."""
 
     def abort(self, message: str) -> NoReturn:
-        """End all ranks at once with exit code 1, saying why on stderr."""
+        """End all ranks at once with exit code 1 and print the reason to stderr."""
 
     def close(self) -> None:
-        """Wait until everything sent has left this process."""
+        """Wait until all sends are complete."""
 
 
 def pack(values: Mapping[str, Any] | None = None, **arrays: npt.NDArray[Any]) -> Buffer:
@@ -111,7 +110,7 @@ def unpack(array: Buffer) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Call `condition` until it is true, sleeping a little longer each time, `LONGEST_SLEEP_S` at most."""
+    """Call `condition` until it is true; sleep between calls, at first shortly, at most `LONGEST_SLEEP_S`."""
     pause = LONGEST_SLEEP_S / 32
     while not condition():
         time.sleep(pause)
@@ -134,7 +133,7 @@ class Single:
         return []
 
     def abort(self, message: str) -> NoReturn:
-        """Say why, and exit with 1."""
+        """Print the reason and exit with 1."""
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
 

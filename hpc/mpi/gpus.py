@@ -1,6 +1,6 @@
-"""The GPUs that this process may use: what tells each from the others of the node, and how to see it alone.
+"""List the GPUs that this process may use: their names, and the variables that make only one of them visible.
 
-Without torch: what a process sees is settled by its environment before torch is imported.
+Does not import torch, which reads these variables once, at its import.
 """
 
 import re
@@ -18,15 +18,15 @@ class Gpus:
     """GPUs in the order in which CUDA, or HIP, counts them."""
 
     names: tuple[str, ...] = ()
-    """What tells them apart: UUIDs where they are known, nothing where other ranks may call other GPUs the same."""
+    """Names that are unique on the node, UUIDs if known; "" where another rank may give another GPU the same name."""
     tokens: tuple[str, ...] = ()
-    """What each is called in the variables that show it."""
+    """The value for each GPU in the variables."""
     variables: tuple[str, ...] = (CUDA,)
-    """The variables that, set to one token, show that GPU alone."""
+    """The variables that make only those GPUs visible whose tokens they list."""
 
 
 def here(environment: Mapping[str, str]) -> Gpus:
-    """Return what this process may use."""
+    """Return the GPUs that this process may use."""
     listed = listing(_nvidia_smi())
     amd = [] if listed else kfd_gpus(Path("/sys/class/kfd/kfd/topology/nodes"))
     if amd or (not listed and {HIP, ROCR} & set(environment)):
@@ -36,7 +36,7 @@ def here(environment: Mapping[str, str]) -> Gpus:
 
 
 def listing(text: str) -> list[list[str]]:
-    """Return of what `nvidia-smi -L` prints, for each GPU, its UUID, or those of the parts it is cut into (MIG)."""
+    """Parse the output of `nvidia-smi -L`: for each GPU its UUID, or the UUIDs of its MIG instances."""
     found: list[list[str]] = []
     whole = True
     for line in text.splitlines():
@@ -50,10 +50,10 @@ def listing(text: str) -> list[list[str]]:
 
 
 def nvidia_gpus(visible: str | None, listed: Sequence[Sequence[str]], files: Sequence[str] = ()) -> Gpus:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES shows, or all where it is not set.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES makes visible, or all if it is not set.
 
-    `listed` are those that the driver shows this process: where control groups hide the others, index 0 is a
-    different GPU for each rank. Without it, the device files say how many there are.
+    `listed` has the GPUs that the driver shows this process: if control groups hide the others, index 0 is a
+    different GPU for each rank. If it is empty, the device files tell the number of GPUs.
     """
     parts = [part for gpu in listed for part in gpu]
     if visible is None:
@@ -73,9 +73,9 @@ def nvidia_gpus(visible: str | None, listed: Sequence[Sequence[str]], files: Seq
 
 
 def amd_gpus(environment: Mapping[str, str], listed: Sequence[str]) -> Gpus:
-    """Return the GPUs that HIP shows: of those that ROCR_VISIBLE_DEVICES leaves, those of its own variable.
+    """Return the GPUs that HIP makes visible: ROCR_VISIBLE_DEVICES filters first, then HIP_VISIBLE_DEVICES.
 
-    It takes CUDA's in the place of its own, and torch wants both alike.
+    HIP reads CUDA_VISIBLE_DEVICES if its own variable is missing, and torch requires both to be equal.
     """
     low = environment.get(ROCR)
     names = list(listed) if low is None else [_name(token, listed, listed) for token in _valid(low)]
@@ -88,7 +88,7 @@ def amd_gpus(environment: Mapping[str, str], listed: Sequence[str]) -> Gpus:
 
 
 def kfd_gpus(folder: Path) -> list[str]:
-    """Return the AMD GPUs that the kernel lists and this process may look at: processors have no such cores."""
+    """Return the AMD GPUs that the kernel lists and this process may read; entries without SIMD units are CPUs."""
     found = []
     for node in sorted(folder.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
@@ -103,7 +103,7 @@ def kfd_gpus(folder: Path) -> list[str]:
 
 
 def _valid(visible: str, count: int | None = None) -> list[str]:
-    """Return the tokens before the first that is none, or an index that none of `count` GPUs has: CUDA stops there."""
+    """Return the tokens before the first invalid one, or the first index beyond `count` GPUs, as CUDA does."""
     tokens: list[str] = []
     for token in (text.strip() for text in visible.split(",")):
         if not (token.isdigit() or token.startswith(("GPU-", "MIG-"))):
@@ -115,7 +115,7 @@ def _valid(visible: str, count: int | None = None) -> list[str]:
 
 
 def _name(token: str, indexed: Sequence[str], uuids: Sequence[str]) -> str:
-    """Return what a token stands for: an index, or a UUID, whose beginning is enough where no other has it."""
+    """Return the name of the GPU that a token selects: an index, a UUID, or a unique beginning of one."""
     if token.isdigit():
         return indexed[int(token)] if int(token) < len(indexed) else token
     begin = sorted({uuid for uuid in uuids if uuid.lower().startswith(token.lower())})
@@ -123,7 +123,7 @@ def _name(token: str, indexed: Sequence[str], uuids: Sequence[str]) -> str:
 
 
 def _nvidia_smi() -> str:
-    """Ask the driver, without torch, which a rank with nothing to do never loads."""
+    """Return the output of `nvidia-smi -L`; empty if it fails. A rank without work never imports torch."""
     if shutil.which("nvidia-smi") is None:
         return ""
     try:

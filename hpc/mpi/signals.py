@@ -1,4 +1,4 @@
-"""Being told to stop: by a signal, or by another rank. Nothing is interrupted; the loops look here."""
+"""Record a request to stop, from a signal or another rank. Nothing is interrupted: loops check `Stop`."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""What Slurm, a batch system's epilogue or a person at the keyboard sends before it is too late."""
+"""Signals that ask for a stop: sent by Slurm, by the epilogue of a batch system, or from the keyboard."""
 
 
 class Stop:
-    """Whether this rank is to stop, and why."""
+    """A request to stop, with its reason."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -22,7 +22,7 @@ class Stop:
         self.reason = self.reason or reason
 
     def listen(self) -> None:
-        """Take the signals from now on. A second SIGINT leaves at once."""
+        """Install the signal handlers. A second SIGINT exits at once."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 

@@ -1,1 +1,1 @@
-"""Batch scripts, submission, the queue. Submitit is imported here alone."""
+"""Batch scripts, submission and the queue. Only this package imports submitit."""

@@ -1,4 +1,4 @@
-"""What is asked of Slurm, in submitit's names, and what it gave. Pure: submitit itself is in `hpc.slurm.script`."""
+"""Read from Slurm's variables which job a process runs in, and until when. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ class Allocation:
     """The Slurm job in which a process runs."""
 
     job_id: str
-    """What names it: of an array's elements each other than the whole, 12_3."""
+    """The job's id; each element of an array has its own, such as 12_3."""
     restarts: int
-    """How often it has been put back into the queue."""
+    """How many times the job was requeued."""
     ends_at: float | None = None
-    """When its time limit ends it, in seconds of the clock; None where that is not known."""
+    """When the time limit ends the job, in seconds since the epoch; None if unknown."""
 
     @property
     def submitted_id(self) -> str:
-        """What sbatch printed."""
+        """The id that sbatch printed: that of the whole array."""
         return self.job_id.partition("_")[0]
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Allocation | None":
-        """Return the allocation that Slurm's variables speak of; None outside of one.
+        """Return the allocation that Slurm's variables describe; None outside of Slurm.
 
-        SLURM_JOB_ID alone would not do: that of the last element of an array is the whole array's.
+        SLURM_JOB_ID is not enough: the last element of an array has the id of the whole array there.
         """
         names = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT", "JOB_END_TIME")
         job_id, array_id, task, restarts, ends_at = (environment.get(f"SLURM_{name}", "") for name in names)

@@ -1,4 +1,4 @@
-"""Cancel: stop a run so that nothing finished is lost, and take its job out of Slurm."""
+"""Stop a run, keeping all finished completions, and cancel its Slurm jobs."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from hpc.rundir.lock import is_held
 from hpc.slurm.queue import ask_slurm, cancel_job
 
 STOP_S = 60.0
-"""How long a run may take to flush its journals before its job is cancelled all the same."""
+"""Seconds that a run gets to flush its journals before its job is cancelled; a step may take some of them."""
 
 
 def cancel(path: Path) -> int:
     """Stop a run and cancel its Slurm jobs; return the exit code.
 
-    Raises `Refusal` for what is no run directory, and for a run that another machine must stop.
+    Raises `Refusal` if the path is no run directory, or if the run belongs to another machine.
     """
     directory = RunDirectory(path)
     directory.recorded_job()

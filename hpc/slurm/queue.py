@@ -1,4 +1,4 @@
-"""What Slurm says of its jobs. Every question has a time limit, and none is asked twice within ten seconds."""
+"""Ask Slurm about its jobs. Each question has a time limit, and none is repeated within ten seconds."""
 
 import json
 import logging
@@ -44,29 +44,29 @@ _LIVE = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What Slurm says of a job, or of all the elements of an array."""
+    """The state of a job, or of all elements of an array."""
 
     job_id: str
     counts: dict[str, int]
-    """Elements in each of Slurm's states: RUNNING, PENDING, …"""
+    """Number of elements in each of Slurm's states: RUNNING, PENDING, …"""
     reason: str = ""
-    """Why it waits."""
+    """Why the job waits."""
 
     @property
     def live(self) -> bool:
-        """Whether something of it will still run."""
+        """Whether the job, or an element of it, runs or waits."""
         return bool(_LIVE & set(self.counts))
 
     @property
     def states(self) -> str:
-        """The states in words."""
+        """The states, for people."""
         if len(self.counts) == 1 and sum(self.counts.values()) == 1:
             return next(iter(self.counts))
         return ", ".join(f"{count} {state}" for state, count in sorted(self.counts.items()))
 
 
 def ask_slurm(job_id: str) -> Answer | None:
-    """Ask for the state of a job: the queue first, then the accounting, where there is one; None if neither knows."""
+    """Ask the queue for the state of a job, then the accounting; return None if neither knows the job."""
     lines = _run("squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--array", "--format=%T|%r")
     if not lines:
         lines = _run("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", "--format=State,Reason")
@@ -81,7 +81,7 @@ def ask_slurm(job_id: str) -> Answer | None:
 
 
 def ask_slurm_now_and_then(job_id: str, memory: Path) -> Answer | None:
-    """Return what `ask` says, or what it said less than `ASK_S` seconds ago to anybody who keeps the same `memory`."""
+    """Return the answer of `ask`, or the one kept in `memory` if it is younger than `ASK_S` seconds."""
     try:
         values = json.loads(memory.read_text())
         if values["job_id"] == job_id and 0 <= time.time() - values["time"] < ASK_S:
@@ -100,7 +100,7 @@ def ask_slurm_now_and_then(job_id: str, memory: Path) -> Answer | None:
 
 
 def describe_answer(job_id: str, directory: RunDirectory) -> str:
-    """Return what has become of a run's latest Slurm job, in words, and what to do."""
+    """Describe the state of a run's latest Slurm job, and what to do."""
     answer = ask_slurm_now_and_then(job_id, directory.path / "slurm_state.json")
     if answer is None:
         return f"Slurm job {job_id}: Slurm does not know it any more"
@@ -115,7 +115,7 @@ def describe_answer(job_id: str, directory: RunDirectory) -> str:
 
 
 def has_slurm() -> Allocation | None:
-    """Return the allocation of this process; None outside of one. Its end is asked for where no variable says it."""
+    """Return the allocation of this process, None outside of Slurm; ask the queue for its end if necessary."""
     allocation = Allocation.of(os.environ)
     if allocation is None or allocation.ends_at is not None:
         return allocation
@@ -130,7 +130,7 @@ def cancel_job(job_id: str, signal: str | None = None) -> bool:
 
 
 def _run(*command: str) -> list[str]:
-    """Return the lines a client command prints; none if it fails, hangs or is not there."""
+    """Return the lines that a client command prints; none if it fails, hangs or is missing."""
     return (_call(*command) or "").splitlines()
 
 

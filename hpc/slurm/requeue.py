@@ -1,4 +1,4 @@
-"""The end of a batch script: whether its job goes back into the queue. Decided by the run directory alone."""
+"""Decide at the end of a batch script whether its job is requeued, from the run directory alone."""
 
 import json
 import sys
@@ -11,10 +11,9 @@ from hpc.slurm.allocation import Allocation
 
 
 def requeue(job: Job, allocation: Allocation | None) -> int:
-    """Say, and return as an exit code, what is to become of the job: 0 done, 75 requeue, 1 neither.
+    """Print what happens to the job and return it as an exit code: 0 done, 75 requeue, 1 neither.
 
-    It goes on only if its latest attempt finished something: what stands in the way of one attempt
-    stands in the way of the next.
+    It is requeued only if its latest attempt finished a row: the next one would meet the same obstacle.
     """
     directory = RunDirectory(Path(job.runs) / job.name, Share.of(job.share))
     state = directory.state
@@ -35,18 +34,18 @@ def requeue(job: Job, allocation: Allocation | None) -> int:
 
 
 def _got_on(directory: RunDirectory, allocation: Allocation) -> bool:
-    """Return whether the attempt of this very job, since it was last started, has written completions."""
+    """Return whether this job's attempt, since its last start, has written completions."""
     own = bool(_own_phases(directory, allocation))
     return own and any(path.stat().st_size for path in directory.journals_of(directory.next_attempt() - 1))
 
 
 def _was_refused(directory: RunDirectory, allocation: Allocation) -> bool:
-    """Return whether the attempt of this very job ended because its corpus does not belong here."""
+    """Return whether this job's attempt was refused because of its corpus."""
     return "refused" in _own_phases(directory, allocation)
 
 
 def _own_phases(directory: RunDirectory, allocation: Allocation) -> list[str]:
-    """Return the phases of the latest attempt, if it was of this very job since it was last started."""
+    """Return the phases of the latest attempt if this job made it since its last start; else nothing."""
     try:
         with open(directory.events(directory.next_attempt() - 1, 0), encoding="utf-8") as file:
             events = [json.loads(line) for line in file]

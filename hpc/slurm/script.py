@@ -1,7 +1,7 @@
-"""Slurm's side of a job: write its script, submit it. The only place that knows submitit.
+"""Write the batch script of a job.
 
-submitit writes the `#SBATCH` lines and submits; what runs is a command in shell, so that a script
-can be read, kept, changed and given to sbatch by hand.
+submitit writes the `#SBATCH` lines. The script runs a shell command, and no pickle, so that it can be read, kept,
+changed and given to sbatch by hand.
 """
 
 import pprint
@@ -14,6 +14,7 @@ from typing import Any
 
 from hpc.corpus import pipe
 from hpc.corpus.find import corpus_files
+from hpc.engine.registry import check_devices
 from hpc.exit import Refusal
 from hpc.job import Job, Slurm, check_time
 from hpc.model.bind import bind_run
@@ -25,9 +26,10 @@ from hpc.rundir.lock import is_held
 from hpc.slurm.template import SiteProfile, find_profile, profile_parameters, read_profile
 
 PROGRAM = (sys.executable, "-m", "hpc")
-"""What runs on the nodes, where a template does not bring its own Python."""
+"""The command that runs on the nodes if the template names no Python of its own."""
 
 DEFAULT_TIME_MIN = 60
+"""Time limit where neither job nor template names one: short enough to start soon, and a requeue goes on."""
 
 SUBMITIT = {"tasks_per_node": "ntasks_per_node", "time_min": "time"}
 _PASSED = (
@@ -39,7 +41,7 @@ _PASSED = (
 def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None = None, verb: str = "run") -> str:
     """Write job.json, job.py and script.sbatch (doctor.sbatch) into the run directory; return the text of the script.
 
-    With a resolved `model` the run is bound to it. Raises `Refusal` for what must not or cannot run.
+    A resolved `model` binds the run to it. Raises `Refusal` if the run directory, template or corpus forbids the job.
     """
     files = find_corpus(job)
     directory = RunDirectory(run_path(job, files))
@@ -58,7 +60,7 @@ def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None 
 
 
 def find_corpus(job: Job) -> tuple[Path, ...]:
-    """Return the corpus files of a job, absolute; raise `Refusal` if there are none, or a node could not read them."""
+    """Return the corpus files of a job as absolute paths; raise `Refusal` if there are none, or for a pipe."""
     files = corpus_files(job)
     if any(map(pipe.is_pipe, files)):
         raise Refusal("a batch job cannot read what comes through a pipe here; write it to a file")
@@ -66,7 +68,7 @@ def find_corpus(job: Job) -> tuple[Path, ...]:
 
 
 def with_absolute_paths(job: Job, files: Sequence[Path], run: Path) -> Job:
-    """Return the job as it reads from any folder of any node."""
+    """Return the job with absolute paths, so that it means the same on every node."""
     model = Path(job.model).expanduser()
     template = str(Path(job.chat_template).expanduser().absolute()) if job.chat_template else ""
     return replace(
@@ -80,7 +82,7 @@ def with_absolute_paths(job: Job, files: Sequence[Path], run: Path) -> Job:
 
 
 def record_job(job: Job) -> str:
-    """Return the job as a job file."""
+    """Return the text of a job file that defines the job."""
     return (
         f'"""What `scattergen submit` was asked for, on {job.name}; a record, and a job file."""\n\n'
         f"from hpc import Job, SamplingParams, Slurm, Vllm, main\n\nJOB = {pprint.pformat(job, width=110)}\n\n"
@@ -91,15 +93,16 @@ def record_job(job: Job) -> str:
 def render_script(job: Job, directory: RunDirectory, program: Sequence[str] = PROGRAM, verb: str = "run") -> str:
     """Return the text of the batch script of a job whose paths are absolute.
 
-    The ranks do `verb`; behind a "run" the script puts its job back into the queue while work is left.
-    Raises `Refusal` for a template that cannot be used.
+    The ranks execute `verb`; after "run" the script requeues its job while work is left. Raises `Refusal` for a
+    template that cannot be used, and for GPUs that the ranks cannot share.
     """
     from submitit.slurm import slurm
 
+    check_devices(job)
     asked, profile = job.slurm, read_profile(find_profile(job.slurm.template))
     if verb != "run":  # once, on the first of an array
         asked = replace(asked, array=0)
-    parameters = _parameters(asked, profile)
+    parameters = _parameters(asked, profile, job.replica_gpus)
     try:
         check_time(parameters["time"], asked.signal_delay_s)
     except ValueError as error:
@@ -136,9 +139,9 @@ def render_script(job: Job, directory: RunDirectory, program: Sequence[str] = PR
 
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as submitit takes them: True for one without a value; what is false is left out.
+    """Return sbatch options as submitit takes them: True for an option without value; false ones are dropped.
 
-    One that submitit knows goes by its name there, and so before what else says it.
+    An option that is a parameter of submitit takes that name, and so replaces the parameter.
     """
     known = {name.replace("_", "-"): name for name in profile_parameters()}
     values = {name: {"true": True, "false": False}.get(str(value).lower(), value) for name, value in options.items()}
@@ -146,7 +149,7 @@ def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ending(teardown: Sequence[str], settle: str | None) -> list[str]:
-    """Return the shell behind srun; without `settle` the script ends with srun's own code."""
+    """Return the shell after srun; without `settle` the script exits with srun's code."""
     if settle is None:
         return ["code=$?", *teardown, 'exit "$code"']
     return [
@@ -162,15 +165,52 @@ def _ending(teardown: Sequence[str], settle: str | None) -> list[str]:
     ]
 
 
-def _parameters(asked: Slurm, profile: SiteProfile) -> dict[str, Any]:
-    """Return submitit's parameters: the template's, and before them what the job asks for."""
+def _parameters(asked: Slurm, profile: SiteProfile, gpus_each: int) -> dict[str, Any]:
+    """Return submitit's parameters: those of the job, then those of the template.
+
+    Each rank gets `gpus_each` GPUs of its node; raises `Refusal` if there are too few.
+    """
     own = {SUBMITIT.get(name, name): getattr(asked, name) for name in _PASSED if getattr(asked, name) is not None}
     values = {"time": DEFAULT_TIME_MIN, "nodes": 1, **profile.directives, **own}
     if asked.exclusive:
         values["exclusive"] = True
+    if gpus_each > 1 and not _asks_for_gpus(asked, values):
+        values["gpus_per_node"] = gpus_each
     if asked.array:
         values |= {"nodes": 1, "ntasks_per_node": 1}
     elif "ntasks_per_node" not in own:
         gpus = own.get("gpus_per_node")
-        values["ntasks_per_node"] = gpus or values.get("ntasks_per_node") or values.get("gpus_per_node", 1)
+        of_gpus = _replicas(values["gpus_per_node"], gpus_each) if "gpus_per_node" in values else 1
+        values["ntasks_per_node"] = of_gpus if gpus else values.get("ntasks_per_node", of_gpus)
+    ranks = values["ntasks_per_node"]
+    wanted = gpus_each * ranks
+    if gpus_each > 1 and wanted > values.get("gpus_per_node", wanted):
+        raise Refusal(
+            f"{ranks} ranks on a node want {gpus_each} GPUs each (--replica-gpus), {wanted} in all, "
+            f"and {values['gpus_per_node']} are asked for (--slurm.gpus-per-node)"
+        )
     return values
+
+
+def _asks_for_gpus(asked: Slurm, values: Mapping[str, Any]) -> bool:
+    """Return whether any option asks Slurm for GPUs."""
+    options = {*asked.additional_parameters, *values.get("additional_parameters", {})}
+    return any(name in values for name in ("gpus_per_node", "num_gpus", "gres")) or any(
+        name.startswith(("gpus", "gres", "tres")) for name in options
+    )
+
+
+def _replicas(gpus: int, gpus_each: int) -> int:
+    """Return how many ranks a node has with `gpus_each` GPUs for each; raise `Refusal` if that leaves GPUs over."""
+    if gpus % gpus_each == 0:
+        return gpus // gpus_each
+    if gpus_each > gpus:
+        raise Refusal(
+            f"--replica-gpus is {gpus_each}, and a node has {gpus} GPUs (--slurm.gpus-per-node): a model is not spread "
+            "over nodes (no pipeline parallelism). Take nodes with more, or a model or --vllm.quantization that needs "
+            "less"
+        )
+    raise Refusal(
+        f"--replica-gpus is {gpus_each}, and of {gpus} GPUs of a node (--slurm.gpus-per-node) {gpus % gpus_each} would "
+        "be left over; it must divide their number, or say how many ranks a node is to have (--slurm.tasks-per-node)"
+    )

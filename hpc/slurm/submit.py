@@ -1,4 +1,4 @@
-"""Submit a script through submitit, and follow the log of the job."""
+"""Submit a batch script through submitit, and print the log of the job."""
 
 import time
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from hpc.rundir.lock import alone
 from hpc.slurm.queue import ask_slurm
 from hpc.slurm.script import PROGRAM, find_corpus, prepare_run
 
-LONGEST_WAIT_S = 900.0
-"""How long to wait for a short job to get its turn and end."""
+MAX_WAIT_S = 900.0
+"""Seconds to wait for a short job to start and end; after that its log is left to the user."""
 
 
 def submit_script(job: Job, model: Model, program: Sequence[str] = PROGRAM, verb: str = "run") -> tuple[str, Path]:
     """Submit a job; return Slurm's id and the run directory.
 
-    The bytes that go to sbatch are those of script.sbatch. Raises `Refusal` if a job of this run is
-    under way (but with `job.force`), or if Slurm refuses.
+    sbatch receives the bytes of script.sbatch. Raises `Refusal` if a job of this run waits or runs (unless
+    `job.force`), or if Slurm refuses the script.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
     class Executor(SlurmExecutor):
-        """Submits a text as it is."""
+        """An executor that submits a given text unchanged."""
 
         def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002
             return text
@@ -51,7 +51,7 @@ def submit_script(job: Job, model: Model, program: Sequence[str] = PROGRAM, verb
 
 
 def refuse_live(directory: RunDirectory) -> None:
-    """Raise `Refusal` if Slurm still has a job of this run."""
+    """Raise `Refusal` if a Slurm job of this run waits or runs."""
     for job_id in directory.slurm_jobs()[-3:]:
         found = ask_slurm(job_id)
         if found is not None and found.live:
@@ -62,10 +62,10 @@ def refuse_live(directory: RunDirectory) -> None:
 
 
 def show_log(job_id: str, path: Path) -> int:
-    """Wait for the end of a job, print its log, and return 0 if it completed, else 1."""
+    """Wait until a job ends and print its log; return 0 if it completed, else 1."""
     began = time.monotonic()
     while (answer := ask_slurm(job_id)) is not None and answer.live:
-        if time.monotonic() - began > LONGEST_WAIT_S:
+        if time.monotonic() - began > MAX_WAIT_S:
             raise Refusal(f"job {job_id} still is {answer.states}; its output will be {path}/log/slurm-{job_id}.log")
         time.sleep(1)
     print((path / "log" / f"slurm-{job_id}.log").read_text(errors="replace"), end="")

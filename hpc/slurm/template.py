@@ -1,4 +1,4 @@
-"""Site profiles: the shell around the ranks of a Slurm job, and the site's defaults for what is asked of Slurm."""
+"""Read site profiles: the shell around srun, and the site's defaults for sbatch."""
 
 import inspect
 import os
@@ -18,7 +18,7 @@ else:
 PACKAGE = Path(__file__).parents[2] / "slurm_templates"
 
 OWN = ("mpi", "python", "srun_args")
-"""What directives.toml may say besides submitit's parameters."""
+"""Keys of directives.toml that are no parameters of submitit."""
 
 _TYPES = {
     "mpi": (str, "text"),
@@ -27,7 +27,7 @@ _TYPES = {
     "additional_parameters": (dict, "a table"),
     **dict.fromkeys(("time", "nodes", "ntasks_per_node", "gpus_per_node"), (int, "an integer")),
 }
-"""Of what is used here, and not only handed to submitit."""
+"""Types of the keys that this package reads; the others are passed to submitit unchecked."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class SiteProfile:
     """A site profile."""
 
     setup: tuple[str, ...]
-    """Lines of shell before srun."""
+    """Shell lines before srun."""
     teardown: tuple[str, ...]
-    """Lines of shell after srun."""
+    """Shell lines after srun."""
     directives: Mapping[str, Any]
-    """Defaults in submitit's names, without those of `OWN`."""
+    """Default parameters of submitit, without the keys of `OWN`."""
     mpi: str
     """Type for srun --mpi."""
     python: str | None
-    """Shell command that starts Python on a node; None for the interpreter that submits."""
+    """Shell command that starts Python on a node; None for the submitting interpreter."""
     srun_args: tuple[str, ...]
 
 
 def find_profile(name: str) -> Path:
-    """Return the folder of a template: a folder, or a name; a user's own goes before the package's.
+    """Return the folder of a template, given as a folder or a name; a user's template hides the package's.
 
     Raises `Refusal` if there is none.
     """
@@ -67,7 +67,7 @@ def find_profile(name: str) -> Path:
 
 
 def read_profile(folder: Path) -> SiteProfile:
-    """Read a template; a file that it does not have counts as empty. Raises `Refusal` for what cannot be used."""
+    """Read a template; a missing file counts as empty. Raises `Refusal` for an unknown key or a wrong value."""
     path = folder / "directives.toml"
     try:
         values = tomllib.loads(_text(path))
@@ -117,6 +117,6 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """Return the lines of a shell file that are to stand in a script."""
+    """Return the lines of a shell file without the shebang and the directives of shellcheck."""
     lines = _text(path).splitlines()
     return tuple(line for line in lines if not line.startswith(("#!", "# shellcheck")))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from hpc.doctor.diagnose import CHECKS, Findings, diagnose
-from hpc.doctor.examine import Examination, answer_doctor, look, resolve, trial
+from hpc.doctor.examine import Examination, answer_doctor, look, resolve, trial, wants_vllm
 from hpc.doctor.probes import clock_offset, file_system, leave_file, read_ends, try_cache
 from hpc.job import Job
 from hpc.mpi.comm import Buffer, Message, Single, Tag, pack
@@ -157,6 +157,17 @@ def test_two_ranks_on_one_gpu_are_to_be_fixed() -> None:
 def test_a_gpu_for_each_rank_is_well() -> None:
     found = findings(of_rank("a", cuda=""), of_rank("a", cuda=""), gpus=("GPU-1", "GPU-2"))
     well(found, "GPUs", "one for each rank", "2 of 2 ranks")
+
+
+def test_several_gpus_for_each_rank_are_well() -> None:
+    gpus = ("GPU-1", "GPU-2", "GPU-3", "GPU-4")
+    found = findings(of_rank("a", cuda=""), of_rank("a", cuda=""), gpus=gpus, job=replace(JOB, replica_gpus=2))
+    well(found, "GPUs", "2 for each rank")
+
+
+def test_fewer_gpus_than_a_model_is_to_be_on_are_to_be_fixed() -> None:
+    found = findings(of_rank("a", cuda=""), gpus=("GPU-1",), job=replace(JOB, replica_gpus=2))
+    to_fix(found, "GPUs", "rank 0 on a sees 1 GPUs", "--replica-gpus wants 2 for each rank")
 
 
 def test_a_torch_that_cannot_use_cuda_is_to_be_fixed() -> None:
@@ -579,6 +590,16 @@ def test_a_vllm_that_cannot_be_imported_is_to_be_fixed_where_it_is() -> None:
 def test_a_vllm_that_does_not_answer_in_time_is_said_to_be_untried() -> None:
     found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": None})), job=VLLM)
     well(found, "vLLM", "0.32.0", "whether it can be imported")
+
+
+@pytest.mark.parametrize("values", [{"engine": "vllm"}, {"replica_gpus": 2}, {"replica_cpus": 2, "device": "cpu"}])
+def test_a_job_that_only_vllm_can_do_wants_it(values: dict[str, Any]) -> None:
+    assert wants_vllm(replace(JOB, **values), gpus=False)
+
+
+@pytest.mark.parametrize("engine", ["auto", "native", "hf"])
+def test_others_do_not_where_there_is_no_gpu(engine: Any) -> None:
+    assert not wants_vllm(replace(JOB, engine=engine), gpus=False)
 
 
 def test_what_a_rank_finds_of_vllm_is_asked_only_where_it_is_to_generate() -> None:

@@ -19,12 +19,14 @@ from hpc.engine.registry import (
     EngineKind,
     asked_context,
     candidates,
+    check_devices,
     choose,
     measurable,
     no_encoder,
 )
 from hpc.engine.vllm.installed import untested
 from hpc.engine_args import Vllm
+from hpc.exit import Refusal
 from hpc.job import Job
 
 NOT_INSTALLED = untested(None)
@@ -115,6 +117,47 @@ def test_a_vllm_that_is_named_is_never_passed_over() -> None:
     assert choose("vllm", "cuda", facts(vllm=NOT_INSTALLED)).engine == "vllm"
 
 
+# A model on several devices.
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_on_several_devices_is_for_vllm(device: str) -> None:
+    found = choose(AUTO, device, facts(), devices=2)
+    assert (found.engine, "on 2 devices" in found.reason, found.fell_back) == ("vllm", True, False)
+
+
+def test_where_vllm_cannot_there_is_no_other_engine_for_several_devices() -> None:
+    with pytest.raises(Refusal, match=r"on 2 devices .* vllm engine alone, and vLLM is not installed; pip install"):
+        choose(AUTO, "cuda", facts(NOT_INSTALLED), devices=2)
+
+
+@pytest.mark.parametrize("name", ["native", "hf"])
+@pytest.mark.parametrize("asked", [{"replica_gpus": 2}, {"replica_cpus": 3, "device": "cpu"}])
+def test_an_engine_that_keeps_a_model_on_one_device_is_refused_more(name: str, asked: dict[str, Any]) -> None:
+    flag, count = next(iter(asked.items()))
+    with pytest.raises(Refusal, match=rf"--{flag.replace('_', '-')} is {count}, and the {name} .*--engine vllm"):
+        check_devices(job(engine=name, **asked))
+
+
+@pytest.mark.parametrize("name", [AUTO, "vllm"])
+def test_others_are_not(name: str) -> None:
+    check_devices(job(engine=name, replica_gpus=2))
+
+
+@pytest.mark.parametrize(("heads", "devices", "said"), [(9, 2, "1, 3, 9 can"), (14, 4, "1, 2, 7, 14 can")])
+def test_heads_that_devices_cannot_share_speak_against_vllm(
+    played_vllm: Callable[..., None], heads: int, devices: int, said: str
+) -> None:
+    played_vllm("0.32.0")
+    found = against_vllm(heads=heads, replica_gpus=devices)
+    assert found == f"the model has {heads} attention heads, which {devices} devices cannot share evenly; {said}"
+
+
+def test_heads_that_they_can_share_do_not(played_vllm: Callable[..., None]) -> None:
+    played_vllm("0.32.0")
+    assert against_vllm(heads=9, replica_gpus=3) is None
+
+
 # What speaks against vLLM on a machine.
 
 PLAYED = {
@@ -146,9 +189,10 @@ def played_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     os.environ.update(before)
 
 
-def against_vllm(architecture: str = "LlamaForCausalLM", **values: Any) -> str | None:
+def against_vllm(architecture: str = "LlamaForCausalLM", heads: int = 4, **values: Any) -> str | None:
     """What speaks against vLLM on a machine with a GPU that this process does not see."""
-    config = SimpleNamespace(architectures=[architecture])
+    config = SimpleNamespace(architectures=[architecture], num_attention_heads=heads)
+    config.get_text_config = lambda: config
     asked = SimpleNamespace(job=job(device="cuda", **values), path=Path("m"), config=config, cuda=True)
     return ENGINES["vllm"].maker.supports(cast("Checkpoint", asked))
 

@@ -5,6 +5,7 @@ from typing import NoReturn
 import pytest
 
 from hpc.executor.crew import Crew
+from hpc.job import Job
 from hpc.mpi.binding import host_info
 from hpc.mpi.comm import Buffer, Message, Single, Tag, pack
 from hpc.mpi.signals import Stop
@@ -34,17 +35,18 @@ class TwoRanks:
         pass
 
 
+JOB = Job("m", ("c",), device="cpu")
 PROGRESS = (Tag.PROGRESS, pack(Progress().as_json()))
 
 
 def test_every_rank_that_has_greeted_gets_a_place() -> None:
-    places = Crew(TwoRanks((Tag.HELLO, host_info())), Stop()).place_ranks("cpu")
+    places = Crew(TwoRanks((Tag.HELLO, host_info())), Stop()).place_ranks(JOB)
     assert [place.local_rank for place in places] == [0, 1]
 
 
 def test_a_process_without_others_has_a_crew_of_one() -> None:
     crew = Crew(Single(), Stop())
-    assert (len(crew.place_ranks("cpu")), crew.step()) == (1, False)
+    assert (len(crew.place_ranks(JOB)), crew.step()) == (1, False)
 
 
 def test_the_other_ranks_are_told_once_that_all_are_to_stop() -> None:

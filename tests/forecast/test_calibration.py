@@ -72,6 +72,20 @@ def test_another_model_or_dtype_is_not_found(tmp_path: Path, model: str, dtype: 
     assert find_calibration(tmp_path, model, dtype, NATIVE) is None
 
 
+def test_one_of_as_many_devices_of_a_rank_alone_is_found(tmp_path: Path) -> None:
+    for devices in (1, 2):
+        keep(tmp_path, Kind("m", "float32", "gpu", 1, 1, devices=devices))
+    for devices in (1, 2):
+        found = find_calibration(tmp_path, "m", "float32", NATIVE, devices=devices)
+        assert found is not None
+        assert found.kind.devices == devices
+    assert find_calibration(tmp_path, "m", "float32", NATIVE, devices=4) is None
+
+
+def test_on_how_many_devices_a_model_was_measured_is_said() -> None:
+    assert str(Kind("m", "float32", "gpu", 1, 1, devices=2)).startswith("native on 2 × gpu, ")
+
+
 def test_a_damaged_file_is_passed_over(tmp_path: Path) -> None:
     keep(tmp_path)
     (tmp_path / "damaged.json").write_text('{"kind": 3}')

@@ -17,6 +17,7 @@ from hpc.cli.main import parse
 from hpc.cli.verbs import Plan
 from hpc.exit import Refusal
 from hpc.forecast.estimate import Estimator, Prediction
+from hpc.forecast.fit import Fit
 from hpc.forecast.forecast import Advice, Forecast, forecast, predict_all
 from hpc.forecast.show import advice, show
 from hpc.job import Job
@@ -147,6 +148,22 @@ def test_no_model_is_loaded(place: Place) -> None:
     assert finish(start(["-c", code])).out == "[]\n", sys.executable
 
 
+def test_a_model_that_a_gpu_does_not_hold_is_said_to_need_more(place: Place, found: dict[str, Any]) -> None:
+    as_large = f"{found['memory']['weights'] / 2**30:.9f}"
+    ended = place.call("plan", "--name", "large", "--device", "auto", "--gpu-gib", as_large)
+    assert "do not fit a GPU of 0.0 GiB" in ended.out
+    assert "add --engine vllm --replica-gpus 2" in ended.out
+
+
+def test_on_a_cpu_nothing_is_said_of_gpus(found: dict[str, Any]) -> None:
+    assert found["fit"] is None
+
+
+def test_a_gpu_without_memory_is_refused(place: Place) -> None:
+    ended = place.call("plan", "--device", "auto", "--gpu-gib", "0")
+    assert (ended.code, "--gpu-gib 0.0: it must be more than 0" in ended.err) == (2, True)
+
+
 def test_the_hf_engine_is_counted_and_not_predicted(place: Place) -> None:
     ended = place.call("plan", "--name", "hf", "--engine", "hf", "--json")
     values = json.loads(ended.out)
@@ -231,6 +248,11 @@ def test_the_answer_names_ranks_and_time() -> None:
     found = forecast_of(10, Advice(prediction(8, 100.0), 16, prediction(4, 200.0), 9))
     assert advice(found, 5.0).endswith("Fewest within 5 min 00 s: 4 ranks, 3 min 20 s. Ask for 4 ranks and "
                                        "--slurm.time-min 9.")  # fmt: skip
+
+
+def test_the_answer_says_how_many_gpus_a_rank_has() -> None:
+    found = replace(forecast_of(10, Advice(prediction(8, 100.0), None, None, 9)), fit=Fit(1, 1, 4, 1))
+    assert advice(found, None).endswith("Ask for 8 ranks of 4 GPUs each and --slurm.time-min 9.")
 
 
 def test_an_engine_that_cannot_be_measured_has_no_estimate_and_no_calibration_is_asked_for() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpc.engine.hf import HFEngine
-from hpc.model.device import gpu_uuid, resolve_device, resolve_dtype
+from hpc.model.device import gpu_uuids, resolve_device, resolve_dtype
 from hpc.model.load import load, quiet
 from hpc.sampling_params import SamplingParams
 from tests.engine.oracle import Plain, generated, letters, one_bucket, prompts
@@ -53,7 +53,7 @@ def test_the_gpu_of_a_rank_is_its_own_of_those_it_sees(device: str) -> None:
 
 
 def test_torch_says_which_gpu_it_is() -> None:
-    assert len({gpu_uuid(torch.device("cuda", index)) for index in range(torch.cuda.device_count())} - {""}) > 0
+    assert len({gpu_uuids(torch.device("cuda", index)) for index in range(torch.cuda.device_count())} - {""}) > 0
 
 
 def test_where_there_is_a_gpu_the_device_cpu_is_still_the_cpu() -> None:

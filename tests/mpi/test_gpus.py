@@ -102,9 +102,28 @@ def test_on_cores_the_environment_stays_as_it_is(node: Path) -> None:
     assert (ended.code, seen) == (0, {0: {"0"}, 1: {"0"}})
 
 
+def test_before_anything_needs_torch_each_rank_sees_the_gpus_of_its_replica(node: Path) -> None:
+    ended, seen = run(node, "--replica-gpus", "2", ranks=1)
+    assert ended.code == 0, ended.err
+    assert seen == {0: {"GPU-aaaa,MIG-cccc"}}
+
+
+def test_ranks_that_want_more_gpus_than_there_are_are_refused(node: Path) -> None:
+    ended, seen = run(node, "--replica-gpus", "2", ranks=2)
+    assert (ended.code, seen) == (2, {})
+    assert "2 ranks on" in ended.err
+    assert "want 2 GPUs each (--replica-gpus), 4 in all, and 3 are found" in ended.err
+
+
 def test_two_ranks_that_compute_on_one_gpu_without_a_name_end_the_run(tmp_path: Path, echo: Scattergen) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", [{"prompt": "row" * (row + 1)} for row in range(20)])
     ended = echo(corpus, ranks=2, ECHO_GPU="GPU-eeee")
     assert ended.code == 1
     assert "ranks 0 and 1 on" in ended.err
     assert "compute on one GPU, GPU-eeee" in ended.err
+
+
+def test_two_ranks_that_share_one_of_their_gpus_without_a_name_end_the_run(tmp_path: Path, echo: Scattergen) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", [{"prompt": "row" * (row + 1)} for row in range(20)])
+    ended = echo(corpus, ranks=2, ECHO_GPU="GPU-eeee,GPU-RANK")
+    assert (ended.code, "compute on one GPU, GPU-eeee" in ended.err) == (1, True)

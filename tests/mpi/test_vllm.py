@@ -207,6 +207,9 @@ def test_killed_and_told_to_stop_it_goes_on_where_it_was(
     assert len(keys) == len(set(keys))
 
 
+TWO_PROCESSES = ("--replica-cpus", "2", "--device", "cpu")
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -218,7 +221,7 @@ def descendants(pid: int) -> list[int]:
 def test_a_rank_of_two_processes_is_killed_whole_and_the_next_removes_what_it_left(
     tmp_path: Path, wide_model: Path, long_corpus: Path, expected: bytes
 ) -> None:
-    what = (tmp_path, wide_model, long_corpus, *LONG, "--vllm.extra", "tensor_parallel_size", "2")
+    what = (tmp_path, wide_model, long_corpus, *LONG, *TWO_PROCESSES)
     seen: list[int] = []
 
     def kill(process: Any) -> None:
@@ -253,11 +256,31 @@ def test_a_worker_that_dies_ends_the_run_with_a_fault_of_the_engine(
         workers = [pid for pid, name in named.items() if b"VLLM::Worker" in name or b"spawn_main" in name]
         os.kill(workers[-1], signal.SIGKILL)
 
-    ended = killed_by(
-        kill_a_worker, tmp_path, wide_model, long_corpus, *LONG, "--vllm.extra", "tensor_parallel_size", "2"
-    )
+    ended = killed_by(kill_a_worker, tmp_path, wide_model, long_corpus, *LONG, *TWO_PROCESSES)
     assert ended.code == 1
     assert "EngineFault: vLLM has failed" in ended.err
+
+
+THREE_PROCESSES = ("--engine", "auto", "--replica-cpus", "3", "--device", "cpu", "--cache-gib", "0.5")
+
+
+def test_a_model_on_three_processes_gives_what_native_gives(tmp_path: Path, demo_model: Path) -> None:
+    """SmolLM2 has 9 heads, and 3 of keys."""
+    prompts = ["The capital of France is", "2 + 2 =", "def add(a, b):", "Once upon a time, in a village"]
+    rows = write_corpus(tmp_path / "rows.jsonl", [{"id": text, "prompt": text} for text in prompts])
+    for name, flags in (("three", THREE_PROCESSES), ("native", ("--engine", "native"))):
+        (tmp_path / name).mkdir()
+        ended = run(tmp_path / name, demo_model, rows, *flags)
+        assert ended.code == 0, ended.err
+    assert completions(tmp_path / "three") == completions(tmp_path / "native")
+    summary = json.loads((tmp_path / "three/runs/run/summary.json").read_text())
+    assert summary["engine"] == "vllm"
+    assert "the vllm engine keeps the model on 3 devices of each rank" in summary["engine_reason"]
+
+
+def test_heads_that_two_processes_cannot_share_are_refused(tmp_path: Path, demo_model: Path, corpus: Path) -> None:
+    ended = run(tmp_path, demo_model, corpus, *TWO_PROCESSES)
+    assert (ended.code, "9 attention heads, which 2 devices cannot share evenly; 1, 3, 9 can" in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,31 @@ def test_each_rank_has_a_gpu_of_its_own_however_slurm_shows_them(site: Site, how
     assert sorted(text.split("GPU ")[1].split()[0] for text in logs) == ["0", "0", "1", "1"]
 
 
+@pytest.mark.parametrize(
+    ("each", "how", "own"),
+    [
+        ("2", ("gpus-per-node", "2"), ["0 and 1", "0 and 1"]),
+        ("2", ("gpus-per-task", "2"), ["0 and 1", "0 and 1"]),
+        ("1", ("gpus-per-node", "2"), ["0", "0", "1", "1"]),
+    ],
+    ids=["a rank of both, shown all", "a rank of both, shown its own", "a rank of one, shown all"],
+)
+def test_each_rank_has_the_gpus_of_its_replica(site: Site, each: str, how: tuple[str, str], own: list[str]) -> None:
+    flags = ("--replica-gpus", each, "--slurm.additional-parameters", *how)
+    ranks = ("--slurm.nodes", "2", "--slurm.tasks-per-node", str(2 // int(each)))
+    job = site.submit("--corpus", str(write_long_corpus(site.folder)), *ranks, *flags)
+    assert job.wait_for_end() == {"COMPLETED"}, job.log
+    logs = [path.read_text() for path in (job.run / "log").glob("0001-*.log")]
+    assert sorted(text.split("GPU ")[1].splitlines()[0] for text in logs) == own
+
+
+def test_ranks_that_want_more_gpus_than_their_node_has_are_refused(site: Site) -> None:
+    asked = ("--replica-gpus", "2", "--slurm.gres", "gpu:1")
+    job = site.submit("--corpus", str(write_long_corpus(site.folder)), "--slurm.nodes", "2", *asked)
+    assert job.wait_for_end() == {"FAILED"}
+    assert "on node1 sees 1 GPUs, and --replica-gpus wants 2 for each rank" in job.log
+
+
 def test_two_ranks_on_one_gpu_are_refused(site: Site) -> None:
     job = site.submit("--corpus", str(write_long_corpus(site.folder)), *TWO_BY_TWO, "--slurm.gres", "gpu:1")
     assert job.wait_for_end() == {"FAILED"}

@@ -74,6 +74,8 @@ def scripts() -> dict[str, str]:
         reservation="maintenance",
         additional_parameters={"mail-type": "END,FAIL", "licenses": "scratch:1", "contiguous": "true"},
     )
+    for each, ranks in ((1, 4), (2, 2), (4, 1)):
+        found[f"replicas-{ranks}x{each}"] = rendered(replace(JOB, replica_gpus=each), nodes=2, gpus_per_node=4)
     found["strange-path"] = rendered(run="""/scratch/me & you/100%j/it's "here\"""", array=2)
     return {f"{name}.sbatch": text for name, text in found.items()}
 
@@ -174,6 +176,56 @@ def test_there_are_as_many_ranks_as_gpus() -> None:
 
 def test_fewer_ranks_than_gpus_can_be_asked_for() -> None:
     assert directives(rendered(gpus_per_node=4, tasks_per_node=2))["ntasks-per-node"] == "2"
+
+
+@pytest.mark.parametrize(("each", "ranks"), [(1, "8"), (2, "4"), (4, "2"), (8, "1")])
+def test_there_are_as_many_ranks_as_have_their_gpus(each: int, ranks: str) -> None:
+    assert directives(rendered(replace(JOB, replica_gpus=each), gpus_per_node=8))["ntasks-per-node"] == ranks
+
+
+def test_the_gpus_of_a_template_are_shared_out_too(tmp_path: Path) -> None:
+    own = site(tmp_path / "site", "gpus_per_node = 8")
+    found = directives(rendered(replace(JOB, replica_gpus=4), template=own))
+    assert (found["ntasks-per-node"], found["gpus-per-node"]) == ("2", "8")
+
+
+def test_where_no_gpus_are_asked_for_a_node_has_those_of_one_rank() -> None:
+    found = directives(rendered(replace(JOB, replica_gpus=2)))
+    assert (found["ntasks-per-node"], found["gpus-per-node"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("how", [{"gres": "gpu:a100:2"}, {"additional_parameters": {"gpus-per-task": "2"}}])
+def test_gpus_that_are_asked_for_otherwise_are_not_asked_for_twice(how: dict[str, Any]) -> None:
+    assert "gpus-per-node" not in directives(rendered(replace(JOB, replica_gpus=2), **how))
+
+
+@pytest.mark.parametrize(
+    ("each", "asked", "said"),
+    [
+        (3, {"gpus_per_node": 8}, r"--replica-gpus is 3, and of 8 GPUs of a node .* 2 would be left over"),
+        (8, {"gpus_per_node": 4}, r"--replica-gpus is 8, and a node has 4 GPUs .*not spread over nodes"),
+        (2, {"gpus_per_node": 4, "tasks_per_node": 3}, r"3 ranks on a node want 2 GPUs each .*6 in all, and 4 are"),
+    ],
+)
+def test_gpus_that_cannot_be_shared_out_are_refused(each: int, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        rendered(replace(JOB, replica_gpus=each), **asked)
+
+
+def test_of_gpus_that_are_left_over_a_number_of_ranks_may_use_some() -> None:
+    found = directives(rendered(replace(JOB, replica_gpus=3), gpus_per_node=8, tasks_per_node=2))
+    assert found["ntasks-per-node"] == "2"
+
+
+@pytest.mark.parametrize("engine", ["native", "hf"])
+def test_a_script_for_an_engine_that_uses_one_device_is_refused(engine: Any) -> None:
+    with pytest.raises(Refusal, match=rf"--replica-gpus is 2, and the {engine} engine .*--engine vllm"):
+        rendered(replace(JOB, replica_gpus=2, engine=engine), gpus_per_node=2)
+
+
+def test_the_jobs_of_an_array_are_one_rank_with_its_gpus() -> None:
+    found = directives(rendered(replace(JOB, replica_gpus=2, slurm=Slurm()), array=4, gpus_per_node=2))
+    assert (found["ntasks-per-node"], found["gpus-per-node"]) == ("1", "2")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The `vllm` engine: vLLM in the process of the rank, fed through the seam. Only this package knows vLLM.
+"""Run vLLM in the process of a rank, behind the `Engine` interface. Only this package imports vLLM.
 
-vLLM keeps its own batches, cache and workers; order, seeds, the end of a completion and what a rank
-takes stay ours. Where its private names are used, the versions that were tested have them.
+vLLM plans batches, cache and workers; this project decides order, seeds, the end of a completion and how many requests
+a rank takes. The tested versions have the private names that are used here.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from hpc.request import TokenLogprobs
 from hpc.trim import Decode, ending_tokens, ends_with_stop
 
 MIN_TEMPERATURE = 0.01
-"""What vLLM takes for lower ones, as if nothing had been said."""
+"""vLLM raises lower temperatures to this one without an error."""
 
 
 class VllmEngine:
     """One replica of a model, driven by vLLM's LLMEngine.
 
-    `decode` turns token ids to text; it is used for requests with stop strings alone. vLLM sees no
-    stop strings: its text of some tokens need not be ours, and where it ended a request `trim` would
-    not, so each step is looked at here and a request that has ended is taken out.
+    `decode` turns token ids into text; only requests with stop strings need it. vLLM gets no stop strings: it may
+    decode some tokens differently, and then end a request where `trim` would not. So this class checks the text
+    after each step and aborts a request that has ended.
     """
 
     def __init__(self, engine: Any, eos_token_ids: Collection[int], decode: Decode) -> None:
@@ -49,7 +49,7 @@ class VllmEngine:
         engine.input_processor.generation_config_fields.pop("eos_token_id", None)
 
     def generate(self, source: Source, on_step: OnStep) -> Iterator[list[Sequence]]:
-        """Yield sequences in the step in which they end, until the source is exhausted or `on_step` says stop."""
+        """Yield sequences in the step in which they end, until the source is exhausted or `on_step` returns True."""
         live: dict[str, Sequence] = {}
         waiting: deque[Sequence] = deque()
         try:
@@ -69,7 +69,7 @@ class VllmEngine:
             self._abort(live)
 
     def _admit(self, live: dict[str, Sequence], waiting: deque[Sequence], source: Source) -> list[Sequence]:
-        """Give vLLM what it has room for, in the order of the source; return what it refuses."""
+        """Add requests to vLLM while it has room, in the order of the source; return those that it refuses."""
         from vllm.exceptions import VLLMClientError
 
         refused = []
@@ -90,7 +90,7 @@ class VllmEngine:
         return refused
 
     def _parameters(self, sequence: Sequence) -> Any:
-        """Return vLLM's sampling parameters of a sample; raise `ValueError` for what it does not do."""
+        """Return vLLM's sampling parameters of a sample; raise `ValueError` for a value that it does not support."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -120,7 +120,7 @@ class VllmEngine:
         )
 
     def _step(self, live: dict[str, Sequence]) -> list[Sequence]:
-        """Compute a step; return the sequences that have ended, which are `live` no longer."""
+        """Compute a step; remove the sequences that have ended from `live` and return them."""
         try:
             outputs = self._engine.step()
         except Exception as error:
@@ -153,12 +153,12 @@ class VllmEngine:
 
     @property
     def context_tokens(self) -> int:
-        """Most tokens of a sequence."""
+        """Maximum tokens of a sequence, the prompt included."""
         return self._context_tokens
 
     @staticmethod
     def _extend(sequence: Sequence, found: Any) -> None:
-        """Add what vLLM has found to a sequence: its newest tokens, or all of them."""
+        """Append the tokens and log probabilities of an output, which has the newest tokens or all of them."""
         sequence.token_ids += found.token_ids
         count = sequence.request.sampling.logprobs
         if count is not None:
@@ -171,7 +171,7 @@ class VllmEngine:
                 self._engine.abort_request(list(live))
 
     def _watch(self, scheduler: Any) -> None:
-        """See to it that each step that vLLM has computed is noted, as it was planned."""
+        """Wrap the scheduler so that it records the plan of each computed step."""
         update = scheduler.update_from_output
 
         def noting(planned: Any, *arguments: Any) -> Any:
@@ -182,7 +182,7 @@ class VllmEngine:
         scheduler.update_from_output = noting
 
     def _note(self, seconds: float) -> None:
-        """Note the steps that took so long together; what takes none, such as the first to be planned, has none."""
+        """Log the computed steps with their shapes, dividing the time evenly; the first plan computes none."""
         for planned in self._computed:
             self.steps.add(shape(planned), seconds / len(self._computed))
             self.steps.totals.cached_tokens += sum(new.num_computed_tokens for new in planned.scheduled_new_reqs)
@@ -190,9 +190,9 @@ class VllmEngine:
 
 
 def shape(planned: Any) -> StepShape:
-    """Return what a step computes that vLLM's scheduler has planned.
+    """Return the shape of a step that vLLM's scheduler has planned.
 
-    It chooses a token behind every part of a prompt, and throws away those that are not at its end.
+    vLLM samples a token after every part of a prompt, and discards it unless the prompt is complete.
     """
     counts: Mapping[str, int] = planned.num_scheduled_tokens
     prompts = [(counts[new.req_id], new.num_computed_tokens) for new in planned.scheduled_new_reqs]
@@ -214,13 +214,13 @@ def shape(planned: Any) -> StepShape:
 
 
 def _logprobs(token: int, entries: Mapping[int, Any], count: int) -> TokenLogprobs:
-    """Return the log probabilities at one place: vLLM gives the chosen token's among the `count` most probable."""
+    """Return the log probability of a token and the top `count`; vLLM adds the chosen token to these."""
     top = sorted(((other, entry.logprob) for other, entry in entries.items()), key=lambda pair: -pair[1])[:count]
     return written(entries[token].logprob), tuple((other, written(value)) for other, value in top)
 
 
 def _cache(config: Any) -> tuple[int, int]:
-    """Return how many tokens vLLM's cache holds, and the bytes of each."""
+    """Return the capacity of vLLM's cache in tokens, and the bytes of a token."""
     model, cache = config.model_config, config.cache_config
     heads = model.get_total_num_kv_heads()
     layers = getattr(model.hf_text_config, "num_hidden_layers", 1)

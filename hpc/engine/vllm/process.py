@@ -1,4 +1,4 @@
-"""A rank's process while a library starts in it that talks, and begins processes of its own. Knows no engine."""
+"""Redirect a library's output to the rank's log, and shield its workers from stop signals. Knows no engine."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ def log_to_rank(name: str) -> None:
 
 @contextlib.contextmanager
 def terminal_to_log() -> Iterator[None]:
-    """Lead what the process writes to its terminal into the rank's log file, and for good what its workers write."""
+    """Redirect stdout and stderr to the rank's log file; workers started meanwhile keep that for good."""
     files = _files()
     if not files:
         yield
@@ -44,9 +44,9 @@ def terminal_to_log() -> Iterator[None]:
 
 @contextlib.contextmanager
 def workers_deaf(workers: bool) -> Iterator[None]:
-    """Begin workers that are deaf to the signals that say stop: they are the rank's to obey, and go to all of a task.
+    """Start workers that ignore stop signals: Slurm sends these to all processes of a task, but the rank handles them.
 
-    What comes meanwhile comes after it.
+    Signals that arrive meanwhile are delivered to the rank afterwards.
     """
     if not workers:
         yield
@@ -59,5 +59,5 @@ def workers_deaf(workers: bool) -> Iterator[None]:
 
 
 def _files() -> list[logging.FileHandler]:
-    """Return what writes the rank's log file; nothing where there is none, as in a test."""
+    """Return the handlers that write the rank's log file; none if there is no such file, as in a test."""
     return [handler for handler in logging.getLogger("hpc").handlers if isinstance(handler, logging.FileHandler)]

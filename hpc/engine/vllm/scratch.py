@@ -1,7 +1,7 @@
-"""A rank's folder for what must not outlive it: temporary files, and the names of shared memory that it holds.
+"""Keep a rank's temporary files, and the names of its shared memory, in a folder that can be removed after its death.
 
-A process that is killed removes nothing: what it left is removed by the next one on the node, and by
-the batch script. Whether it is still alive its lock says, which the system drops with it.
+A killed process removes nothing: the next one on the node does, and so does the batch script. A lock on the folder
+tells whether its process lives, since the system releases it at the process' end.
 """
 
 import contextlib
@@ -16,26 +16,26 @@ from pathlib import Path
 
 PREFIX = "scattergen-rank-"
 LIST, LOCK = "shared-memory", "lock"
-"""Files of a folder: the paths of the shared memory that its rank and the rank's workers hold; what is locked."""
+"""Files of a folder: the list of the shared memory of the rank and its workers, and the file that is locked."""
 SHARED = Path("/dev/shm")
 KINDS = ("psm_", "sem.mp-")
-"""How the names of shared memory begin that Python makes; MPI sees to its own."""
+"""Prefixes of the names of Python's shared memory; MPI removes its own."""
 OPENMP = "__KMP_REGISTERED_LIB_{pid}_{uid}"
-"""What Intel's OpenMP makes, and does not keep mapped."""
-MOST_CHARACTERS = 45
-"""Of a parent: the path of a socket has 107 at most, and those below it have names of their own."""
+"""Shared memory of Intel's OpenMP, which it does not keep mapped."""
+MAX_PARENT_CHARACTERS = 45
+"""Longest path of a parent: that of a socket has at most 107 characters, and 62 are for the folder and its name."""
 LOOK_S = 0.5
-"""How often a rank looks at what it holds, while that changes."""
+"""Seconds between two looks at the rank's shared memory while vLLM starts; a look reads a few files of /proc."""
 
 
 class Scratch:
-    """The folder of this process below `parent`, where others of this user that nobody has now are removed.
+    """The folder of this process below `parent`, or below /tmp if that path is long.
 
-    Below /tmp if the name of `parent` is long.
+    Removes the folders of this user whose processes have ended.
     """
 
     def __init__(self, parent: Path) -> None:
-        if len(str(parent)) > MOST_CHARACTERS:
+        if len(str(parent)) > MAX_PARENT_CHARACTERS:
             parent = Path("/tmp")
         parent.mkdir(parents=True, exist_ok=True)
         sweep(parent)
@@ -44,12 +44,12 @@ class Scratch:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def note(self) -> None:
-        """Write down which shared memory this process and its children hold now."""
+        """Write the list of the shared memory that this process and its children hold now."""
         (self.path / LIST).write_text("".join(f"{path}\n" for path in sorted(shared_memory(os.getpid()))))
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Note again and again what is held, while the body runs, and once after it."""
+        """Update the list every `LOOK_S` seconds while the body runs, and once after it."""
         over = threading.Event()
 
         def look() -> None:
@@ -66,13 +66,13 @@ class Scratch:
             self.note()
 
     def remove(self) -> None:
-        """Remove the folder: this process ends, and clears away its shared memory by itself."""
+        """Remove the folder at the end of this process, which removes its shared memory by itself."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Remove what processes of this user left that have ended; return their folders."""
+    """Remove the folders and shared memory of ended processes of this user; return the folders."""
     swept = []
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, or another process is faster

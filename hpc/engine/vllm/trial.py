@@ -1,4 +1,4 @@
-"""Trial: the steps that vLLM makes of made-up requests, measured at the seam."""
+"""Measure the steps that vLLM computes for made-up requests."""
 
 import time
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from hpc.request import Request
 from hpc.sampling_params import SamplingParams
 
 MIN_VOCABULARY = 32
-"""Token ids that every model has."""
+"""Number of token ids that every model has."""
 NEW_TOKENS = 24
-"""Of each made-up request."""
+"""New tokens of each made-up request: enough steps that decode, few enough for many requests a second."""
 LONG = 2048
-"""Tokens of the longest prompts, where the model's context is as long."""
+"""Tokens of the longest prompts, if the context allows: long enough to see the cost of attention."""
 
 
 @dataclass
 class _Given:
-    """A source of the requests that it is given."""
+    """A source with a fixed list of requests."""
 
     requests: list[Request]
 
@@ -35,9 +35,9 @@ class _Given:
 
 
 def served(engine: VllmEngine, seconds: float) -> list[Measured]:
-    """Measure the steps that vLLM makes of made-up requests, for so many seconds: few and many, short and long.
+    """Measure vLLM's steps for about `seconds`, on few and many, short and long made-up requests.
 
-    Its batches are its own: what is measured is what such requests come to, not chosen shapes.
+    vLLM plans its batches itself, so the shapes of the steps follow from the requests and cannot be chosen.
     """
     max_seqs = engine.bounds.max_seqs
     long = max(1, min(LONG, engine.context_tokens // 2, engine.bounds.cache_tokens // 8))

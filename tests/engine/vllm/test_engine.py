@@ -8,7 +8,7 @@ import pytest
 
 from hpc.engine.steps import StepShape
 from hpc.engine.vllm.engine import shape
-from hpc.engine.vllm.load import engine_arguments
+from hpc.engine.vllm.load import engine_arguments, shown
 from hpc.engine_args import Vllm
 from hpc.model.load import load, weights, weights_of
 from hpc.sampling_params import SamplingParams
@@ -47,8 +47,8 @@ def test_a_later_part_of_a_prompt_is_of_the_prompt() -> None:
 NOTHING = Vllm()
 
 
-def arguments(asked: Vllm = NOTHING, cache_bytes: int = 0, cuda: bool = True) -> dict[str, Any]:
-    return engine_arguments(Path("/m"), "float32", 64, cache_bytes, 2048, cuda, asked)
+def arguments(asked: Vllm = NOTHING, cache_bytes: int = 0, cuda: bool = True, devices: int = 1) -> dict[str, Any]:
+    return engine_arguments(Path("/m"), "float32", 64, cache_bytes, 2048, cuda, asked, devices)
 
 
 def test_on_a_gpu_cache_and_steps_are_left_to_vllm() -> None:
@@ -63,8 +63,33 @@ def test_on_a_cpu_nothing_is_compiled_and_no_prompt_is_cut() -> None:
     assert found["kv_cache_memory_bytes"] == 1 << 30
 
 
-def test_several_processes_of_a_rank_are_spawned() -> None:
-    assert arguments(Vllm(extra={"tensor_parallel_size": "2"}))["distributed_executor_backend"] == "mp"
+def test_a_model_on_several_devices_has_a_process_for_each_and_shares_the_cache_out() -> None:
+    found = arguments(cache_bytes=4 << 30, devices=4)
+    assert (found["tensor_parallel_size"], found["distributed_executor_backend"]) == (4, "mp")
+    assert found["kv_cache_memory_bytes"] == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("variables", "gpu", "count", "expected"),
+    [
+        ({}, 0, 1, "0"),
+        ({}, 3, 1, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, 0, 1, "GPU-a"),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 2, 1, "6"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, 0, 2, "GPU-a,GPU-b"),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 1, 2, "5,6"),
+    ],
+)
+def test_vllm_sees_the_gpus_of_the_rank_alone(variables: dict[str, str], gpu: int, count: int, expected: str) -> None:
+    assert shown(variables, gpu, count) == {"CUDA_VISIBLE_DEVICES": expected}
+
+
+def test_what_shows_a_rank_gpus_of_amd_stays() -> None:
+    assert shown({"HIP_VISIBLE_DEVICES": "2,3"}, 0, 2) == {}
+
+
+def test_a_model_on_one_device_has_no_process_beside_the_rank() -> None:
+    assert {"tensor_parallel_size", "distributed_executor_backend"}.isdisjoint(arguments())
 
 
 def test_the_weights_of_a_model_are_counted_without_it(tiny_model: Path) -> None:
