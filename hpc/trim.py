@@ -90,13 +90,18 @@ def ends_with_stop(
     return begin == 0 or _first_stop(token_ids, stops, decode, min_new_tokens, prompt) is not None
 
 
+_UNNAMED = chr(0xDFFF)
+"""The mark of special tokens that no stop string names: the last surrogate, the named ones have the first."""
+
+
 @dataclass(frozen=True)
 class _Stops:
     """Stop strings, and how those are looked for that name special tokens, which have no text."""
 
     strings: tuple[str, ...]
     marks: Mapping[int, str]
-    """A character for each special token that a stop string names; no text has it."""
+    """A character for each special token that a stop string names, and one for all others, if any is named: no text has
+    them, and no string may go on across a token that it does not name."""
     marked: tuple[str, ...]
     """The strings that name one, with the marks in place of the names."""
     longest: int
@@ -112,7 +117,8 @@ def _stops(stop: tuple[str, ...], decode: Decode) -> _Stops:
     pattern = re.compile("|".join(map(re.escape, named)))
     marked = [pattern.sub(lambda match: marks[match[0]], string) for string in stop] if named else []
     other = tuple(string for string, plain in zip(marked, stop, strict=False) if string != plain)
-    return _Stops(stop, {special[name]: mark for name, mark in marks.items()}, other, longest)
+    known = {token: marks.get(name, _UNNAMED) for name, token in special.items()} if named else {}
+    return _Stops(stop, known, other, longest)
 
 
 def _first_stop(
@@ -130,7 +136,7 @@ def _first_stop(
             if at >= 0:
                 length_of = lambda count: len(_read(token_ids[:count], prompt, decode, marks))  # noqa: B023, E731
                 count = bisect.bisect_left(range(len(token_ids)), at + len(string), key=length_of)
-                found.append((count, at - sum(text.count(mark, 0, at) for mark in marks.values())))
+                found.append((count, at - sum(text.count(mark, 0, at) for mark in set(marks.values()))))
     return min(found, default=None)
 
 

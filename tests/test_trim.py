@@ -325,6 +325,12 @@ def ended(draw: st.DrawFn, kind: str) -> tuple[list[int], list[int], SamplingPar
     return prompt, token_ids, SamplingParams(stop=tuple(strings), min_new_tokens=least, max_new_tokens=max(1, most))
 
 
+def test_a_stop_string_that_names_a_special_token_does_not_go_on_behind_another() -> None:
+    token_ids = ids("words", "<s>", "</s>", "<unk>")
+    kept, text, reason = trim(token_ids, SamplingParams(stop=("<s> ",)), (), DECODE["words"], ids("words", "<unk>"))
+    assert (list(kept), text, reason) == (token_ids, " <unk>", None)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bpe"])
 @settings(deadline=None, max_examples=100)
 @given(st.data())
