@@ -25,9 +25,9 @@ class Vllm:
     gpu_memory_utilization: float | None = None
     """Share of the GPU's memory that vLLM may have, the weights included."""
     max_model_len: int | None = None
-    """Most tokens of a prompt and its completion, where less than the model's context is enough."""
+    """Maximum tokens of a prompt and its completion; where less than the model's context is enough."""
     max_num_batched_tokens: int | None = None
-    """Most tokens of a step; on a CPU, which takes whole prompts, as many as the model's context."""
+    """Maximum tokens of a step; on a CPU, which takes whole prompts, as many as the model's context."""
     quantization: str | None = None
     """How the weights are kept: fp8, awq, gptq, …"""
     kv_cache_dtype: str | None = None

@@ -188,11 +188,11 @@ class Job:
     """Language to translate into, as a multilingual encoder-decoder calls it (deu_Latn); a row's "target_lang" goes
     before it."""
     instruction: str = ""
-    """What a model without an encoder is asked to do with each "prompt": a text with {prompt} in it, and {source_lang}
-    or {target_lang}. It becomes a user's turn if the model has a chat template."""
+    """What a model without an encoder is asked to do; a text with {prompt} in it, and {source_lang} or {target_lang}.
+    It becomes a user's turn if the model has a chat template."""
     output: str = ""
-    """File, or folder, that the output goes to: .jsonl, .csv (either packed: .gz, .zst) or .parquet; default:
-    completions.jsonl in the run directory."""
+    """File, or folder, that the output goes to; its name says the format: .jsonl or .csv, .gz or .zst behind them for
+    packed ones, or .parquet. Default: completions.jsonl in the run directory."""
     output_format: OutputFormat = "auto"
     """auto is what the name of the output says; of JSON lines openai (responses of its batch API) where the corpus is
     such a batch."""
@@ -205,7 +205,7 @@ class Job:
     truncate_prompts: Literal["none", "left", "right"] = "none"
     """Cut a prompt that does not fit the context at this side; none makes it an error row."""
     context_tokens: int | None = None
-    """Maximum tokens of a prompt and its completion together, in place of what the model's config says; of an
+    """Maximum tokens of a prompt and its completion together; in place of what the model's config says. Of an
     encoder-decoder, maximum tokens of a prompt."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model: it can do whatever you can."""
@@ -228,7 +228,7 @@ class Job:
     """Of chats that end with the assistant's turn: refuse makes error rows; continue goes on with that turn, drop
     leaves it out, keep lets a new turn of the assistant follow it."""
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
-    """Of parameters in lines of OpenAI's batch format that are unknown here: refuse makes error rows."""
+    """Parameters of OpenAI's batch lines that are unknown here; refuse makes error rows."""
     max_error_rate: float = 1.0
     """End with a fault if a greater share of the rows are error rows."""
     retry_errors: bool = False

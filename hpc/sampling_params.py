@@ -50,13 +50,13 @@ class SamplingParams:
     top_k: int = 0
     """Draw from this many most probable tokens; 0 or -1 is all."""
     min_p: float = 0.0
-    """Draw from the tokens whose probability is at least this share of the most probable one's; 0 is all."""
+    """Draw from the tokens that have this share of the highest probability, or more; 0 is all."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens of prompt and completion, multiplies the negative; 1 is off."""
+    """Divides positive logits of tokens so far, multiplies negative; 1 is off. Counts prompt and completion."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of each token that has been generated; 0 is off."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time it has been generated; 0 is off."""
+    """Subtracted from a token's logit for each time it was generated; 0 is off."""
     n: int = 1
     """Samples of each prompt; several need a temperature above 0."""
     min_new_tokens: int = 0
@@ -70,8 +70,8 @@ class SamplingParams:
     ignore_eos: bool = False
     """Do not end at the model's end-of-sequence tokens."""
     forced_bos_token_id: int | None = None
-    """First token of the output of an encoder-decoder, which tells NLLB or M2M100 the target language; --target-lang
-    names it by its language. The model's own otherwise."""
+    """First token of an encoder-decoder's output; tells NLLB or M2M100 the target language, which --target-lang does by
+    its name. The model's own otherwise."""
     seed: int = 0
     """Seed of a row's random numbers, together with its id."""
 
