@@ -36,6 +36,10 @@ export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 # Since Slurm 22.05 srun does not take over --cpus-per-task from the job: a rank would get one core.
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
 
+# MPICH with UCX tells the other nodes how to reach a rank in messages that are longer than what Slurm's PMI reads in one
+# go, and some get lost: now and then ranks abort, or wait, at the start. With libfabric they are short.
+export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD:-ofi}"
+
 # GPUs in the order in which nvidia-smi counts them.
 export CUDA_DEVICE_ORDER=PCI_BUS_ID
 

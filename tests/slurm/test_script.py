@@ -544,6 +544,14 @@ def test_open_mpi_is_silent_about_what_is_not_used(node: Node) -> None:
     assert node.play(played(node, "openmpi")).variables["OMPI_MCA_osc"] == "^ucx"
 
 
+@pytest.mark.parametrize("name", ["default", "apptainer"])
+@pytest.mark.parametrize(("given", "own"), [({}, "ofi"), ({"MPIR_CVAR_CH4_NETMOD": "ucx"}, "ucx")])
+def test_mpich_finds_the_other_nodes_by_short_messages_if_nothing_else_is_said(
+    node: Node, name: str, given: dict[str, str], own: str
+) -> None:
+    assert node.play(played(node, name), **given).variables["MPIR_CVAR_CH4_NETMOD"] == own
+
+
 def test_ranks_run_in_the_image_and_so_does_what_settles(node: Node) -> None:
     image = f"apptainer exec --nv {node.folder}/scattergen.sif python3 -m hpc"
     calls = node.play(played(node, "apptainer")).calls
