@@ -30,7 +30,7 @@ from hpc.forecast.expect import predict_attempt, record_steps
 from hpc.job import Job, Share
 from hpc.model.loader import Loader
 from hpc.model.token_bytes import token_bytes
-from hpc.mpi.comm import Comm
+from hpc.mpi.comm import Comm, LostRank
 from hpc.mpi.signals import Stop
 from hpc.output.facts import facts_of
 from hpc.output.journal import JournalIndex, JournalWriter
@@ -87,6 +87,8 @@ def take_and_lead(job: Job, crew: Crew, loader: Loader, allocation: Allocation |
     except Refusal:
         directory.restore_state(before, whole)  # what an earlier attempt left is as it was
         raise
+    except LostRank:
+        raise  # as if this rank had been killed too: the state stays "running", and the batch script requeues the job
     except BaseException:
         directory.set_failed()
         raise

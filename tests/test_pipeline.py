@@ -17,8 +17,8 @@ from hpc.job import EARLY_SIGNAL_S, Job, Slurm
 from hpc.model.find import Model, resolve
 from hpc.model.identity import samples
 from hpc.model.loader import Loader, Replica
-from hpc.mpi.binding import Binding
-from hpc.mpi.comm import Single
+from hpc.mpi.binding import Binding, host_info
+from hpc.mpi.comm import Buffer, LostRank, Message, Single, Tag
 from hpc.mpi.signals import Stop
 from hpc.output.verify import merge_run, verify_run
 from hpc.pipeline import generate
@@ -260,6 +260,31 @@ def test_a_refused_run_can_be_repeated_at_once(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="has no rows"):
         run(tmp_path, [""])
     assert run(tmp_path, [{"prompt": "a"}]) == 0
+
+
+class LonelyWorld(Single):
+    """Rank 0 of two, of which the other was killed after its greeting."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self._messages = [Message(1, Tag.HELLO, host_info())]
+
+    def send(self, dest: int, tag: int, array: Buffer) -> None:
+        pass
+
+    def poll(self) -> list[Message]:
+        if not self._messages:
+            raise LostRank("MPI no longer reaches every rank")
+        return [self._messages.pop()]
+
+
+def test_a_lost_rank_leaves_the_run_as_if_rank_0_had_been_killed_too(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [{"prompt": "abc"}])
+    job = Job(model="echo", corpus=(str(corpus),), runs=str(tmp_path), name="run")
+    with pytest.raises(LostRank):
+        generate(job, LonelyWorld(), EchoLoader(), Stop())
+    assert (tmp_path / "run" / "state").read_text().strip() == "running"
 
 
 def test_a_stop_before_the_first_step_drains_with_75(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hpc.executor.scatter import Backlog, piece_bytes
 from hpc.job import Job
 from hpc.model.loader import Loader
 from hpc.mpi.binding import Binding, bind_process, host_info, use_threads
-from hpc.mpi.comm import Comm, Message, Tag, pack, unpack, wait_for
+from hpc.mpi.comm import Comm, LostRank, Message, Tag, pack, unpack, wait_for
 from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalWriter
 from hpc.rundir import log
@@ -33,6 +33,8 @@ def serve(world: Comm, loader: Loader, stop: Stop) -> int:
     follower = Worker(world, loader, stop)
     try:
         wait_for(follower.take_turn)
+    except LostRank:
+        raise  # another rank's end, which is no fault of the run
     except Exception:
         follower.note_failure()  # the caller ends all ranks, rank 0 too
         raise

@@ -67,6 +67,10 @@ class Message:
     array: Buffer
 
 
+class LostRank(Exception):
+    """Messages no longer pass: another rank was killed, or its node or the network is gone. Not a fault of the run."""
+
+
 class Comm(Protocol):
     """The interface through which ranks exchange messages: MPI's world, or a single process."""
 
@@ -83,16 +87,19 @@ class Comm(Protocol):
         """Number of messages sent and received so far, and their bytes."""
 
     def send(self, dest: int, tag: int, array: Buffer) -> None:
-        """Start sending a buffer, which must not change afterwards. Never blocks."""
+        """Start sending a buffer, which must not change afterwards. Never blocks; raises `LostRank`."""
 
     def poll(self) -> list[Message]:
-        """Return the messages received since the last call, in order for each source. Never blocks."""
+        """Return the messages received since the last call, in order for each source.
+
+        Never blocks; raises `LostRank`.
+        """
 
     def abort(self, message: str) -> NoReturn:
         """End all ranks at once with exit code 1 and print the reason to stderr."""
 
     def close(self) -> None:
-        """Wait until all sends are complete."""
+        """Wait until all sends are complete; raises `LostRank`."""
 
 
 def pack(values: Mapping[str, Any] | None = None, **arrays: npt.NDArray[Any]) -> Buffer:

@@ -1,15 +1,16 @@
 """Implement `Comm` with MPI, and find out which launcher started this process. Only this module imports mpi4py."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
 from hpc.exit import Refusal
-from hpc.mpi.comm import Buffer, Comm, Message, Single, wait_for
+from hpc.mpi.comm import Buffer, Comm, LostRank, Message, Single, wait_for
 
 
 class World:
@@ -26,12 +27,17 @@ class World:
 
     def send(self, dest: int, tag: int, array: Buffer) -> None:
         """Start sending a buffer, and keep it alive until the send is complete."""
-        request = self._world.Isend([array, self._mpi.BYTE], dest, tag)
+        with self._reaching_others():
+            request = self._world.Isend([array, self._mpi.BYTE], dest, tag)
         self._sending.append((request, array))
         self._count(array)
 
     def poll(self) -> list[Message]:
         """Advance sends and receives; return the complete messages."""
+        with self._reaching_others():
+            return self._poll()
+
+    def _poll(self) -> list[Message]:
         self._sending = [entry for entry in self._sending if not entry[0].Test()]
         status = self._mpi.Status()
         # A matched probe and a non-blocking receive: a plain Recv of a large message would block
@@ -71,7 +77,23 @@ class World:
             self._sending = [entry for entry in self._sending if not entry[0].Test()]
             return not self._sending
 
-        wait_for(all_sent)
+        with self._reaching_others():
+            wait_for(all_sent)
+
+    @contextlib.contextmanager
+    def _reaching_others(self) -> Iterator[None]:
+        """Raise `LostRank` for an error of MPI.
+
+        Some transports report the death of a rank so (libfabric), before the launcher kills the ranks that are left;
+        others do not notice it (UCX).
+        """
+        try:
+            yield
+        except self._mpi.Exception as error:
+            raise LostRank(
+                f"MPI no longer reaches every rank: one was killed, or a node or the network is gone ({error}); every "
+                "finished completion is in the journals, and the same command goes on"
+            ) from error
 
 
 # For each launcher: how many processes it says it started, and which of them this is.

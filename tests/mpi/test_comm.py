@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc.exit import Refusal
-from hpc.mpi.comm import Single, Tag, pack, unpack, wait_for
-from hpc.mpi.world import check_world, launched_rank
+from hpc.mpi.comm import LostRank, Single, Tag, pack, unpack, wait_for
+from hpc.mpi.world import World, check_world, launched_rank
 from tests.conftest import finish, start
 
 JSON = st.recursive(
@@ -112,3 +112,36 @@ def test_waiting_ends_when_the_condition_is_true() -> None:
     answers = iter([False, False, True])
     wait_for(lambda: next(answers))
     assert list(answers) == []
+
+
+class BrokenMpi:
+    """MPI of two ranks of which one is gone, as libfabric reports it: every call is an error."""
+
+    ANY_SOURCE, ANY_TAG, BYTE, Status = -2, -1, None, object
+
+    class Exception(Exception):  # noqa: A001  (MPI's name)
+        pass
+
+    def __init__(self) -> None:
+        self.COMM_WORLD = self
+
+    def Get_rank(self) -> int:  # noqa: N802  (MPI's names)
+        return 0
+
+    def Get_size(self) -> int:  # noqa: N802
+        return 2
+
+    def Isend(self, *_: object) -> None:  # noqa: N802
+        raise self.Exception("OFI call tinjectdata failed")
+
+    Improbe = Isend
+
+
+def test_a_message_that_cannot_be_sent_means_a_lost_rank() -> None:
+    with pytest.raises(LostRank, match=r"killed.*tinjectdata failed.*the same command goes on"):
+        World(BrokenMpi()).send(1, Tag.STOP, pack())
+
+
+def test_a_failing_wait_for_messages_means_a_lost_rank() -> None:
+    with pytest.raises(LostRank):
+        World(BrokenMpi()).poll()
