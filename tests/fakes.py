@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hpc.corpus.chat import PLAIN, ChatOptions, ChatWriter, Turn
 from hpc.corpus.columns import Columns
-from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.corpus.limits import PromptLimits
+from hpc.corpus.tokenize import Checker
 from hpc.engine.interface import OnStep, Source, begin, pull
 from hpc.engine.registry import AUTO, Choice
 from hpc.engine.sequence import Sequence as Growing

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from hpc.corpus.columns import Columns
 from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.limits import PromptLimits
 from hpc.corpus.store import StoreWriter, TokenStore
-from hpc.corpus.tokenize import Checker, Encoder, PromptLimits
+from hpc.corpus.tokenize import Checker, Encoder
 from hpc.sampling_params import SamplingParams
 from tests.fakes import CONTEXT, VOCABULARY, ByteTokenizer
 

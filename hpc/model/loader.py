@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.corpus.columns import Columns
-from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
+from hpc.corpus.limits import OutputLimits, PromptLimits
+from hpc.corpus.tokenize import Checker
+from hpc.corpus.translation import Translation
 from hpc.engine.bounds import Size, Speed
 from hpc.engine.interface import Engine
 from hpc.engine.registry import AUTO, ENGINES, Choice, asked_context, check_devices, choose, no_encoder
@@ -206,20 +208,16 @@ class Loader:
                     rules.forced_bos is not None or bool(languages and languages.is_language(rules.start)),
                 ),
             )
-        instruction = job.instruction if described.decoder_rules is None else ""
-        checker = Checker(
-            job.sampling,
-            limits,
-            tokenizer,
-            Columns.of(job),
-            languages=languages,
-            source_lang=job.source_lang,
-            target_lang=job.target_lang,
-            instruction=instruction,
+        translation = Translation(
+            languages,
+            job.source_lang,
+            job.target_lang,
+            job.instruction if described.decoder_rules is None else "",
+            must_name_target=limits.output is not None and not limits.output.begins,
         )
-        if problem := checker.languages_fault():
+        if problem := translation.problem():
             raise Refusal(f'model "{path}": {problem}')
-        return checker
+        return Checker(job.sampling, limits, tokenizer, Columns.of(job), translation)
 
     def choose_engine(self, job: Job, path: Path, place: Binding) -> Choice:
         """Return the engine that is to generate with the model at `path`, and why."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.corpus.limits import PromptLimits
+from hpc.corpus.tokenize import Checker
 from hpc.engine.bounds import Bounds
 from hpc.engine.extents import Extents
 from hpc.engine.interface import OnStep, Source, pull

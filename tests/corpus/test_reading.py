@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from hpc.corpus.chat import PLAIN, ChatOptions
-from hpc.corpus.tokenize import Checker, PromptLimits
+from hpc.corpus.limits import PromptLimits
+from hpc.corpus.tokenize import Checker
 from hpc.exit import OK, UNFINISHED, Refusal
 from hpc.job import Job
 from hpc.model.find import Model

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from hpc.corpus.files import Blocks, name_files
+from hpc.corpus.limits import OutputLimits, PromptLimits
 from hpc.corpus.store import Arrays
-from hpc.corpus.tokenize import Checker, OutputLimits, PromptLimits
+from hpc.corpus.tokenize import Checker
+from hpc.corpus.translation import Translation
 from hpc.sampling_params import SamplingParams
 from tests.conftest import write_corpus
 from tests.fakes import ByteTokenizer
@@ -68,7 +70,9 @@ def blocks_of(tmp_path: Path, rows: Sequence[Any]) -> Blocks:
 def check(tmp_path: Path, *rows: Any, cut: str = "none", output: OutputLimits | None = SIDES, **more: Any) -> Arrays:
     [block] = blocks_of(tmp_path, rows)
     limits = PromptLimits(256, 6, cut, output=output)
-    return Checker(SamplingParams(), limits, Ending(), **more).check_block(block)
+    must_name = output is not None and not output.begins
+    translation = Translation(**more, must_name_target=must_name)
+    return Checker(SamplingParams(), limits, Ending(), translation=translation).check_block(block)
 
 
 def prompts(rows: Arrays) -> list[list[int]]:
@@ -217,8 +221,7 @@ def test_languages_of_rows_mean_nothing_to_a_model_without_any(tmp_path: Path) -
     ],
 )
 def test_the_jobs_languages_must_be_the_models(languages: Any, given: dict[str, str], problem: str | None) -> None:
-    checker = Checker(SamplingParams(), PromptLimits(256, 6, output=SIDES), Ending(), languages=languages, **given)
-    found = checker.languages_fault()
+    found = Translation(languages, **given).problem()
     assert found == problem or (found is not None and problem is not None and found.startswith(problem))
 
 
@@ -232,14 +235,16 @@ ASKED = "Into {target_lang}: {prompt}"
 )
 def test_a_prompt_is_put_into_the_instruction(tmp_path: Path, encoder: Ending, text: bytes) -> None:
     [block] = blocks_of(tmp_path, [{"prompt": "a", "target_lang": "xx"}])
-    checker = Checker(SamplingParams(), PromptLimits(256, 99), encoder, instruction=ASKED, target_lang="yy")
+    translation = Translation(instruction=ASKED, target_lang="yy")
+    checker = Checker(SamplingParams(), PromptLimits(256, 99), encoder, translation=translation)
     assert prompts(checker.check_block(block)) == [list(text)]
-    assert checker.languages_fault() is None
+    assert translation.problem() is None
 
 
 def test_what_a_prompt_says_of_places_stays_as_it_is(tmp_path: Path) -> None:
     [block] = blocks_of(tmp_path, [{"prompt": "{prompt}{target_lang}"}])
-    checker = Checker(SamplingParams(), PromptLimits(256, 99), Ending(), instruction=ASKED, target_lang="y")
+    translation = Translation(instruction=ASKED, target_lang="y")
+    checker = Checker(SamplingParams(), PromptLimits(256, 99), Ending(), translation=translation)
     assert prompts(checker.check_block(block)) == [list(b"[user]Into y: {prompt}{target_lang}")]
 
 
