@@ -1,6 +1,7 @@
 """Who may import whom, and what is loaded when."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,8 +58,13 @@ SOURCES = sorted((ROOT / "hpc").rglob("*.py"))
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports, inside functions too."""
+@functools.cache
+def imports(path: Path) -> list[str]:
+    """The full name of everything that a file imports, inside functions too."""
+    return list(imported(path))
+
+
+def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
