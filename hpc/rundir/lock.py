@@ -23,28 +23,34 @@ class RunLock:
         self._path, self._share = path, share
         self._files: list[int] = []
 
-    def acquire(self, force: bool = False, flock: Callable[[int, int], None] = fcntl.flock) -> None:
+    def acquire(
+        self,
+        force: bool = False,
+        flock: Callable[[int, int], None] = fcntl.flock,
+        patience_s: float = LOCK_PATIENCE_S,
+    ) -> None:
         """Take the lock.
 
-        Raises `Refusal` if another process holds it, and, without `force`, if the file system has no locks.
+        Raises `Refusal` if another process holds it for `patience_s`, and, without `force`, if the file system has no
+        locks.
         """
         if self._share is None:
-            self._take("lock", fcntl.LOCK_EX, force, flock)
+            self._take("lock", fcntl.LOCK_EX, force, flock, patience_s)
         else:
-            self._take("lock", fcntl.LOCK_SH, force, flock)  # keeps a run of the whole out
-            self._take(f"lock-{self._share.index}", fcntl.LOCK_EX, force, flock)
+            self._take("lock", fcntl.LOCK_SH, force, flock, patience_s)  # keeps a run of the whole out
+            self._take(f"lock-{self._share.index}", fcntl.LOCK_EX, force, flock, patience_s)
 
     def release(self) -> None:
         """Release the lock."""
         while self._files:
             os.close(self._files.pop())
 
-    def _take(self, name: str, kind: int, force: bool, flock: Callable[[int, int], None]) -> None:
+    def _take(self, name: str, kind: int, force: bool, flock: Callable[[int, int], None], patience_s: float) -> None:
         try:
             lock = os.open(self._path / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        give_up = time.monotonic() + LOCK_PATIENCE_S
+        give_up = time.monotonic() + patience_s
         while True:
             try:
                 flock(lock, kind | fcntl.LOCK_NB)

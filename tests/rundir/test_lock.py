@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpc.exit import Refusal
+from hpc.job import Share
 from hpc.rundir.lock import RunLock, is_held
 from tests.conftest import start
 
@@ -59,16 +60,33 @@ def test_a_second_owner_is_refused_with_the_name_of_the_first(folder: Path) -> N
     lock = RunLock(folder)
     process = held_by_another_process(folder)
     with pytest.raises(Refusal) as caught:
-        lock.acquire()
+        lock.acquire(patience_s=0)
     kill(process)
     assert f"in use by host {socket.gethostname()}, pid {process.pid}, since " in str(caught.value)
     assert "choose another --name" in str(caught.value)
 
 
+@pytest.mark.parametrize(("first", "second"), [("", "0/2"), ("0/2", ""), ("0/2", "0/2")])
+def test_what_would_generate_the_same_rows_at_the_same_time_is_refused(folder: Path, first: str, second: str) -> None:
+    lock = RunLock(folder, Share.of(first))
+    lock.acquire()
+    with pytest.raises(Refusal, match="is in use by host"):
+        RunLock(folder, Share.of(second)).acquire(patience_s=0)
+    lock.release()
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(folder: Path) -> None:
+    answers = iter([True, False])
+    lock = RunLock(folder)
+    lock.acquire(flock=lambda file, kind: taken(file, kind) if next(answers) else None)
+    assert f"pid {os.getpid()}" in (folder / "lock").read_text()
+    lock.release()
+
+
 def test_force_does_not_take_what_another_process_has(folder: Path) -> None:
     lock = RunLock(folder)
     with pytest.raises(Refusal, match="is in use by another process"):
-        lock.acquire(force=True, flock=taken)
+        lock.acquire(force=True, flock=taken, patience_s=0)
 
 
 def test_the_lock_of_a_killed_process_can_be_taken(folder: Path) -> None:
