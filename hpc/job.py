@@ -219,15 +219,15 @@ class Job:
     """Let rows bring a "chat_template" of their own: it cannot run code, and may never end."""
     column: tuple[str, ...] = ()
     """Which column holds what, prompt=question id=key; left of the = stands prompt, messages, prompt_token_ids, id,
-    sampling, tools, documents, chat_template_kwargs or chat_template, and right of it the column, or nothing for none."""
+    sampling, tools, documents, chat_template_kwargs or chat_template, right of it a column, or nothing for none."""
     prompt_template: str = ""
     """Prompt of each row, with names of its columns in braces; 'Translate to German: {text}'; a brace itself is written
     twice."""
     system: str = ""
     """First turn for chats that have no system turn; a text prompt becomes a chat of it and the text."""
     last_assistant: Literal["refuse", "continue", "drop", "keep"] = "refuse"
-    """What becomes of chats that end with the assistant's turn; refuse makes error rows, continue goes on with that turn, drop
-    leaves it out, keep lets a new turn of the assistant follow it."""
+    """What becomes of chats that end with the assistant's turn; refuse makes error rows, continue goes on with that
+    turn, drop leaves it out, keep lets a new turn of the assistant follow it."""
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
     """What becomes of OpenAI batch lines with unknown parameters; refuse makes them error rows, ignore leaves the
     parameters out."""
@@ -251,7 +251,9 @@ class Job:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
-        require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
+        require(
+            isinstance(self.corpus, tuple), "corpus", self.corpus, 'it must be a tuple of names: ("prompts.jsonl",)'
+        )
         require(bool(self.corpus), "corpus", self.corpus, "it must name a file, several, a folder or a quoted glob")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
         require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")

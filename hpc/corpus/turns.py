@@ -201,7 +201,7 @@ def _end(
     raise RowError(
         "messages",
         f"{name} is the last turn and the assistant's; the last turn must be one that the model is to answer: "
-        "--last-assistant continue goes on with the assistant's turn, drop leaves it out, keep lets a new one follow it",
+        "--last-assistant continue goes on with the assistant's turn, drop leaves it out, keep lets another follow",
     )
 
 

@@ -142,7 +142,7 @@ def test_a_run_begun_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [(), ("prompt=c",)])
-def test_a_run_that_failed_before_a_row_was_finished_takes_other_columns(tmp_path: Path, wrong: tuple[str, ...]) -> None:
+def test_a_run_that_failed_before_a_row_was_finished_takes_new_columns(tmp_path: Path, wrong: tuple[str, ...]) -> None:
     rows = [{"a": "hi", "c": ""}]
     with contextlib.suppress(Refusal):  # a corpus without prompts is refused; one of empty prompts has errors alone
         run(tmp_path, *rows, column=wrong)
