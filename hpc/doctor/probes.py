@@ -28,9 +28,9 @@ except Exception as error:
 """
 
 
-def leave_file(folder: Path, rank: int) -> str:
-    """Write the rank's file beside rank 0's nonce; return the obstacle, or an empty text."""
-    until = time.monotonic() + SHARED_S
+def leave_file(folder: Path, rank: int, patience_s: float = SHARED_S) -> str:
+    """Write the rank's file beside rank 0's nonce, once that is seen; return the obstacle, or an empty text."""
+    until = time.monotonic() + patience_s
 
     def seen() -> bool:
         with contextlib.suppress(OSError):

@@ -402,7 +402,7 @@ def test_a_folder_that_is_not_that_of_rank_0_is_not_written_into(tmp_path: Path,
     if there != "nothing":
         (tmp_path / "nonce").write_text(there)
     before = list(tmp_path.iterdir())
-    said = leave_file(tmp_path, 1)
+    said = leave_file(tmp_path, 1, patience_s=0.1)
     assert said is not None
     assert str(tmp_path.parent) in said
     assert list(tmp_path.iterdir()) == before
