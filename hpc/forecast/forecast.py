@@ -157,6 +157,8 @@ def _fit(job: Job, loader: Loader, path: Path, gpu_gib: float | None, found: Cal
     """Say whether GPUs hold the model; None where the job is for none, or the model's files do not tell."""
     if job.device == "cpu" or (needs := loader.needs(job, path)) is None:
         return None
+    if job.vllm.quantization and not needs.quantized:  # vLLM quantizes them when it loads them
+        return None
     gpu_bytes = int(gpu_gib * 2**30) if gpu_gib is not None else loader.gpu_bytes()
     of_node = job.slurm.gpus_per_node
     for_gpus = job.device == "cuda" or job.replica_gpus > 1 or of_node is not None
