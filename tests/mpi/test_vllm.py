@@ -236,7 +236,7 @@ def test_a_rank_of_two_processes_is_killed_whole_and_the_next_removes_what_it_le
     assert [pid for pid in seen if not is_gone(pid)] == []
     [left] = temporary(tmp_path).glob("scattergen-rank-*")
     shared = [Path(line) for line in (left / "shared-memory").read_text().splitlines()]
-    assert shared
+    assert any(path.name.startswith("vllm_dist_") for path in shared)
 
     def stop_all_of_the_task(process: Any) -> None:
         os.killpg(process.pid, signal.SIGUSR2)  # as srun does: the workers get it too
