@@ -20,7 +20,7 @@ from hpc.output.formats.format import Format
 from hpc.output.journal import JournalIndex
 from hpc.output.merge import MergeError
 from hpc.output.row import OutputRow
-from hpc.output.target import Target, check_free, is_batch, target_of, with_absolute_output
+from hpc.output.target import Target, check_folders, check_free, check_place, is_batch, target_of, with_absolute_output
 from hpc.output.write import journal_records, output_rows, rows_without_corpus, what_is_gone, write_output
 from hpc.rundir.directory import RunDirectory
 
@@ -121,6 +121,8 @@ def merge_run(
 def claim(target: Target, directory: RunDirectory, corpus: list[Path], force: bool) -> None:
     """Make an output one of a run; raise `Refusal` where something else is there."""
     partial = str(directory.path / "completions.partial.jsonl")
+    check_place(target, directory)
+    check_folders(target)
     check_free(target, corpus, [*directory.outputs(), partial], force)
     directory.note_output(str(target.path))
 
