@@ -111,8 +111,11 @@ def merge_run(
     try:
         writer = f"{socket.gethostname()}-{os.getpid()}"
         counts = write_output(target, run.rows(), run.facts(tokenizers), writer=writer)
-    except (MergeError, OSError) as error:
+    except MergeError as error:
         print(f"scattergen: {path}: {error}", file=sys.stderr)
+        return FAULT
+    except OSError as error:
+        print(f"scattergen: cannot write {target.path}: {error}; make room, and merge again", file=sys.stderr)
         return FAULT
     print(f"{target.path}: {counts.rows:,} rows, {counts.errors:,} of them errors; {counts.missing:,} rows missing")
     return UNFINISHED if missing else OK
