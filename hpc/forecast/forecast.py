@@ -32,6 +32,7 @@ from hpc.mpi.binding import Binding
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex
+from hpc.output.target import check_output
 from hpc.plan.arrange import cuts
 from hpc.plan.pending import Pending, find_pending, lengths_seen
 from hpc.rundir.directory import RunDirectory, run_path
@@ -133,6 +134,7 @@ def forecast(
             raise Refusal("stopped")
         own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place
         inputs = Inputs(own, kept, model)
+        check_output(job, inputs.corpus, directory)
         index = JournalIndex(directory.journals())
         tokens = read_corpus(inputs, directory, index, crew, lambda: make_checker(loader, inputs, threads=1))
         if tokens is None:
