@@ -8,6 +8,7 @@ from typing import Any
 OURS = {
     "model": "--model", "dtype": "--dtype", "max_num_seqs": "--max-num-seqs", "kv_cache_memory_bytes": "--cache-gib",
     "device": "--device", "seed": "--sampling.seed", "tensor_parallel_size": "--replica-gpus",
+    "trust_remote_code": "--trust-remote-code",
 }  # fmt: skip
 """Arguments of vLLM that a job says elsewhere, with the flag that does."""
 FIXED = (

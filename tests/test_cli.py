@@ -75,10 +75,10 @@ def help_of(monkeypatch: pytest.MonkeyPatch) -> Help:
     """What a verb's --help prints at 120 columns, on a terminal of UTF-8."""
     monkeypatch.setenv("COLUMNS", "120")
 
-    def ask(verb: str, flag: str = "--help") -> str:
+    def ask(verb: str, flag: str = "--help", job: Job | None = None) -> str:
         printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
         with contextlib.redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
-            parse([verb, flag], None)
+            parse([verb, flag], job)
         printed.seek(0)
         return printed.read()
 
@@ -116,6 +116,14 @@ def test_the_help_says_of_a_flag_what_fits_its_line(help_of: Help) -> None:
     [line] = [line for line in help_of("run").splitlines() if "--tail" in line]
     said = "Share of the predicted work that rank 0 hands out on demand (0.5)"
     assert line.strip("│ ").split(maxsplit=2) == ["--tail", "FLOAT", said]
+
+
+def test_a_default_of_many_lines_takes_one_line_of_the_help(help_of: Help) -> None:
+    asked = "Translate this text into German.\n\n" * 9
+    job = Job("m", ("c.jsonl",), instruction=asked + "{prompt}")
+    shown = help_of("run", job=job)
+    assert "('Translate this text into German. Translate" in shown
+    assert len(shown.splitlines()) <= 120
 
 
 def test_the_verbose_help_says_all_of_a_flag(help_of: Help) -> None:

@@ -45,6 +45,7 @@ def test_a_speculative_configuration_is_json() -> None:
             {"extra": {"tensor_parallel_size": "2"}},
             '"vllm.extra" names tensor_parallel_size; say it with --replica-gpus',
         ),
+        ({"extra": {"trust_remote_code": "true"}}, "say it with --trust-remote-code"),
         ({"extra": {"scheduler_cls": "x"}}, "which must be as it is: leave it out"),
     ],
 )

@@ -66,7 +66,14 @@ def override(
         defaults = whole
     elif whole is not None:
         values = {**whole, **values}
-    return defaults.override({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
+    return defaults.override({name: _in_python(value) for name, value in values.items()})
+
+
+def _in_python(value: Any) -> Any:
+    """Return a parameter as JSON has it, from a tuple, or a number or an array of numpy."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
 
 
 def _unknown(name: str, names: tuple[str, ...]) -> str:

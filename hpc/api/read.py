@@ -69,8 +69,10 @@ def read_run(path: str | Path) -> RunRows:
 def _column(pyarrow: Any, values: list[Any]) -> Any:
     try:
         return pyarrow.array(values)
+    except UnicodeEncodeError:  # half of a surrogate pair is "?", as in a Parquet output
+        return _column(pyarrow, json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace")))
     except (pyarrow.ArrowException, OverflowError):
-        return pyarrow.array([None if value is None else json.dumps(value, ensure_ascii=False) for value in values])
+        return _column(pyarrow, [None if value is None else json.dumps(value, ensure_ascii=False) for value in values])
 
 
 def _library(name: str) -> Any:

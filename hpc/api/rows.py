@@ -41,6 +41,8 @@ def _listed(values: Any, name: str, rule: str) -> list[Any]:
             f"{name} is a table ({type(values).__name__}); give its rows: table.to_dict('records') of pandas, "
             "table.to_pylist() of pyarrow, or one column of texts"
         )
+    if callable(as_python := getattr(values, "to_pylist", None)):  # iterated, it would give scalars of pyarrow
+        return list(as_python())
     try:
         return list(values)
     except TypeError:

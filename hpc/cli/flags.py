@@ -43,6 +43,9 @@ MARGIN, COLUMN, TWO_BOXES = 10, 38, 130
 """Columns of a line that tyro leaves to its box; the column at which the short help of a flag begins; the columns from
 which on tyro puts two boxes beside each other."""
 
+MAX_DEFAULT = 50
+"""Maximum characters of a default in the short help: a job file may have a prompt of many lines."""
+
 
 @dataclass(frozen=True)
 class Uses:
@@ -137,13 +140,19 @@ def _default(each: Field[Any], base: Job | None, section: str | None) -> Any:
 
 def _brief(label: str, text: str, default: str) -> str:
     """Return as many first clauses of a help text as fit one line behind the label of the flag, and the default."""
-    shown = "" if default in ("None", "", "''", "False") else f" ({default})"
+    shown = "" if default in ("None", "", "''", "False") else f" ({_cut(default)})"
     width = shutil.get_terminal_size().columns
     room = (width if width < TWO_BOXES else width // 2) - MARGIN - len(label) - 1 - len(shown)
     column = max(0, COLUMN - len(label) - 1)
     ends = [found.start() for found in re.finditer(r'(?<!")[;:.] |\.?$', text)]
     end = max((end for end in ends if end <= room - column), default=ends[0])
     return " " * min(column, room - end) + text[:end].rstrip(".") + shown
+
+
+def _cut(default: str) -> str:
+    """Return a default in one line, and the beginning of a long one."""
+    line = " ".join(default.split())
+    return line if len(line) <= MAX_DEFAULT else line[: MAX_DEFAULT - 1] + "…"
 
 
 def _metavar(hint: Any) -> str:

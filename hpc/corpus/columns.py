@@ -31,10 +31,12 @@ _LIKELY = ("question", "instruction", "query", "problem", "text", "input", "cont
 
 
 class NoPrompt(RowError):
-    """A row has text, but no column that is read as the prompt."""
+    """A row has no column that is read as the prompt."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, has_text: bool = True) -> None:
         super().__init__("prompt", message)
+        self.has_text = has_text
+        """Whether another column may be meant."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Columns:
             )
         message = f"the row has no prompt but {short(list(value))}; {rule}"
         if not (flag := _way_out(value)):
-            raise RowError("prompt", message)
+            raise NoPrompt(message, has_text=False)
         raise NoPrompt(f"{message}; other columns are not guessed: {flag}")
 
 
@@ -232,7 +234,7 @@ def _is_plain(value: Mapping[str, Any]) -> bool:
 
 
 def refusal(rows: Iterable[Mapping[str, Any] | RowError], columns: Columns) -> str | None:
-    """Return the error of the first row if no row has a column that is read as the prompt; None otherwise."""
+    """Return the error of the first row with text if no row has a column that is read as the prompt; None otherwise."""
     reason = None
     for value in rows:
         if isinstance(value, RowError):
@@ -240,7 +242,7 @@ def refusal(rows: Iterable[Mapping[str, Any] | RowError], columns: Columns) -> s
         try:
             columns.read(value)
         except NoPrompt as error:
-            reason = reason or str(error)
+            reason = reason or (str(error) if error.has_text else None)
         except RowError:
             return None
         else:

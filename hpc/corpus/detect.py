@@ -98,8 +98,8 @@ def _text_format(head: bytes, named: str, whole: bool) -> str:
         return "jsonl" if objects[0] is not None else named
     if rows or text.startswith(b"{"):
         return "jsonl"
-    if text.startswith(b"["):
-        return f"its lines are JSON, but no objects; {_ROW}"
+    if text.startswith(b"["):  # the reader of arrays tells what is broken, and where
+        return "json" if _is_broken_array(lines[0]) else f"its lines are JSON, but no objects; {_ROW}"
     kind = next((kind for mark, kind in ((b"\t", "tsv"), (b",", "csv"), (b";", "csv")) if mark in lines[0]), None)
     looks = f"{kind.upper()}, to be read with --format {kind}" if kind else "plain text"
     return (
@@ -137,6 +137,11 @@ def _is_array(text: str, whole: bool) -> bool:
             at += 1
         elif text[at] != "]":
             return False
+
+
+def _is_broken_array(line: bytes) -> bool:
+    """Say whether a first line without an object of its own begins an array that has some, or is an empty one."""
+    return b"{" in line or not line.strip(b"[] \t\r")
 
 
 def _is_spread(text: str) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpc.engine.registry import check_devices
+from hpc.engine.vllm.installed import untested
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.mpi.binding import bind_ranks
@@ -99,6 +101,10 @@ def problems_of_all(found: Findings) -> Iterator[Problem]:
         text = ", ".join(f"{library} on {host}" for library, host in libraries.items())
         yield "MPI", f"not the same everywhere: {text}", "load one library on all nodes, in setup.sh of the template"
     yield from problems_of_gpus(found)
+    try:
+        check_devices(found.job)
+    except Refusal as refusal:
+        yield "vLLM", str(refusal), ""
     tried, model = found.trial, found.model
     if tried is None:
         yield "run directory", "no answer of its file system in time", "choose another --runs"
@@ -140,13 +146,11 @@ def problems_of_rank(facts: Facts, found: Findings) -> Iterator[Problem]:
     """Yield the faults of one rank."""
     if facts["cuda"]:
         yield "GPUs", f"torch cannot use CUDA: {facts['cuda']}", "install a torch that fits the driver, or --device cpu"
-    if (vllm := facts.get("vllm")) and vllm["error"]:
-        version = f"{vllm['version']} " if vllm["version"] else ""
-        yield (
-            "vLLM",
-            f"{version}cannot be used: {vllm['error']}",
-            "install one that fits the driver, or choose another --engine",
-        )
+    if (vllm := facts.get("vllm")) and (problem := untested(vllm["version"])):
+        yield "vLLM", problem, ""
+    elif vllm and vllm["error"]:
+        text = f"{vllm['version']} cannot be used: {vllm['error']}"
+        yield "vLLM", text, "install one that fits the driver, or choose another --engine"
     mounted = "put --runs on a file system that every node mounts and may write to"
     if facts["unshared"]:
         yield "run directory", facts["unshared"], mounted
@@ -193,7 +197,8 @@ def well_of_all(found: Findings) -> dict[str, str]:
         "clocks": f"{clock_spread(found.facts)[1]:.2f} s apart at most",
         "time limit": f"ends in {duration(ends_at - found.now)}" if ends_at else "none is known",
     }
-    if versions := {facts["vllm"]["version"]: 0 for facts in found.facts.values() if facts.get("vllm")}:
+    asked = [facts["vllm"]["version"] for facts in found.facts.values() if facts.get("vllm")]
+    if versions := dict.fromkeys(filter(None, asked)):
         well["vLLM"] = listed(versions) + ", which was tested"
         if any(facts["vllm"] and facts["vllm"]["error"] is None for facts in found.facts.values()):
             well["vLLM"] += "; whether it can be imported, it did not say in time"

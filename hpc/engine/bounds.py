@@ -38,6 +38,15 @@ def seqs_at_once(max_num_seqs: int, gpu: bool) -> int:
     return max_num_seqs or (MAX_SEQS_GPU if gpu else MAX_SEQS)
 
 
+def evenly(heads: int | None, kv_heads: int | None, devices: int) -> bool:
+    """Return whether devices can share the attention heads of a model, and those of its keys and values; None: any.
+
+    A head of keys and values may be on several devices, but then each is on as many.
+    """
+    shared = kv_heads or devices
+    return (heads or devices) % devices == 0 and (shared % devices == 0 or devices % shared == 0)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """Limits of an engine's steps and of its KV cache."""

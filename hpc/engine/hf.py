@@ -111,8 +111,10 @@ class HFEngine:
                 for batch in batches(begin(requests), self._batch_tokens, self._max_together):
                     yield from bisector.run(batch)
                     if stop.told:
+                        stop.raise_error()
                         return
             yield from bisector.flush()
+            stop.raise_error()
 
     @torch.inference_mode()
     def _generate_batch(self, batch: list[Sequence], on_step: "_Stop") -> list[Sequence]:
@@ -225,18 +227,32 @@ class _Stopped(Exception):
 
 
 class _Stop:
-    """Asks `on_step` whether to stop, and remembers a yes."""
+    """Asks `on_step` whether to stop, and remembers a yes.
+
+    An exception of `on_step` (a full disk, a lost rank) is a yes too. It is kept until the batch has been left, where
+    it would be taken for a failure of the batch.
+    """
 
     def __init__(self, on_step: OnStep, long_step_s: float) -> None:
         self._on_step = on_step
         self._long_step_s = long_step_s
         self._asked_at = time.monotonic()
+        self._error: Exception | None = None
         self.told = False
 
     def __call__(self) -> bool:
-        self.told = self.told or self._on_step()
+        if not self.told:
+            try:
+                self.told = self._on_step()
+            except Exception as error:
+                self._error, self.told = error, True
         self._asked_at = time.monotonic()
         return self.told
+
+    def raise_error(self) -> None:
+        """Raise what `on_step` has raised, if it has."""
+        if self._error is not None:
+            raise self._error
 
     @contextlib.contextmanager
     def between_layers(self, model: torch.nn.Module) -> Iterator[None]:

@@ -56,6 +56,7 @@ def lead_calibration(job: Job, inquiry: Inquiry, loader: Loader, seconds: float 
     loader.examine(job, model.path)
     dtype: Any = loader.dtype(job)
     job = replace(job, dtype=dtype)
+    loader.check(job, model.path, places[0])
     engine: Any = loader.choose_engine(job, model.path, places[0]).engine
     job = replace(job, engine=engine)
     if not ENGINES[job.engine].reports_steps:

@@ -32,6 +32,7 @@ from hpc.mpi.binding import Binding
 from hpc.mpi.comm import Single
 from hpc.mpi.signals import Stop
 from hpc.output.journal import JournalIndex
+from hpc.output.target import check_output
 from hpc.plan.arrange import cuts
 from hpc.plan.pending import Pending, find_pending, lengths_seen
 from hpc.rundir.directory import RunDirectory, run_path
@@ -133,6 +134,7 @@ def forecast(
             raise Refusal("stopped")
         own = replace(job, force=False, chat_date=chat_date(job, directory))  # a plan takes nothing's place
         inputs = Inputs(own, kept, model)
+        check_output(job, inputs.corpus, directory)
         index = JournalIndex(directory.journals())
         tokens = read_corpus(inputs, directory, index, crew, lambda: make_checker(loader, inputs, threads=1))
         if tokens is None:
@@ -156,6 +158,8 @@ def forecast(
 def _fit(job: Job, loader: Loader, path: Path, gpu_gib: float | None, found: Calibration | None) -> Fit | None:
     """Say whether GPUs hold the model; None where the job is for none, or the model's files do not tell."""
     if job.device == "cpu" or (needs := loader.needs(job, path)) is None:
+        return None
+    if job.vllm.quantization and not needs.quantized:  # vLLM quantizes them when it loads them
         return None
     gpu_bytes = int(gpu_gib * 2**30) if gpu_gib is not None else loader.gpu_bytes()
     of_node = job.slurm.gpus_per_node

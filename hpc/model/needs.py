@@ -26,6 +26,12 @@ class Needs:
     """Of the weights once they are loaded."""
     heads: int | None
     """Attention heads, which devices share evenly; None where the configuration does not say it."""
+    kv_heads: int | None = None
+    """Those of keys and values; None where the configuration does not say it."""
+    quantized: bool = False
+    """The weights in the files are quantized."""
+    has_encoder: bool = False
+    """It is an encoder-decoder."""
 
 
 def needs(folder: Path, dtype: str) -> Needs | None:
@@ -38,7 +44,14 @@ def needs(folder: Path, dtype: str) -> Needs | None:
         return None
     text = config.get("text_config") or config
     heads = next((int(text[name]) for name in HEADS if isinstance(text.get(name), int)), None)
-    return Needs(weight_bytes, heads)
+    kv_heads = text.get("num_key_value_heads")
+    return Needs(
+        weight_bytes,
+        heads,
+        kv_heads if isinstance(kv_heads, int) else None,
+        "quantization_config" in config,
+        config.get("is_encoder_decoder") is True,
+    )
 
 
 def _loaded(path: Path, size: int | None) -> int:

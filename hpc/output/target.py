@@ -1,5 +1,6 @@
 """Where the output of a run goes, and in which format: decided by the job, and the kind of its corpus."""
 
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from hpc.output.facts import Facts
 from hpc.output.formats import packed, parquet
 from hpc.output.formats.format import Format
 from hpc.output.formats.registry import FORMATS
+from hpc.rundir.directory import RunDirectory
 
 _STEM = "completions"
 _HEAD_BYTES = 1 << 16
@@ -164,6 +166,29 @@ def check_free(target: Target, corpus: Sequence[Path], own: Collection[str], for
                 f"{path} is there, and this run has not written it; remove it, name another with --output, or write "
                 "over it with --force"
             )
+
+
+def check_output(job: Job, files: Sequence[CorpusFile], directory: RunDirectory) -> None:
+    """Raise `Refusal` for an output that a run of the job would refuse; whether it can write there is not asked."""
+    target = target_of(job, directory.path, is_batch(files))
+    check_place(target, directory)
+    check_free(target, [file.path for file in files], directory.outputs(), job.force)
+
+
+def check_place(target: Target, directory: RunDirectory) -> None:
+    """Raise `Refusal` for an output in the place of a file that the run itself keeps."""
+    for path in [target.path, *target.error_files()]:
+        if directory.keeps(path):
+            raise Refusal(f"{path} is a file that the run keeps in its directory; name another one, or another folder")
+
+
+def check_folders(target: Target) -> None:
+    """Raise `Refusal` for an output whose folder cannot be made or written to."""
+    for path in [target.path, *target.error_files()]:
+        there = next(folder for folder in path.parents if os.path.lexists(folder))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            what = "cannot be written to" if there.is_dir() else "is no folder"
+            raise Refusal(f"{path}: {there} {what}; name another place with --output or --error-file")
 
 
 def is_batch(files: Sequence[CorpusFile]) -> bool:

@@ -20,7 +20,7 @@ from hpc.output.formats.format import Format
 from hpc.output.journal import JournalIndex
 from hpc.output.merge import MergeError
 from hpc.output.row import OutputRow
-from hpc.output.target import Target, check_free, is_batch, target_of, with_absolute_output
+from hpc.output.target import Target, check_folders, check_free, check_place, is_batch, target_of, with_absolute_output
 from hpc.output.write import journal_records, output_rows, rows_without_corpus, what_is_gone, write_output
 from hpc.rundir.directory import RunDirectory
 
@@ -111,8 +111,11 @@ def merge_run(
     try:
         writer = f"{socket.gethostname()}-{os.getpid()}"
         counts = write_output(target, run.rows(), run.facts(tokenizers), writer=writer)
-    except (MergeError, OSError) as error:
+    except MergeError as error:
         print(f"scattergen: {path}: {error}", file=sys.stderr)
+        return FAULT
+    except OSError as error:
+        print(f"scattergen: cannot write {target.path}: {error}; make room, and merge again", file=sys.stderr)
         return FAULT
     print(f"{target.path}: {counts.rows:,} rows, {counts.errors:,} of them errors; {counts.missing:,} rows missing")
     return UNFINISHED if missing else OK
@@ -121,6 +124,8 @@ def merge_run(
 def claim(target: Target, directory: RunDirectory, corpus: list[Path], force: bool) -> None:
     """Make an output one of a run; raise `Refusal` where something else is there."""
     partial = str(directory.path / "completions.partial.jsonl")
+    check_place(target, directory)
+    check_folders(target)
     check_free(target, corpus, [*directory.outputs(), partial], force)
     directory.note_output(str(target.path))
 

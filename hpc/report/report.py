@@ -57,7 +57,7 @@ def write_page(path: Path, make: Callable[[], str]) -> int:
         print("no page was written, for want of matplotlib: pip install 'scattergen[report]'")
         return OK
     try:
-        atomic.write(path, make())
+        atomic.write(path, make().encode("utf-8", "replace").decode())  # ids may have half of a surrogate pair
     except OSError as error:
         print(f"scattergen: cannot write {path}: {error.strerror}; --no-html prints the tables alone", file=sys.stderr)
         return FAULT

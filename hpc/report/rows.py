@@ -205,7 +205,7 @@ def prompt_of(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a turn's content: a string, or a list of text parts."""
+    """Return the text of a turn's content: a string, or a list of text parts, joined as the chat template has them."""
     if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
-        return "".join(str(part["text"]) for part in content)
+        return "\n".join(str(part["text"]) for part in content)
     return "" if content is None else str(content)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -31,6 +32,15 @@ def run_path(job: Job, files: tuple[Path, ...]) -> Path:
 
 
 State = Literal["running", "drained", "done", "failed"]
+
+_FOLDERS = frozenset({"corpus", "events", "journal", "log", "slurm"})
+_FILES = frozenset({
+    "cancelled", "doctor.sbatch", "errors.jsonl", "job.json", "job.py", "keys.b16", "offsets.i64", "outputs",
+    "report.html", "requests.jsonl", "script.sbatch", "slurm_jobs", "store.json", "summary.json", "tokens.i32",
+    "trace.json",
+})  # fmt: skip
+_SHARED = re.compile(r"(lock|state)(-.*)?")
+"""Files of a run, of which a run of shares has several."""
 
 
 class RunDirectory:
@@ -59,6 +69,14 @@ class RunDirectory:
     def cancelled(self) -> Path:
         """Exists from `cancel` until the run begins or is submitted again; the job does not requeue itself."""
         return self.path / "cancelled"
+
+    def keeps(self, path: Path) -> bool:
+        """Return whether a path is that of a file of the run itself, where no output may go."""
+        try:
+            first, *more = path.resolve().relative_to(self.path.resolve()).parts
+        except ValueError:
+            return False
+        return first in _FOLDERS if more else first in _FILES or _SHARED.fullmatch(first) is not None
 
     def journal(self, attempt: int, rank: int) -> Path:
         """Return the path of the journal of a rank and attempt."""

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from hpc.corpus import pipe
-from hpc.corpus.find import corpus_files
+from hpc.corpus.files import name_files
+from hpc.corpus.find import corpus_files, find_formats
 from hpc.engine.registry import check_devices
 from hpc.exit import Refusal
 from hpc.job import Job, Slurm, check_time
 from hpc.model.bind import bind_run
 from hpc.model.find import Model
-from hpc.output.target import target_of, with_absolute_output
+from hpc.output.target import check_output, with_absolute_output
 from hpc.rundir import atomic
 from hpc.rundir.directory import RunDirectory, run_path
 from hpc.rundir.lock import is_held
@@ -46,7 +47,7 @@ def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None 
     files = find_corpus(job)
     directory = RunDirectory(run_path(job, files))
     job = with_absolute_paths(job, files, directory.path)
-    target_of(replace(job, error_file=""), directory.path)  # a name or a package that a node would refuse
+    check_output(job, name_files(files, find_formats(files, job)), directory)  # what a node would refuse
     text = render_script(job, directory, program, verb)
     directory.create()
     if is_held(directory.path):

@@ -253,6 +253,12 @@ def test_a_column_of_a_table_is_a_list_of_prompts() -> None:
     assert texts(echoing().generate(pandas.DataFrame({"prompt": ["ab", "c"]})["prompt"])) == ["abab", "cccc"]
 
 
+def test_a_column_of_pyarrow_is_a_list_of_prompts() -> None:
+    import pyarrow
+
+    assert texts(echoing().generate(pyarrow.table({"prompt": ["ab", "c"]})["prompt"])) == ["abab", "cccc"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "named"), [({"engine": "vlm"}, "native"), ({"temperature": -1}, "0 .greedy"), ({"buckets": 0}, "32")]
 )

@@ -1,5 +1,6 @@
 """The keywords of a Python call are those of a job that are about model, prompts and engine."""
 
+import numpy as np
 import pytest
 
 from hpc.api.parameters import TAKEN, make_job
@@ -30,3 +31,8 @@ def test_a_whole_set_of_parameters_may_be_a_mapping() -> None:
 
 def test_none_counts_as_not_given() -> None:
     assert make_job("m", {"dtype": None, "temperature": None}) == make_job("m", {})
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    given = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "stop_token_ids": np.array([1, 2])}
+    assert make_job("m", given).sampling == SamplingParams(3, 0.5, stop_token_ids=(1, 2))

@@ -10,6 +10,7 @@ import pytest
 import hpc
 from tests.conftest import read_rows, write_corpus
 from tests.fakes import EchoLoader
+from tests.report.echo_run import make_run
 
 ROWS = [
     {"id": "a", "prompt": "ab", "page": 3, "sampling": {"temperature": 1, "n": 2, "logprobs": 1}},
@@ -73,6 +74,12 @@ def test_an_arrow_table_keeps_what_is_nested(finished: Path) -> None:
 def test_in_an_arrow_table_a_column_without_a_common_type_is_json(finished: Path) -> None:
     table = hpc.read_run(finished).to_arrow()
     assert table["id"].to_pylist() == ['"a"', "7", "2"]
+
+
+def test_half_a_surrogate_pair_is_a_question_mark_in_an_arrow_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [{"id": "\ud800", "prompt": "a"}, {"id": 1, "prompt": "b", "x": {"y": "\udc00"}}])
+    table = hpc.read_run(run).to_arrow()
+    assert [table[name].to_pylist()[at] for name, at in (("id", 0), ("meta", 1))] == ['"?"', {"x": {"y": "?"}}]
 
 
 def test_a_dataset_has_the_rows_of_the_run(finished: Path) -> None:

@@ -104,6 +104,7 @@ def test_other_columns_are_never_guessed(row: dict[str, Any], values: dict[str, 
         ([{"question": "a"}, RowError("not_json", "x")], True),
         ([RowError("not_json", "x")], False),
         ([{"n": 5}], False),
+        ([{"n": 5}, {"question": "a"}, {"question": None}, {}], True),
         ([LINE], False),
     ],
 )

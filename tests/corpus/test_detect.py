@@ -61,6 +61,23 @@ def test_an_array_and_objects_over_several_lines_are_json(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[\n]\n",
+        json.dumps(ROWS)[:-5],
+        json.dumps(ROWS, indent=2)[:-5],
+        json.dumps(ROWS) + " x",
+        json.dumps([*ROWS, 3, None]),
+        json.dumps([*ROWS, {"x": float("nan")}, 3]),
+        json.dumps([3, *ROWS]),
+    ],
+)
+def test_a_broken_array_of_objects_is_json_whose_reader_tells_what_is_broken(text: str) -> None:
+    assert found(text.encode()) == "json"
+
+
+@pytest.mark.parametrize(
     ("data", "name", "expected"),
     [
         ("id,prompt\n0,cat\n", "c.csv", "csv"),

@@ -587,6 +587,17 @@ def test_a_vllm_that_cannot_be_imported_is_to_be_fixed_where_it_is() -> None:
     to_fix(replace(found, job=VLLM), "vLLM", "on b", "0.32.0", "no libcuda", "the driver", "--engine")
 
 
+@pytest.mark.parametrize(("version", "said"), [(None, "not installed"), ("0.31.0", "0.31.0 is installed")])
+def test_a_vllm_that_is_not_installed_or_was_not_tested_is_to_be_fixed(version: str | None, said: str) -> None:
+    found = findings(of_rank(vllm={"version": version, "error": "it is said once"}))
+    to_fix(replace(found, job=VLLM), "vLLM", said, "pip install", "--engine")
+
+
+def test_an_engine_that_keeps_no_model_on_several_devices_is_to_be_fixed() -> None:
+    job = replace(JOB, engine="native", device="cpu", replica_cpus=2)
+    to_fix(findings(job=job), "vLLM", "--replica-cpus is 2", "native", "--engine vllm")
+
+
 def test_a_vllm_that_does_not_answer_in_time_is_said_to_be_untried() -> None:
     found = replace(findings(of_rank(vllm={"version": "0.32.0", "error": None})), job=VLLM)
     well(found, "vLLM", "0.32.0", "whether it can be imported")

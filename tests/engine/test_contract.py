@@ -5,6 +5,7 @@ With vLLM in the environment of `make test-vllm`; elsewhere its cases are skippe
 
 import functools
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,22 @@ def test_told_to_stop_it_ends_with_what_has_ended_and_begins_afresh(make: MakeEn
     engine, requests, steps = make(), some(9, GREEDY), Steps(stop_at=2)
     assert len(all_of(engine, requests, steps)) < 9
     assert steps.count == 2
+    assert sorted(grown.request.row for grown in all_of(engine, requests)) == list(range(9))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_what_a_step_raises_is_no_failure_of_a_request(make: MakeEngine, at: int) -> None:
+    engine, requests, steps = make(), some(9, GREEDY), itertools.count(1)
+
+    def on_step() -> bool:
+        if next(steps) >= at:
+            raise OSError("the disk is full")
+        return False
+
+    ended: list[Grown] = []
+    with pytest.raises(OSError, match="the disk is full"):
+        ended.extend(itertools.chain.from_iterable(engine.generate(ListSource(requests), on_step)))
+    assert [grown.error for grown in ended] == [None] * len(ended)
     assert sorted(grown.request.row for grown in all_of(engine, requests)) == list(range(9))
 
 

@@ -153,6 +153,16 @@ def test_heads_that_devices_cannot_share_speak_against_vllm(
     assert found == f"the model has {heads} attention heads, which {devices} devices cannot share evenly; {said}"
 
 
+def test_heads_of_keys_and_values_that_devices_cannot_share_speak_against_vllm(
+    played_vllm: Callable[..., None],
+) -> None:
+    played_vllm("0.32.0")
+    found = against_vllm(heads=24, kv_heads=8, replica_gpus=3)
+    assert found is not None
+    assert "24 attention heads and 8 of keys and values, which 3 devices" in found
+    assert found.endswith("1, 2, 4, 8, 24 can")
+
+
 def test_heads_that_they_can_share_do_not(played_vllm: Callable[..., None]) -> None:
     played_vllm("0.32.0")
     assert against_vllm(heads=9, replica_gpus=3) is None
@@ -189,9 +199,11 @@ def played_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     os.environ.update(before)
 
 
-def against_vllm(architecture: str = "LlamaForCausalLM", heads: int = 4, **values: Any) -> str | None:
+def against_vllm(
+    architecture: str = "LlamaForCausalLM", heads: int = 4, kv_heads: int | None = None, **values: Any
+) -> str | None:
     """What speaks against vLLM on a machine with a GPU that this process does not see."""
-    config = SimpleNamespace(architectures=[architecture], num_attention_heads=heads)
+    config = SimpleNamespace(architectures=[architecture], num_attention_heads=heads, num_key_value_heads=kv_heads)
     config.get_text_config = lambda: config
     asked = SimpleNamespace(job=job(device="cuda", **values), path=Path("m"), config=config, cuda=True)
     return ENGINES["vllm"].maker.supports(cast("Checkpoint", asked))

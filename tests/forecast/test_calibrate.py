@@ -25,6 +25,12 @@ def test_seconds_that_no_trial_can_take_are_refused(seconds: float) -> None:
         calibrate(JOB, Single(), EchoLoader(), seconds)
 
 
+def test_an_engine_that_keeps_no_model_on_several_devices_is_refused() -> None:
+    job = replace(JOB, device="cpu", replica_cpus=2, engine="native")
+    with pytest.raises(Refusal, match=r"--replica-cpus is 2.*native.*--engine vllm"):
+        calibrate(job, Single(), EchoLoader())
+
+
 class Begun(Exception):
     """A trial begins."""
 

@@ -29,6 +29,18 @@ def test_they_divide_the_heads_and_the_gpus_of_a_node(heads: int, node: int | No
     assert found(weights, 80, heads=heads, node=node).needed == needed
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "needed"), [(24, 8, 4), (28, 4, 4), (28, 14, 7), (24, 1, 3), (9, 3, 3)])
+def test_they_share_the_heads_of_keys_and_values_evenly_too(heads: int, kv_heads: int, needed: int) -> None:
+    weights = {3: 140, 4: 140, 7: 400}[needed]
+    assert fit(Needs(weights * GIB, heads, kv_heads), 80 * GIB, 1, None).needed == needed
+
+
+def test_an_encoder_decoder_stays_on_one_gpu() -> None:
+    said = str(fit(Needs(140 * GIB, 64, has_encoder=True), 80 * GIB, 1, 8))
+    assert "an encoder-decoder stays on one GPU" in said
+    assert "--replica-gpus" not in said
+
+
 def test_what_does_not_fit_is_said_with_the_number_that_does() -> None:
     said = str(found(140, 80))
     assert "140.0 GiB of them do not fit a GPU of 80.0 GiB" in said

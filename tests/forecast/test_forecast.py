@@ -191,6 +191,11 @@ def test_a_picture_that_cannot_be_drawn_is_refused(place: Place, name: str) -> N
     assert (ended.code, "--plot" in ended.err) == (2, True)
 
 
+def test_an_output_that_a_run_would_refuse_is_refused(place: Place) -> None:
+    ended = place.call("plan", "--name", "drawn", "--output", str(place.corpus))
+    assert (ended.code, "is a file of the corpus" in ended.err) == (2, True)
+
+
 def test_a_file_that_is_no_calibration_is_refused(place: Place) -> None:
     ended = place.call("plan", "--name", "drawn", "--calibration", str(place.corpus))
     assert (ended.code, "is no calibration" in ended.err) == (2, True)

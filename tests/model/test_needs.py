@@ -32,12 +32,18 @@ def test_quantized_weights_stay_as_they_are(tmp_path: Path) -> None:
     made = model(
         tmp_path, {"quantization_config": {}, "n_head": 8}, a=torch.zeros(6), b=torch.zeros(4, dtype=torch.int8)
     )
-    assert needs(made, "bfloat16") == Needs(28, 8)
+    assert needs(made, "bfloat16") == Needs(28, 8, quantized=True)
 
 
 def test_the_heads_of_a_model_with_parts_are_those_of_its_text(tmp_path: Path) -> None:
     made = model(tmp_path, {"text_config": {"num_attention_heads": 16}}, a=torch.zeros(1))
     assert needs(made, "float32") == Needs(4, 16)
+
+
+def test_what_no_devices_share_is_told_too(tmp_path: Path) -> None:
+    config = {"num_attention_heads": 24, "num_key_value_heads": 8, "is_encoder_decoder": True}
+    found = needs(model(tmp_path, config, a=torch.zeros(1)), "float32")
+    assert found == Needs(4, 24, 8, has_encoder=True)
 
 
 def test_a_folder_that_holds_no_model_tells_nothing(tmp_path: Path) -> None:

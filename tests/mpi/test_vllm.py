@@ -236,7 +236,7 @@ def test_a_rank_of_two_processes_is_killed_whole_and_the_next_removes_what_it_le
     assert [pid for pid in seen if not is_gone(pid)] == []
     [left] = temporary(tmp_path).glob("scattergen-rank-*")
     shared = [Path(line) for line in (left / "shared-memory").read_text().splitlines()]
-    assert shared
+    assert any(path.name.startswith("vllm_dist_") for path in shared)
 
     def stop_all_of_the_task(process: Any) -> None:
         os.killpg(process.pid, signal.SIGUSR2)  # as srun does: the workers get it too
@@ -280,7 +280,8 @@ def test_a_model_on_three_processes_gives_what_native_gives(tmp_path: Path, demo
 
 def test_heads_that_two_processes_cannot_share_are_refused(tmp_path: Path, demo_model: Path, corpus: Path) -> None:
     ended = run(tmp_path, demo_model, corpus, *TWO_PROCESSES)
-    assert (ended.code, "9 attention heads, which 2 devices cannot share evenly; 1, 3, 9 can" in ended.err) == (2, True)
+    assert ended.code == 2
+    assert "9 attention heads and 3 of keys and values, which 2 devices cannot share evenly; 1, 3, 9 can" in ended.err
 
 
 @pytest.mark.parametrize(

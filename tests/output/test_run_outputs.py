@@ -202,6 +202,13 @@ def test_the_end_of_a_run_takes_its_partial_output_away(tmp_path: Path) -> None:
     assert not (tmp_path / DIRECTORY / "completions.partial.jsonl").exists()
 
 
+def test_a_merge_that_cannot_write_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, ROWS)
+    output = tmp_path / f"{'a' * 248}.jsonl"  # what is written aside has a longer name, which no file system takes
+    assert merge_run(tmp_path / DIRECTORY, output=Output(str(output))) == FAULT
+    assert f"cannot write {output}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_merge_writes_a_run_in_another_format_too(tmp_path: Path, name: str) -> None:
     run(tmp_path, ROWS)

@@ -6,7 +6,8 @@ import pytest
 
 from hpc.exit import Refusal
 from hpc.job import Job
-from hpc.output.target import Target, check_free, target_of, with_absolute_output
+from hpc.output.target import Target, check_folders, check_free, check_place, target_of, with_absolute_output
+from hpc.rundir.directory import RunDirectory
 from tests.conftest import finish, start
 
 RUN = Path("/runs/x")
@@ -92,6 +93,39 @@ def test_a_file_of_the_corpus_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("{}")
     with pytest.raises(Refusal, match="is a file of the corpus"):
         check_free(target(str(tmp_path / "c.jsonl")), [tmp_path / "c.jsonl"], [], force=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "error_file"),
+    [
+        ("/runs/x/errors.jsonl", ""),
+        ("/runs/y/../x/requests.jsonl", ""),
+        ("/runs/x/journal/a.jsonl", ""),
+        ("/runs/x/events/", ""),
+        ("/out/a.jsonl", "/runs/x/lock"),
+        ("/out/a.jsonl", "/runs/x/state-3"),
+    ],
+)
+def test_no_output_takes_the_place_of_a_file_of_the_run_itself(output: str, error_file: str) -> None:
+    found = target(output, output_format="openai", error_file=error_file)
+    with pytest.raises(Refusal, match=r"is a file that the run keeps .*name another one"):
+        check_place(found, RunDirectory(RUN))
+
+
+@pytest.mark.parametrize("output", ["", "/runs/x/a.jsonl", "/runs/x/more/errors.jsonl", "/runs/errors.jsonl"])
+def test_another_output_may_be_in_the_run_directory(output: str) -> None:
+    check_place(target(output), RunDirectory(RUN))
+
+
+@pytest.mark.parametrize("name", ["file/a.csv", "file/more/", "file/more/a.csv"])
+def test_an_output_below_a_file_is_refused_naming_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=rf"{tmp_path}/file is no folder"):
+        check_folders(target(f"{tmp_path}/{name}"))
+
+
+def test_the_folder_of_an_output_need_not_be_there(tmp_path: Path) -> None:
+    check_folders(target(f"{tmp_path}/new/newer/a.csv"))
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -86,3 +86,9 @@ def test_the_page_cuts_long_texts(page: str) -> None:
 def test_the_page_says_how_fast_each_rank_was(page: str) -> None:
     assert "Tokens per second of each rank, attempt 1" in page
     assert "<td>rank 0</td><td>5</td>" in page
+
+
+def test_a_run_whose_rows_have_half_a_surrogate_pair_has_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [{"id": "half \ud800", "prompt": "a"}])
+    assert report([run]) == 0
+    assert "half ?" in (run / "report.html").read_text()

@@ -111,3 +111,8 @@ def test_a_column_that_is_the_prompt_is_shown_as_the_prompt(tmp_path: Path) -> N
     [answered] = RunRows(make_run(tmp_path, [{"question": "Why?"}], column=("prompt=question",))).read([0])
     assert answered.read_as is not None
     assert list(prompt_of(answered.read_as)) == [("", "Why?")]
+
+
+def test_the_parts_of_a_turn_are_shown_as_lines() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert [*prompt_of({"messages": [{"role": "user", "content": parts}]})] == [("user", "one\ntwo")]

@@ -8,6 +8,7 @@ from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
 from hpc.sampling_params import SamplingParams
+from tests.report.echo_run import make_run
 
 JOB = Job("m", ("c.jsonl",), sampling=SamplingParams(stop=("é",)))
 BINDING = {"model": "m1", "tokenizer": "t1", "template": "p1", "dtype": "float32"}
@@ -118,3 +119,9 @@ def test_a_damaged_job_json_is_refused_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text('{"job": ')
     with pytest.raises(Refusal, match=r"job\.json cannot be read"):
         RunDirectory(tmp_path).recorded_job()
+
+
+def test_every_file_of_a_finished_run_but_its_output_is_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    kept = {path.name: RunDirectory(run).keeps(path) for path in run.rglob("*") if path.is_file()}
+    assert [name for name, own in kept.items() if not own] == ["completions.jsonl"]

@@ -693,6 +693,12 @@ def test_preparing_writes_the_script_that_it_returns(job: Job, run: Path) -> Non
     assert (run / "script.sbatch").read_bytes() == text.encode()
 
 
+def test_an_output_that_the_run_would_refuse_is_refused_before_anything_is_written(job: Job, run: Path) -> None:
+    with pytest.raises(Refusal, match="is a file of the corpus"):
+        prepare_run(replace(job, output=job.corpus[0]), PROGRAM)
+    assert not run.exists()
+
+
 def test_job_json_holds_the_job_with_absolute_paths(job: Job, run: Path) -> None:
     prepare_run(job, PROGRAM)
     found = Job.from_json(json.loads((run / "job.json").read_text())["job"])

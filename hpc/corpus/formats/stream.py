@@ -18,6 +18,8 @@ BOM = b"\xef\xbb\xbf"
 
 _HEAD_BYTES = 8
 """Enough to tell packing and encoding."""
+_PACKED_BYTES, _UNPACKED_BYTES = 1 << 16, 1 << 17
+"""Bytes that are unpacked, and held unpacked, at a time: some 100 rows, so that calls cost nothing beside them."""
 
 
 def _open_zstd(path: Path) -> Any:
@@ -39,11 +41,54 @@ def _open_zstd(path: Path) -> Any:
     return zstd.open(path)
 
 
+class _Streams(io.RawIOBase):
+    """The unpacked bytes of packed streams that follow one another; zeros between them are passed over.
+
+    Not `bz2.open` and `lzma.open`: these end without an error at the first damaged stream behind a good one.
+    """
+
+    def __init__(self, path: Path, make_decompressor: Callable[[], Any]) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  (closed by close)
+        self._make, self._stream = make_decompressor, make_decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            packed = b""
+            if self._stream.eof:
+                packed = self._stream.unused_data.lstrip(b"\0")
+                while not packed:
+                    if not (more := self._file.read(_PACKED_BYTES)):
+                        return 0
+                    packed = more.lstrip(b"\0")
+                self._stream = self._make()
+            elif self._stream.needs_input and not (packed := self._file.read(_PACKED_BYTES)):
+                raise EOFError("the packed file ends within a stream")
+            data = self._stream.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_bz2(path: Path) -> Any:
+    return io.BufferedReader(_Streams(path, bz2.BZ2Decompressor), _UNPACKED_BYTES)
+
+
+def _open_xz(path: Path) -> Any:
+    return io.BufferedReader(_Streams(path, lzma.LZMADecompressor), _UNPACKED_BYTES)
+
+
 _OPEN: dict[bytes, tuple[str, Callable[[Path], Any]]] = {
     b"\x1f\x8b": ("gunzip -c", gzip.open),
     b"\x28\xb5\x2f\xfd": ("zstd -dc", _open_zstd),
-    b"BZh": ("bunzip2 -c", bz2.open),
-    b"\xfd7zXZ\0": ("xz -dc", lzma.open),
+    b"BZh": ("bunzip2 -c", _open_bz2),
+    b"\xfd7zXZ\0": ("xz -dc", _open_xz),
 }
 """By the first bytes of a file: the command that unpacks it, for messages, and the function that opens it."""
 
@@ -65,11 +110,11 @@ class TextStream:
                 if head.startswith(magic):
                     self._unpack = command
                     self._file.close()
+                    with opener(path) as unpacked:
+                        head = unpacked.read(_HEAD_BYTES)
                     self._file = opener(path)
+                    break
             stack.push(self._file)
-            if self._unpack:
-                head = self._file.read(_HEAD_BYTES)
-                self._file.seek(0)
             if encoding := wide_encoding(head):
                 self._file = _Recoded(self._file, encoding)
             stack.pop_all()

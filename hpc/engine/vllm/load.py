@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from hpc.engine.bounds import Speed, seqs_at_once
+from hpc.engine.bounds import Speed, evenly, seqs_at_once
 from hpc.engine.failure import EngineFault
 from hpc.engine.interface import Engine
 from hpc.engine.registry import Checkpoint, Loaded
@@ -69,12 +69,13 @@ def check(checkpoint: Checkpoint) -> str | None:
 
 def _uneven(checkpoint: Checkpoint) -> str:
     """Return why the devices of a rank cannot share a model's attention heads; an empty text if they can."""
-    devices = checkpoint.job.replica_devices
-    heads = getattr(checkpoint.config.get_text_config(), "num_attention_heads", None) if devices > 1 else None
-    if not heads or heads % devices == 0:
+    devices, config = checkpoint.job.replica_devices, checkpoint.config.get_text_config()
+    heads, kv_heads = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
+    if not heads or evenly(heads, kv_heads, devices):
         return ""
-    counts = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
-    return f"the model has {heads} attention heads, which {devices} devices cannot share evenly; {counts} can"
+    counts = ", ".join(str(count) for count in range(1, heads + 1) if evenly(heads, kv_heads, count))
+    of_keys = f" and {kv_heads} of keys and values" if kv_heads and kv_heads != heads else ""
+    return f"the model has {heads} attention heads{of_keys}, which {devices} devices cannot share evenly; {counts} can"
 
 
 def load(checkpoint: Checkpoint) -> Loaded:

@@ -18,8 +18,8 @@ PREFIX = "scattergen-rank-"
 LIST, LOCK = "shared-memory", "lock"
 """Files of a folder: the list of the shared memory of the rank and its workers, and the file that is locked."""
 SHARED = Path("/dev/shm")
-KINDS = ("psm_", "sem.mp-")
-"""Prefixes of the names of Python's shared memory; MPI removes its own."""
+KINDS = ("psm_", "sem.mp-", "vllm_dist_")
+"""Prefixes of the names of shared memory: Python's, and that of vLLM's processes on a CPU; MPI removes its own."""
 OPENMP = "__KMP_REGISTERED_LIB_{pid}_{uid}"
 """Shared memory of Intel's OpenMP, which it does not keep mapped."""
 MAX_PARENT_CHARACTERS = 45

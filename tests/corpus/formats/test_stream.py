@@ -14,10 +14,12 @@ from hpc.corpus.find import find_format
 from tests.corpus.formats.written import jsonl, read, values_of, write, zstd
 
 ROWS = [{"prompt": f"{index} " + "".join(chr(97 + (index * k) % 26) for k in range(200))} for index in range(2000)]
+SUM = {zstd.CompressionParameter.checksum_flag: 1}
+"""Without a checksum zstd takes other bytes of a text for it."""
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "c.gz": gzip.compress,
     "c.bz2": bz2.compress,
-    "c.zst": zstd.compress,
+    "c.zst": lambda data: zstd.compress(data, options=SUM),
     "c.xz": lzma.compress,
 }
 
@@ -50,6 +52,20 @@ def test_a_file_of_which_nothing_can_be_unpacked_is_refused(tmp_path: Path, name
 def test_several_packed_files_one_behind_the_other_are_one(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, PACK[name](jsonl(ROWS[:3])) + PACK[name](jsonl(ROWS[3:5])))
     assert values_of(path) == ROWS[:5]
+
+
+@pytest.mark.parametrize("name", PACK)
+@pytest.mark.parametrize("at", [2, 60])
+def test_a_damaged_packed_file_behind_a_good_one_is_refused(tmp_path: Path, name: str, at: int) -> None:
+    second = bytearray(PACK[name](jsonl(ROWS[3:5])))
+    second[at] ^= 0xFF
+    path = write(tmp_path / name, PACK[name](jsonl(ROWS[:3])) + second)
+    with pytest.raises(CorpusError, match=r":\d+: here the packed file is cut or damaged"):
+        read(path)
+
+
+def test_zeros_behind_a_packed_file_do_no_harm(tmp_path: Path) -> None:
+    assert values_of(write(tmp_path / "c.xz", lzma.compress(jsonl(ROWS[:3])) + bytes(512))) == ROWS[:3]
 
 
 def test_a_cut_behind_the_limit_is_not_seen(tmp_path: Path) -> None:

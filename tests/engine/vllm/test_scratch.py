@@ -29,10 +29,10 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture
-def shared() -> Iterator[Path]:
+@pytest.fixture(params=["psm_test_{}", "vllm_dist_{}-tp:0-[0-1]-cpushm_0"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A name in the shared memory of this machine, which is free afterwards."""
-    path = SHARED / f"psm_test_{uuid.uuid4().hex[:12]}"
+    path = SHARED / request.param.format(uuid.uuid4().hex[:12])
     yield path
     path.unlink(missing_ok=True)
 
