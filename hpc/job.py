@@ -145,7 +145,7 @@ class Job:
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet", "arrow"] = "auto"
     """How the corpus' files are read; auto looks at their content. text is plain text, whose lines are prompts."""
     text_per: Literal["line", "file"] = "line"
-    """file: each file of the corpus is plain text, and one prompt."""
+    """What one prompt is in plain text; a line, or a whole file of the corpus."""
     name: str = ""
     """Name of the run directory below --runs; default: the corpus' stem."""
     runs: str = "runs"
@@ -168,14 +168,14 @@ class Job:
     batch_tokens: int = 16384
     """Maximum tokens (padded prompt and completion) in one batch of hf; it bounds the memory."""
     max_num_seqs: int = 0
-    """native, vllm: maximum number of sequences at a time; 0 is 128 on a CPU, 256 on a GPU."""
+    """Maximum number of sequences at a time, with native or vllm; 0 is 128 on a CPU, 256 on a GPU."""
     cache_gib: float = 0.0
-    """native, vllm: memory of a rank for keys and values; 0 is four fifths of what is left (vllm: what
+    """Memory of a rank for keys and values, with native or vllm; 0 is four fifths of what is left (vllm: what
     --vllm.gpu-memory-utilization leaves; on a CPU 2)."""
     replica_gpus: int = 1
     """GPUs of a node on which each rank keeps its model, for one that a GPU does not hold; more than 1: vllm alone."""
     replica_cpus: int = 1
-    """The same with --device cpu, for tests: processes of a rank that share its model; more than 1: vllm alone."""
+    """Processes on which each rank keeps its model with --device cpu, for tests; more than 1: vllm alone."""
     deterministic: bool = False
     """The same numbers whatever is computed together, in bfloat16; at some cost in speed. On a CPU it is always so
     in float32, and where the kernel multiplies bfloat16."""
@@ -194,12 +194,12 @@ class Job:
     """File, or folder, that the output goes to; its name says the format: .jsonl or .csv, .gz or .zst behind them for
     packed ones, or .parquet. Default: completions.jsonl in the run directory."""
     output_format: OutputFormat = "auto"
-    """auto is what the name of the output says; of JSON lines openai (responses of its batch API) where the corpus is
-    such a batch."""
+    """Format of the output; auto is what the name of the output says, and of JSON lines openai (responses of its batch
+    API) where the corpus is such a batch."""
     output_rows_per_file: int = 0
     """Write several files of so many rows, NAME-00000-of-00012.jsonl; 0 is one file."""
     error_file: str = ""
-    """openai: file for the lines that have no completion."""
+    """File for lines without a completion, in the openai format alone."""
     return_token_ids: bool = False
     """Add the completion's token ids to each output row."""
     truncate_prompts: Literal["none", "left", "right"] = "none"
@@ -218,17 +218,19 @@ class Job:
     row_chat_templates: bool = False
     """Let rows bring a "chat_template" of their own: it cannot run code, and may never end."""
     column: tuple[str, ...] = ()
-    """Columns that go by other names: prompt=question id=key; of our names prompt, messages, prompt_token_ids, id,
-    sampling, tools, documents, chat_template_kwargs, chat_template. Nothing behind the = means: no column."""
+    """Which column holds what, prompt=question id=key; left of the = stands prompt, messages, prompt_token_ids, id,
+    sampling, tools, documents, chat_template_kwargs or chat_template, right of it a column, or nothing for none."""
     prompt_template: str = ""
-    """Makes the prompt of a row's columns: 'Translate to German: {text}'; a brace itself is written twice."""
+    """Prompt of each row, with names of its columns in braces; 'Translate to German: {text}'; a brace itself is written
+    twice."""
     system: str = ""
     """First turn for chats that have no system turn; a text prompt becomes a chat of it and the text."""
     last_assistant: Literal["refuse", "continue", "drop", "keep"] = "refuse"
-    """Of chats that end with the assistant's turn: refuse makes error rows; continue goes on with that turn, drop
-    leaves it out, keep lets a new turn of the assistant follow it."""
+    """What becomes of chats that end with the assistant's turn; refuse makes error rows, continue goes on with that
+    turn, drop leaves it out, keep lets a new turn of the assistant follow it."""
     unknown_parameters: Literal["refuse", "ignore"] = "refuse"
-    """Parameters of OpenAI's batch lines that are unknown here; refuse makes error rows."""
+    """What becomes of OpenAI batch lines with unknown parameters; refuse makes them error rows, ignore leaves the
+    parameters out."""
     max_error_rate: float = 1.0
     """End with a fault if a greater share of the rows are error rows."""
     retry_errors: bool = False
@@ -237,7 +239,7 @@ class Job:
     """Take the run directory although its lock cannot be tested, or another corpus began it; the output so far is
     then kept under another name."""
     share: str = ""
-    """I/N: only the rows whose index is I modulo N, generated here alone; the last of the N shares merges."""
+    """Only the rows whose index is I modulo N, as I/N; generated here alone, and the last of the N shares merges."""
     show: int = 0
     """Print so many of the first prompts with their completions at the end."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -249,7 +251,9 @@ class Job:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "it must name a directory, a .gguf file or a hub id")
-        require(isinstance(self.corpus, tuple), "corpus", self.corpus, "it must be a tuple of names")
+        require(
+            isinstance(self.corpus, tuple), "corpus", self.corpus, 'it must be a tuple of names: ("prompts.jsonl",)'
+        )
         require(bool(self.corpus), "corpus", self.corpus, "it must name a file, several, a folder or a quoted glob")
         require(self.limit is None or self.limit >= 1, "limit", self.limit, "it must be at least 1")
         require(0 <= self.tail <= 1, "tail", self.tail, "it must be from 0 (static) to 1")

@@ -62,7 +62,8 @@ class SamplingParams:
     min_new_tokens: int = 0
     """Minimum tokens: before, no ending token is chosen and no stop string counts; only the limit ends a row."""
     logprobs: int | None = None
-    """Log probabilities of the raw logits: 0 of each chosen token, k (at most 20) of the k most probable too."""
+    """Add log probabilities, of the raw logits; 0 adds that of each chosen token, k (at most 20) of the k most probable
+    too."""
     stop: tuple[str, ...] = ()
     """End where one of these strings appears; the text is cut before it."""
     stop_token_ids: tuple[int, ...] = ()

@@ -45,7 +45,7 @@ ONLY_IN = {
 PURE = (
     "api/completion", "api/parameters", "api/rows", "arrays", "corpus/chat", "corpus/columns",
     "corpus/decode", "corpus/detect", "corpus/notes", "corpus/openai",
-    "corpus/row", "corpus/turns", "prompts",
+    "corpus/limits", "corpus/row", "corpus/translation", "corpus/turns", "prompts",
     "engine/admission", "engine/bucket", "engine/cost", "engine/extents",
     "engine_args", "forecast/fit", "forecast/simulate", "forecast/step_costs", "job", "output/merge", "plan/arrange",
     "plan/pending", "plan/prefix", "plan/shard", "quick_json", "request", "sampling_params", "trim",

@@ -233,6 +233,13 @@ def test_a_run_in_which_every_row_is_an_error_fails_and_says_so(
     assert (tmp_path / "runs/rows/state").read_text() == "failed\n"
 
 
+def test_a_summary_with_error_rows_names_the_command_that_shows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, [{"prompt": "hi"}, {"prompt": ""}])
+    assert f"scattergen show {tmp_path / 'runs/rows'} --where finish_reason=error" in capsys.readouterr().out
+
+
 def test_a_second_run_of_nothing_but_errors_fails_again(tmp_path: Path) -> None:
     run(tmp_path, [{"prompt": "bad one"}], EchoLoader(FailingEngine()))
     loader = CountingLoader()

@@ -57,6 +57,11 @@ def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
     assert [link for link in links if link and not (folder / link).exists()] == []
 
 
+def test_every_module_and_package_stands_in_the_table_of_packages() -> None:
+    names = [path.name for path in ROOT.glob("hpc/*") if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert [name for name in names if name[0] != "_" and f"`hpc/{name}" not in PAGES["architecture.md"]] == []
+
+
 def test_the_first_page_leads_to_every_other() -> None:
     assert [page for page in PAGES if page != "README.md" and f"(docs/{page})" not in PAGES["README.md"]] == []
 

@@ -99,7 +99,8 @@ class Columns:
                 own["prompt"] = self.template.fill(value)
             except KeyError as error:
                 raise NoPrompt(
-                    f'the row has no "{error.args[0]}" for --prompt-template but {short(list(value))}'
+                    f'the row has no "{error.args[0]}" for --prompt-template but {short(list(value))}: name these in '
+                    "its braces"
                 ) from None
         elif "messages" in self.names and isinstance(own.get("messages"), str):
             own["messages"] = [{"role": "user", "content": own["messages"]}]
@@ -208,7 +209,9 @@ class Columns:
             raise RowError("prompt", f"the row has {found}; {rule}")
         said = [f"{ours}={theirs}" for ours in PROMPT_KEYS if (theirs := self.names.get(ours))]
         if said:
-            raise NoPrompt(f"the row has no prompt (--column {' '.join(said)}) but {short(list(value))}")
+            raise NoPrompt(
+                f"the row has no prompt (--column {' '.join(said)}) but {short(list(value))}: name one of these there"
+            )
         message = f"the row has no prompt but {short(list(value))}; {rule}"
         if not (flag := _way_out(value)):
             raise RowError("prompt", message)

@@ -200,8 +200,8 @@ def _end(
     name = f'"messages"[{len(value["messages"]) - 1}]'
     raise RowError(
         "messages",
-        f"{name} is the last turn and the assistant's, which a chat template closes: nothing would go on with it; "
-        "--last-assistant continue goes on with it, drop leaves it out, keep lets a new turn follow it",
+        f"{name} is the last turn and the assistant's; the last turn must be one that the model is to answer: "
+        "--last-assistant continue goes on with the assistant's turn, drop leaves it out, keep lets another follow",
     )
 
 

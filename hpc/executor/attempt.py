@@ -130,7 +130,7 @@ def begin(
     with contextlib.ExitStack() as stack:
         if directory.share:  # the first of the jobs decides for all of them
             stack.enter_context(alone(directory.path, "begin", lambda: bool(crew.stop.reason)))
-        earlier = directory.read_job()
+        earlier = directory.binding_job()
         if job.dtype == "auto":
             known: Any = earlier["bound"].get("dtype") if earlier else None
             resolved: Any = known or loader.dtype(job)
@@ -175,7 +175,7 @@ def begin(
 
 def chat_date(job: Job, directory: RunDirectory) -> str:
     """Return date and time for chat templates: those of the job, else those at which the run was begun."""
-    earlier = directory.read_job()
+    earlier = directory.binding_job()
     if job.chat_date or earlier is None:
         return job.chat_date or datetime.now().isoformat(timespec="seconds")
     moment = datetime.now()

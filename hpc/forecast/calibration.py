@@ -69,7 +69,7 @@ class Calibration:
     def __str__(self) -> str:
         """Return it in words."""
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.time))
-        return f"{self.kind} ({self.steps:,} steps, {made}{'' if self.trial else ', no trial'})"
+        return f"{self.kind} ({self.steps:,} steps, {made}{'' if self.trial else ', from runs, not from `calibrate`'})"
 
 
 def add_steps(

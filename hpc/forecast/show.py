@@ -18,10 +18,11 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, markup=False, soft_wrap=True, width=200)  # nothing is cut or broken
-    kinds = "".join(f", {count:,} {kind}" for kind, count in sorted(found.refusals.items()))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.refusals.items()))
+    refused = f"{found.refused:,} refused" + (f" ({kinds})" if kinds else "")
     console.print(
-        f"{found.rows:,} rows: {found.refused:,} refused{kinds}; {found.done:,} done before, {found.duplicates:,} "
-        f"duplicates, {found.requests:,} requests to generate\n{found.prompt_tokens:,} prompt tokens "
+        f"{found.rows:,} rows: {refused}; {found.done:,} done before, {found.duplicates:,} duplicates, "
+        f"{found.requests:,} requests to generate\n{found.prompt_tokens:,} prompt tokens "
         f"({found.shared_tokens:,} of them shared), the longest prompt {found.longest_prompt:,}; at most "
         f"{found.most_new_tokens:,} new tokens\nlengths of the outputs: {found.lengths_from}"
     )
@@ -32,6 +33,7 @@ def show(found: Forecast, deadline_min: float | None = None) -> None:
     if not found.requests:  # no table of nothing
         console.print(advice(found, deadline_min))
         return
+    console.print("lengths of the prompts:")
     max_count = max(count for _, count in found.histogram)
     for end, count in found.histogram:
         console.print(f"  up to {end:>7,} tokens {count:>12,} {'█' * -(-_BAR * count // max_count)}")

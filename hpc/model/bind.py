@@ -22,7 +22,7 @@ def bind_run(directory: RunDirectory, job: Job, model: Model | None) -> dict[str
         bound["chat_date"] = job.chat_date
     if prompts := _prompts(job):
         bound["prompts"] = prompts
-    earlier = directory.read_job()
+    earlier = directory.binding_job()
     known = earlier["bound"] if earlier else {}
     if earlier and known.get("prompts", "") != prompts:
         was, now = known.get("prompts") or "rows as they are", prompts or "rows as they are"

@@ -98,6 +98,11 @@ def _find(model: str, cache: Path) -> tuple[Path, str]:
         return _from_gguf(path, cache)
     if path.exists():
         raise Refusal(f'model "{model}" is neither a folder nor a .gguf file')
+    if model.startswith((".", "/", "~")):
+        raise Refusal(
+            f'model "{model}": no such folder; --model is a folder with config.json, a .gguf file or a hub id, such as '
+            "Qwen/Qwen3-0.6B"
+        )
     return _from_hub(model)
 
 

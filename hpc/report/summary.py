@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hpc.corpus.columns import Columns
@@ -101,6 +102,8 @@ def show_summary(
         lines.append("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
     else:
         lines.append(nothing_generated(values["work"]))
+    if values["errors"]:
+        lines.append(f"errors:      scattergen show {quote(str(directory.path))} --where finish_reason=error")
     lines.append(f"completions: {output}")
     lines.append(f"the rest:    {directory.path}")
     print("\n" + "\n".join(lines), flush=True)

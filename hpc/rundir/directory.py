@@ -181,6 +181,11 @@ class RunDirectory:
             return None
         return value
 
+    def binding_job(self) -> dict[str, Any] | None:
+        """Return the contents of `job.json` if the run is bound to them: not if it failed before it finished a row."""
+        failed = self.whole_state == "failed" and not any(path.stat().st_size for path in self.journals())
+        return None if failed else self.read_job()
+
     @property
     def created(self) -> int:
         """When the run was begun or submitted, in seconds of the clock."""
@@ -195,7 +200,9 @@ class RunDirectory:
         except (ValueError, OSError) as error:
             raise Refusal(f"{self.path / 'job.json'} cannot be read: {error}") from error
         if value is None:
-            raise Refusal(f"{self.path} is no run directory: it has no job.json")
+            known = sorted(found.parent for found in self.path.glob("*/job.json"))
+            like = f"one of the {len(known)} in it, such as {known[0]}" if known else "the one that `run` printed"
+            raise Refusal(f"{self.path} is no run directory: it has no job.json; name {like}")
         return value
 
     def write_job(self, job: Job, files: tuple[Path, ...], bound: Mapping[str, str], model_path: Path) -> None:
@@ -224,7 +231,7 @@ class RunDirectory:
 
         A run that was only submitted is not bound to values that a node resolves.
         """
-        earlier = self.read_job()
+        earlier = self.binding_job()
         for name, value in bound.items():
             if earlier is not None and earlier["bound"].get(name, value) != value:
                 raise Refusal(

@@ -51,7 +51,7 @@ def prepare_run(job: Job, program: Sequence[str] = PROGRAM, model: Model | None 
     directory.create()
     if is_held(directory.path):
         raise Refusal(f"{directory.path} is in use; see `scattergen status {directory.path}`")
-    earlier = directory.read_job()
+    earlier = directory.binding_job()
     bound = {**(earlier["bound"] if earlier else {}), **bind_run(directory, job, model)}
     directory.write_job(job, files, bound, model.path if model else Path(job.model))
     atomic.write(directory.path / "job.py", record_job(job))

@@ -1,5 +1,6 @@
 """Whole runs of corpora as people have them: every row is answered in order, or says what is wrong with it."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,15 @@ def test_a_run_begun_with_other_columns_is_refused(tmp_path: Path) -> None:
     run(tmp_path, {"a": "hi", "b": "yo"}, column=("prompt=a",))
     with pytest.raises(Refusal, match="was begun with prompts from"):
         run(tmp_path, {"a": "hi", "b": "yo"}, column=("prompt=b",))
+
+
+@pytest.mark.parametrize("wrong", [(), ("prompt=c",)])
+def test_a_run_that_failed_before_a_row_was_finished_takes_new_columns(tmp_path: Path, wrong: tuple[str, ...]) -> None:
+    rows = [{"a": "hi", "c": ""}]
+    with contextlib.suppress(Refusal):  # a corpus without prompts is refused; one of empty prompts has errors alone
+        run(tmp_path, *rows, column=wrong)
+    assert (tmp_path / "runs/rows/state").read_text() == "failed\n"
+    assert run(tmp_path, *rows, column=("prompt=a",))[0]["error"] is None
 
 
 def test_a_run_of_another_chat_template_is_refused(tmp_path: Path) -> None:

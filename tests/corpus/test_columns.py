@@ -86,8 +86,8 @@ def test_a_job_says_which_column_is_the_prompt(
         ({"answer": "b", "problem": "a"}, {}, ["--column prompt=problem"]),
         ({"instruction": "a", "input": "b"}, {}, ["--prompt-template '{instruction} {input}'"]),
         ({"id": "a", "n": 5}, {}, ['no prompt but ["id", "n"]']),
-        ({"prompt": "a"}, {"column": ("prompt=question",)}, ["--column prompt=question", '["prompt"]']),
-        ({"b": "x", "a": None}, {"prompt_template": "{b} {a}"}, ['has no "a" for --prompt-template', '["b", "a"]']),
+        ({"prompt": "a"}, {"column": ("prompt=question",)}, ["--column prompt=question", '["prompt"]: name one']),
+        ({"b": "x", "a": None}, {"prompt_template": "{b} {a}"}, ['has no "a"', '["b", "a"]: name these']),
     ],
 )
 def test_other_columns_are_never_guessed(row: dict[str, Any], values: dict[str, Any], named: list[str]) -> None:

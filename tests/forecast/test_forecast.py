@@ -287,6 +287,12 @@ def test_nothing_is_printed_of_the_prompts_of_a_run_with_nothing_left(capsys: py
     assert [lines[2], *lines[3:]] == ["lengths of the outputs: limits", "Nothing is left to generate."]
 
 
+def test_the_lengths_of_prompts_and_the_kinds_of_refusals_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    show(replace(forecast_of(10, None), refused=3, refusals={"empty": 2, "id": 1}))
+    printed = capsys.readouterr().out
+    assert ("3 refused (2 empty, 1 id); " in printed, "lengths of the prompts:\n  up to" in printed) == (True, True)
+
+
 def test_what_generates_for_a_model_that_native_does_not_support_is_planned_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -154,11 +154,18 @@ def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path / "model.bin"))
 
 
-def test_a_path_that_is_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_nothing_is_refused_without_a_word_of_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(
+        Refusal, match=r'missing": no such folder; --model is a folder with config\.json, a \.gguf file'
+    ):
+        resolve(str(tmp_path / "missing"))
+
+
+def test_an_id_that_the_hub_does_not_give_is_refused() -> None:
     with pytest.raises(
         Refusal, match=r"is no folder or \.gguf file here, and the hub did not give it: (.|\n)*`scattergen fetch "
     ):
-        resolve(str(tmp_path / "missing"))
+        resolve("not//an-id")
 
 
 @pytest.fixture

@@ -101,6 +101,19 @@ def test_what_has_no_job_json_is_refused_as_no_run_directory(tmp_path: Path) -> 
         RunDirectory(tmp_path).recorded_job()
 
 
+def test_a_folder_of_run_directories_is_refused_with_the_name_of_one(tmp_path: Path, directory: RunDirectory) -> None:
+    directory.write_job(JOB, (), BINDING, Path("m"))
+    with pytest.raises(Refusal, match=f"one of the 1 in it, such as {directory.path}"):
+        RunDirectory(directory.path.parent).recorded_job()
+
+
+def test_a_failed_run_with_a_finished_row_stays_bound(directory: RunDirectory) -> None:
+    directory.write_job(JOB, (), BINDING, Path("m"))
+    directory.set_state("failed")
+    directory.journal(1, 0).write_bytes(b"a record")
+    assert directory.binding_job() == directory.read_job()
+
+
 def test_a_damaged_job_json_is_refused_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text('{"job": ')
     with pytest.raises(Refusal, match=r"job\.json cannot be read"):
