@@ -14,7 +14,10 @@ def decode_row(line: bytes) -> dict[str, Any]:
     """Return the JSON object of a line; raise `RowError` if it is none."""
     try:
         value = quick_json.decode(line)
-        if isinstance(value, dict) and line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        if type(value) is dict and (
+            (line.find(b"{", 1) < 0 and line.find(b"[") < 0)  # looked for in a fifth of the time that counting takes
+            or line.count(b"[") + line.count(b"{") <= MAX_DEPTH
+        ):
             return value
     except ValueError:
         pass  # what is wrong with it, or what the quick decoder does not take, is told below

@@ -123,15 +123,14 @@ def spans(record: bytes) -> Spans | None:
         raise ValueError(problem)
     # Within a string of JSON no quote stands without a backslash before it, so that these marks are keys. What ends
     # in a quote before the error has nothing between text and error.
-    begin = record.find(_TOKEN_IDS)
-    end = record.find(b"]", begin)
-    if begin < 0 or not record.startswith(_TEXT, end) or not record.endswith(_END):
+    head, _, rest = record.partition(_TOKEN_IDS)
+    token_ids, _, text = rest.partition(_TEXT)
+    if not text.endswith(_END):
         return None
-    token_ids = record[begin + len(_TOKEN_IDS) : end]
     return Spans(
-        record[record.rfind(b'"', 0, begin - 1) + 1 : begin - 1],
+        head[head.rfind(b'"', 0, -1) + 1 : -1],
         token_ids,
-        record[end + len(_TEXT) - 1 : 1 - len(_END)],
+        b'"' + text[: 1 - len(_END)],
         token_ids.count(b",") + 1 if token_ids else 0,
     )
 

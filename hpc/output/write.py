@@ -132,14 +132,17 @@ class Counted:
                 missing += 1
                 yield row
                 continue
-            if type(answer) is not Spans and (error := row.error) is not None:
-                errors += 1
-                first_error = first_error or error["message"]
+            if type(answer) is Spans:
+                completion_tokens += answer.num_tokens
+            else:
+                completion_tokens += row.completion_tokens
+                if (error := row.error) is not None:
+                    errors += 1
+                    first_error = first_error or error["message"]
             if num_rows < self._num_examples:
                 examples.append(row)
             num_rows += 1
             prompt_tokens += row.prompt_tokens
-            completion_tokens += row.completion_tokens
             yield row
         self.counts = Counts(num_rows, errors, missing, prompt_tokens, completion_tokens, first_error, examples)
 
