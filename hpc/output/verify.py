@@ -139,11 +139,12 @@ def verify_run(path: Path, tokenizers: Tokenizers = no_tokenizer, output: Output
     missing = int(run.tokens.good.sum()) - run.answered()
     gone = what_is_gone(run.tokens)
     target = run.target(bool(gone))
+    merge = f"`scattergen merge {path}`" + ("" if output == AS_THE_JOB_SAYS else " with these flags of the output")
     if run.directory.state != "done" and (missing or not target.existing()):
         print(f"unfinished: {missing:,} of {run.tokens.num_rows:,} rows have no completion yet")
         return UNFINISHED
     if not target.existing() or not all(file.exists() for file in target.error_files()):
-        print(f"wrong: {target.path} is missing; `scattergen merge {path}` writes it again")
+        print(f"wrong: {target.path} is missing; {merge} writes it again")
         return FAULT
     found = 0
     if gone:
@@ -157,7 +158,7 @@ def verify_run(path: Path, tokenizers: Tokenizers = no_tokenizer, output: Output
         found += 1
     if found:
         way = "put the corpus back, and " if gone else ""
-        print(f"{found:,} faults in {target.path}; {way}`scattergen merge {path}` writes it again")
+        print(f"{found:,} faults in {target.path}; {way}{merge} writes it again")
         return FAULT
     print(
         f"right: {run.tokens.num_rows:,} rows, each exactly once, in order, as the journals have them"

@@ -218,6 +218,13 @@ def test_merge_writes_a_run_in_another_format_too(tmp_path: Path, name: str) -> 
     assert verify_run(tmp_path / DIRECTORY) == OK
 
 
+def test_verify_says_that_merge_takes_the_same_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, ROWS)
+    assert verify_run(tmp_path / DIRECTORY, output=Output(str(tmp_path / "other.csv"))) == FAULT
+    assert "merge" in (said := capsys.readouterr().out)
+    assert "with these flags" in said
+
+
 def test_nothing_of_a_writer_is_left_behind_where_writing_fails(tmp_path: Path) -> None:
     run(tmp_path, ROWS)
     os.mkdir(tmp_path / "full")
