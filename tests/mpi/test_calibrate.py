@@ -32,7 +32,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ca
     return launch
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_ranks_that_measured_together_are_kept_as_such(
     calibrated: Callable[[int], tuple[Path, Ended]], ranks: int
 ) -> None:
@@ -53,10 +53,11 @@ def test_a_plan_follows_without_a_pilot(
 ) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", [{"prompt": f"row {index}"} for index in range(50)])
     flags = ("--model", str(tiny_model), "--corpus", str(corpus), "--runs", str(tmp_path / "runs"), "--json")
-    ended = scattergen("plan", *flags, **own_cache(calibrated(0)[0]))
+    ended = scattergen("plan", *flags, "--ranks-on-node", "2", **own_cache(calibrated(2)[0]))
     assert len(json.loads(ended.out)["predictions"]) > 1
 
 
+@pytest.mark.slow
 def test_an_engine_whose_steps_are_not_seen_is_refused_on_all_ranks(tmp_path: Path, tiny_model: Path) -> None:
     ended = calibrate(tmp_path, tiny_model, 2, "--engine", "hf")
     assert (ended.code, "cannot be measured" in ended.err, kept(tmp_path)) == (2, True, [])
