@@ -72,10 +72,10 @@ def test_an_attempt_that_finished_nothing_does_not_requeue_its_job(site: Site) -
 
 
 def test_a_time_limit_that_is_too_short_drains_requeues_and_finishes(site: Site) -> None:
-    # Slurm may say stop after 60 s; 150 rows of 2 to 80 tokens take about 100 s at 2 steps a second in 32 slots.
+    # Slurm may say stop after 60 s; 110 rows of 2 to 80 tokens take about 80 s at 2 steps a second in 32 slots.
     site.variables = {"ECHO_STEPS_PER_S": "2"}
     limit = ("--slurm.time-min", "3", "--slurm.signal-delay-s", "60")
-    corpus = write_long_corpus(site.folder, rows=150)
+    corpus = write_long_corpus(site.folder, rows=110)
     job = site.submit("--corpus", str(corpus), *TWO_BY_TWO, *AT_ONCE, *limit)
     assert job.wait_for_end(400) == {"COMPLETED"}
     assert (job.output, job.attempts(), job.verify().code) == (alone(corpus), 2, 0)
