@@ -237,7 +237,8 @@ def test_a_cut_corpus_is_refused_before_anything_is_generated(tmp_path: Path) ->
 
 
 def test_ranks_make_the_rows_of_blocks_of_every_kind(tmp_path: Path) -> None:
-    rows = [{"id": f"{index:05}", "prompt": f"a prompt of 60 characters that has several\nlines: {index}, é"} for index in range(5000)]
+    prompt = "a prompt of 60 characters\nthat stands on two lines é"
+    rows = [{"id": f"{index:05}", "prompt": f"{prompt} {index}"} for index in range(5000)]
     names = ("c.parquet", "c.arrow", "c.csv", "c.json", "c.jsonl.zst")
     paths = [write(tmp_path / name, FORMATS[name](rows)) for name in names]
     job = {"model": "echo", "sampling": {"max_new_tokens": 1}}
