@@ -39,8 +39,8 @@ _FILES = frozenset({
     "report.html", "requests.jsonl", "script.sbatch", "slurm_jobs", "store.json", "summary.json", "tokens.i32",
     "trace.json",
 })  # fmt: skip
-_SHARED = re.compile(r"(lock|state)(-.*)?")
-"""Files of a run, of which a run of shares has several."""
+_SHARED = re.compile(r"(lock|state)(-.*)?|[a-z]+\.lock")
+"""Files of a run, of which a run of shares has several, and the locks of `hpc.rundir.lock.alone`."""
 
 
 class RunDirectory:

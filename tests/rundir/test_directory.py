@@ -7,6 +7,7 @@ import pytest
 from hpc.exit import Refusal
 from hpc.job import Job
 from hpc.rundir.directory import RunDirectory
+from hpc.rundir.lock import alone
 from hpc.sampling_params import SamplingParams
 from tests.report.echo_run import make_run
 
@@ -125,3 +126,8 @@ def test_every_file_of_a_finished_run_but_its_output_is_its_own(tmp_path: Path) 
     run = make_run(tmp_path)
     kept = {path.name: RunDirectory(run).keeps(path) for path in run.rglob("*") if path.is_file()}
     assert [name for name, own in kept.items() if not own] == ["completions.jsonl"]
+
+
+def test_the_lock_of_a_part_of_the_work_is_the_runs_own(tmp_path: Path) -> None:
+    with alone(tmp_path, "submit", lambda: False):
+        assert [RunDirectory(tmp_path).keeps(path) for path in tmp_path.iterdir()] == [True]
